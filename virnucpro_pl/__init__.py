@@ -1,0 +1,60 @@
+"""Find viral sequences in sequencing data: VirNucPro as a PyTorch Lightning prediction package.
+
+The way of the data::
+
+    FASTA/FASTQ --read and validated once, on rank 0--> record store, mapped by ranks and workers
+    rows        --plan_packs(lengths, budget)---------> packs of consecutive rows, same everywhere
+    pack        --tokenise, lay one behind the other--> PackedBatch
+    PackedBatch --encoder, attention within sequences-> hidden states (T, D)
+    hidden      --stability check, mean in fp32-------> Embeddings(rows (N,), vectors (N, D))
+    Embeddings  --HDF5Writer--------------------------> committed part files of each rank
+    parts       --rank 0, every row exactly once------> embeddings.h5, published by rename
+
+Shape letters, everywhere: N sequences in a pack, T tokens in a pack, H heads, K head width, D model
+width.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from virnucpro_pl.embedder import ESM2Embedder
+    from virnucpro_pl.output.failures import FailureLog
+    from virnucpro_pl.output.writer import HDF5Writer
+    from virnucpro_pl.precision import PrecisionFromEnv, should_use_fp16
+    from virnucpro_pl.sequences.datamodule import SequenceDataModule
+    from virnucpro_pl.stability import NumericalInstabilityError, check_numerical_stability
+
+__version__ = version("virnucpro-pl")
+
+__all__ = [
+    "ESM2Embedder",
+    "FailureLog",
+    "HDF5Writer",
+    "NumericalInstabilityError",
+    "PrecisionFromEnv",
+    "SequenceDataModule",
+    "check_numerical_stability",
+    "should_use_fp16",
+]
+
+_HOMES = {
+    "ESM2Embedder": "embedder",
+    "FailureLog": "output.failures",
+    "HDF5Writer": "output.writer",
+    "NumericalInstabilityError": "stability",
+    "PrecisionFromEnv": "precision",
+    "SequenceDataModule": "sequences.datamodule",
+    "check_numerical_stability": "stability",
+    "should_use_fp16": "precision",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `--help` need not load the models."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

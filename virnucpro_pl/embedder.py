@@ -1,0 +1,233 @@
+"""The LightningModules that embed sequences: packed tokens in, one fp32 vector per sequence out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from torch import Tensor, nn
+
+from virnucpro_pl.errors import UsageError
+from virnucpro_pl.models.attention import Attention, choose_attention
+from virnucpro_pl.models.esm2 import find_weights, load_esm2
+from virnucpro_pl.models.pooling import pool
+from virnucpro_pl.models.weights import SEED, hash_files
+from virnucpro_pl.output.failures import FailureLog
+from virnucpro_pl.precision import PrecisionFromEnv, unify_precision
+from virnucpro_pl.sequences.tokens import PackedBatch, ProteinTokenizer, Tokenizer
+from virnucpro_pl.stability import (
+    NumericalInstabilityError,
+    check_numerical_stability,
+    describe_instability,
+)
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+__all__ = ["ESM2Embedder", "Embeddings", "SequenceEmbedder"]
+
+log = logging.getLogger(__name__)
+
+_MATRIX_DTYPES = {
+    "16-mixed": torch.float16,
+    "16-true": torch.float16,
+    "bf16-mixed": torch.bfloat16,
+    "bf16-true": torch.bfloat16,
+    "64-true": torch.float64,
+}
+"""Linear layers are kept in the dtype that they compute in: autocast would make the same cast of the
+same numbers at every step, from twice the memory."""
+
+
+class Embeddings(NamedTuple):
+    """What `predict_step` returns."""
+
+    rows: Tensor
+    """(N,) int64 row of each sequence in the input; on the host."""
+    vectors: Tensor
+    """(N, D) fp32."""
+
+
+class SequenceEmbedder(LightningModule, ABC):
+    """What all embedders share: when weights are loaded, the forward pass, the check, the mean.
+
+    A subclass says which tokenizer, weights and network it has.
+
+    Attributes:
+        tokenizer: Letters, tokens, and which of them are pooled.
+        encoder: The network, from `configure_model` on.
+        attention_used: The attention backend, from `configure_model` on.
+    """
+
+    tokenizer: Tokenizer
+    encoder: nn.Module
+    attention_used: str
+
+    def __init__(
+        self, name: str, *, layer: int | None, enable_fp16: bool, attention: Attention
+    ) -> None:
+        """Keep the options; weights are found in `prepare_data` and loaded in `configure_model`.
+
+        Args:
+            name: The model's name, for messages and the output.
+            layer: Layer whose hidden states are pooled; None for the last.
+            enable_fp16: False for FP32 whatever the Trainer says.
+            attention: Attention backend.
+        """
+        super().__init__()
+        self.name = name
+        self.layer = layer
+        self.enable_fp16 = enable_fp16
+        self.attention = attention
+        self._found: Path | UsageError | None = None
+        self._hash: Future[str] | None = None
+
+    @abstractmethod
+    def find_weights(self) -> Path | None:
+        """Find (or download) the weights; None for random ones. Called on rank 0."""
+
+    @abstractmethod
+    def load_encoder(
+        self, path: Path | None, device: torch.device, matrix_dtype: torch.dtype
+    ) -> list[Path]:
+        """Set `encoder`; return the files it came from."""
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Bring the precision rule and the failure log along where the Trainer has none."""
+        mine: list[Callback] = [PrecisionFromEnv(), FailureLog()]
+        present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        return [callback for callback in mine if type(callback) not in present]
+
+    def prepare_data(self) -> None:
+        """Find the weights on rank 0; a fault is kept for all ranks to raise in setup."""
+        if getattr(self.trainer.datamodule, "fault", None):  # type: ignore[attr-defined]
+            return  # nothing will be computed: no download of 12 GB first
+        try:
+            self._found = self.find_weights()
+        except UsageError as error:
+            self._found = error
+
+    def setup(self, stage: str) -> None:
+        """Tell every rank where the weights are.
+
+        Raises:
+            WeightsError: On every rank, what rank 0 found in `prepare_data`.
+        """
+        found = self.trainer.strategy.broadcast(self._found)
+        if isinstance(found, UsageError):
+            raise found
+        self._found = found
+
+    def configure_model(self) -> None:
+        """Load the weights straight to the device, in the dtype they compute in."""
+        if hasattr(self, "encoder"):
+            return
+        assert not isinstance(self._found, UsageError)
+        began = time.monotonic()
+        device = self.trainer.strategy.root_device
+        dtype = _MATRIX_DTYPES.get(unify_precision(self.trainer.precision), torch.float32)
+        files = self.load_encoder(self._found, device, dtype)
+        if files and self.trainer.is_global_zero:
+            self._hash = hash_files(files)
+        reduced = dtype in (torch.float16, torch.bfloat16)
+        self.attention_used = choose_attention(self.attention, device=device, reduced=reduced)
+        log.info("Loaded %s in %.1f s", self.name, time.monotonic() - began)
+
+    @property
+    def weights_sha256(self) -> str:
+        """Content hash of the weights; waits for it. Only rank 0 computes it."""
+        return self._hash.result() if self._hash else f"random:{self.name}:{SEED}"
+
+    def provenance(self) -> dict[str, Any]:
+        """What an output file records about its model."""
+        return {
+            "model": self.name,
+            "weights_sha256": self.weights_sha256,
+            "layer": -1 if self.layer is None else self.layer,
+            "pooling": self.pooling,
+            "precision": str(self.trainer.precision),
+            "attention": self.attention_used,
+        }
+
+    @property
+    def pooling(self) -> str:
+        """Which tokens go into a sequence's vector, in words."""
+        return "mean of residues" if self.tokenizer.margin else "mean of all tokens"
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Hidden states (T, D) of a pack."""
+        return self.encoder(  # type: ignore[no-any-return]
+            batch.tokens, batch.cu_seqlens, batch.max_seqlen, self.attention_used, self.layer
+        )
+
+    def predict_step(self, batch: PackedBatch, batch_idx: int = 0) -> Embeddings:
+        """Embed one pack.
+
+        Raises:
+            NumericalInstabilityError: With exactly the sequences that are not finite.
+        """
+        hidden = self(batch)
+        self.check(hidden, batch)
+        return Embeddings(batch.rows, pool(hidden, batch.pool_tokens, batch.pool_offsets))
+
+    def check(self, hidden: Tensor, batch: PackedBatch) -> None:
+        """Check hidden states (T, D); after a fault, find whose they are."""
+        try:
+            check_numerical_stability(hidden, self.name)
+        except NumericalInstabilityError as error:
+            bad = ~hidden.isfinite().all(dim=1)
+            starts = batch.cu_seqlens.long()
+            totals = torch.cat((bad.new_zeros(1, dtype=torch.long), bad.long().cumsum(0)))
+            failing = (totals[starts[1:]] > totals[starts[:-1]]).tolist()
+            ids = [i for i, fails in zip(batch.ids, failing, strict=True) if fails]
+            raise describe_instability(hidden, self.name, ids) from error
+
+
+class ESM2Embedder(SequenceEmbedder):
+    """ESM-2 embeddings of proteins: the mean of a layer's hidden states over all residues."""
+
+    def __init__(
+        self,
+        name: str = "esm2_t36_3B_UR50D",
+        weights: str | None = None,
+        layer: int | None = None,
+        enable_fp16: bool = True,
+        attention: Attention = "auto",
+    ) -> None:
+        """Configure an ESM-2.
+
+        Args:
+            name: A published size, such as esm2_t6_8M_UR50D, 35M, 150M, 650M, 3B or 15B.
+            weights: Nothing for the published file of that name (torch hub cache, else download), a
+                fair-esm `.pt` file, a transformers folder, or `random` for a trial.
+            layer: Layer to pool, 0 for the token embeddings; nothing for the last.
+            enable_fp16: False for FP32 whatever the Trainer says.
+            attention: `varlen` (packed, GPU only), `sdpa` (any device), or `auto`.
+        """
+        super().__init__(name, layer=layer, enable_fp16=enable_fp16, attention=attention)
+        self.weights = weights
+        self.tokenizer = ProteinTokenizer()
+
+    def find_weights(self) -> Path | None:
+        """Find (or download) the weights; None for random ones."""
+        return find_weights(self.name, self.weights)
+
+    def load_encoder(
+        self, path: Path | None, device: torch.device, matrix_dtype: torch.dtype
+    ) -> list[Path]:
+        """Load the network and check that it has the layer asked for.
+
+        Raises:
+            UsageError: If it has not.
+        """
+        self.encoder, files = load_esm2(self.name, path, device=device, matrix_dtype=matrix_dtype)
+        layers = self.encoder.config.layers
+        if self.layer is not None and not 0 <= self.layer <= layers:
+            raise UsageError(f"{self.name} has layers 0 to {layers}, not {self.layer}")
+        return files

@@ -1,0 +1,46 @@
+"""The errors that end a run, each with the exit code that the command line gives it."""
+
+from __future__ import annotations
+
+__all__ = ["InputError", "PeerError", "UsageError", "WeightsError"]
+
+MAX_LISTED = 20
+"""How many offending records or ids a message names before it only counts."""
+
+
+class UsageError(Exception):
+    """Bad usage, configuration, input or weights: nothing was computed."""
+
+    exit_code = 2
+
+
+class InputError(UsageError):
+    """A sequence file that cannot be read completely and exactly."""
+
+
+class WeightsError(UsageError):
+    """Weights that are missing, damaged, or not of the model that was asked for."""
+
+
+class PeerError(Exception):
+    """Another rank of this run failed, was interrupted, died or stalled.
+
+    Attributes:
+        exit_code: The code with which that rank, and so the whole run, ends.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        """Keep the code of the rank that failed first.
+
+        Args:
+            message: Names the rank and what happened to it.
+            exit_code: Exit code of the run.
+        """
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def listed(names: list[str], limit: int = MAX_LISTED) -> str:
+    """Join names for a message: the first `limit` of them, then how many more there are."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

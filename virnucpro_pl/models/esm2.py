@@ -1,0 +1,332 @@
+"""ESM-2 (Lin et al. 2023, Science 379, 1123) over packed sequences.
+
+The same numbers as fair-esm's `esm.model.esm2.ESM2`, token-dropout scaling included, without
+padding: T tokens of N sequences lie one behind the other.
+Shapes: N sequences in a pack, T tokens in a pack, H heads, K head width, D model width.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from virnucpro_pl.errors import WeightsError
+from virnucpro_pl.models.attention import Layout, attend, lay_out
+from virnucpro_pl.models.weights import (
+    Checkpoint,
+    assign,
+    assign_random,
+    download,
+    read_fair_esm_file,
+    read_folder,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ESM2", "SIZES", "ESM2Config", "find_weights", "load_esm2"]
+
+log = logging.getLogger(__name__)
+
+VOCABULARY = 33
+PAD, MASK = 1, 32
+TRAINED_MASK_SHARE = 0.15 * 0.8
+"""Share of tokens replaced by `<mask>` in training (fair-esm, esm/model/esm2.py)."""
+
+
+class ESM2Config(NamedTuple):
+    """Sizes of one ESM-2."""
+
+    layers: int
+    width: int
+    """D."""
+    heads: int
+    """H."""
+    token_dropout: bool = True
+    """Whether token embeddings are scaled by the share of masked tokens."""
+
+
+SIZES = {
+    "esm2_t6_8M_UR50D": ESM2Config(6, 320, 20),
+    "esm2_t12_35M_UR50D": ESM2Config(12, 480, 20),
+    "esm2_t30_150M_UR50D": ESM2Config(30, 640, 20),
+    "esm2_t33_650M_UR50D": ESM2Config(33, 1280, 20),
+    "esm2_t36_3B_UR50D": ESM2Config(36, 2560, 40),
+    "esm2_t48_15B_UR50D": ESM2Config(48, 5120, 40),
+}
+"""The published sizes by name (fair-esm, README)."""
+
+
+class Layer(nn.Module):
+    """Pre-LayerNorm transformer layer with rotary attention and a GELU feed-forward network."""
+
+    def __init__(self, config: ESM2Config) -> None:
+        """Create the layer's parameters.
+
+        Args:
+            config: Sizes of the model.
+        """
+        super().__init__()
+        d = config.width
+        self.heads = config.heads
+        self.attention_norm = nn.LayerNorm(d)
+        self.qkv = nn.Linear(d, 3 * d)
+        self.out = nn.Linear(d, d)
+        self.feedforward_norm = nn.LayerNorm(d)
+        self.fc1 = nn.Linear(d, 4 * d)
+        self.fc2 = nn.Linear(4 * d, d)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+        """Map (T, D) to (T, D); `cos` and `sin` are (T, 1, K) in fp32."""
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))  # (T, 3, H, K)
+        qk = rotate(qkv[:, :2], cos[:, None], sin[:, None])  # (T, 2, H, K)
+        attended = attend(qk[:, 0], qk[:, 1], qkv[:, 2], layout)  # (T, H, K)
+        x = x + self.out(attended.flatten(1))
+        return x + self.fc2(F.gelu(self.fc1(self.feedforward_norm(x))))
+
+
+class ESM2(nn.Module):
+    """The encoder, without language-model and contact heads."""
+
+    def __init__(self, config: ESM2Config) -> None:
+        """Create the parameters (use the meta device before loading weights).
+
+        Args:
+            config: Sizes of the model.
+        """
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(VOCABULARY, config.width, padding_idx=PAD)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.final_norm = nn.LayerNorm(config.width)
+        # Not a buffer: a conversion of the module to half must leave these fp32 numbers alone.
+        self.inverse_frequency = inverse_frequency(config.width // config.heads)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        backend: str = "sdpa",
+        layer: int | None = None,
+    ) -> Tensor:
+        """Compute hidden states.
+
+        Args:
+            tokens: (T,) token numbers, `<cls>` and `<eos>` included, no padding.
+            cu_seqlens: (N+1,) int32 start of each sequence in the pack, then T.
+            max_seqlen: Tokens of the longest sequence.
+            backend: `varlen` or `sdpa`, see `models.attention`.
+            layer: 0 for the scaled token embeddings, k for the output of layer k (before the final
+                LayerNorm, as fair-esm's `repr_layers=[k]`), None or the last for the model's output.
+
+        Returns:
+            (T, D) hidden states.
+        """
+        layout = lay_out(cu_seqlens, max_seqlen, len(tokens), backend)
+        cos, sin = self.rotary_table(layout.position)
+        x = self.embed(tokens, cu_seqlens)
+        last = self.config.layers if layer is None else layer
+        for block in self.layers[:last]:
+            x = block(x, cos, sin, layout)
+        return self.final_norm(x) if last == self.config.layers else x  # type: ignore[no-any-return]
+
+    def embed(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Token embeddings (T, D), scaled as in training where a share of tokens was masked."""
+        x: Tensor = self.embed_tokens(tokens)
+        if not self.config.token_dropout:
+            return x
+        masked = tokens == MASK
+        lengths = cu_seqlens.diff()
+        per_sequence = torch.segment_reduce(masked.float(), "sum", lengths=lengths, unsafe=True)
+        scale = (1 - TRAINED_MASK_SHARE) / (1 - per_sequence / lengths)  # (N,) fp32
+        scale = scale.repeat_interleave(lengths, output_size=len(tokens))
+        return torch.where(masked, 0, scale)[:, None].to(x.dtype) * x
+
+    def rotary_table(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (T, 1, K) of the rotary angles, in fp32."""
+        if self.inverse_frequency.device != position.device:
+            self.inverse_frequency = self.inverse_frequency.to(position.device)
+        angle = position[:, None].float() * self.inverse_frequency  # (T, K/2) fp32
+        angle = torch.cat((angle, angle), dim=-1)[:, None]  # (T, 1, K)
+        return angle.cos(), angle.sin()
+
+
+def inverse_frequency(head_width: int) -> Tensor:
+    """Rotary frequencies (K/2,) in fp32 (Su et al. 2021, arXiv:2104.09864)."""
+    return 1.0 / (10000 ** (torch.arange(0, head_width, 2).float() / head_width))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of (..., K), computed in fp32, returned in the dtype of `x`."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-x2, x1), dim=-1) * sin).to(x.dtype)
+
+
+def fair_esm_names(name: str) -> list[str]:
+    """Names in a fair-esm file, prefix removed, of the tensors that make up our parameter `name`."""
+    if name.startswith("final_norm"):
+        return [name.replace("final_norm", "emb_layer_norm_after")]
+    for ours, theirs in (
+        (".attention_norm.", [".self_attn_layer_norm."]),
+        (".feedforward_norm.", [".final_layer_norm."]),
+        (".qkv.", [f".self_attn.{p}_proj." for p in "qkv"]),
+        (".out.", [".self_attn.out_proj."]),
+    ):
+        if ours in name:
+            return [name.replace(ours, theirs_) for theirs_ in theirs]
+    return [name]
+
+
+def transformers_names(name: str) -> list[str]:
+    """Names in a transformers `EsmModel` of the tensors that make up our parameter `name`."""
+    name = name.replace("embed_tokens", "embeddings.word_embeddings")
+    name = name.replace("final_norm", "encoder.emb_layer_norm_after")
+    name = name.replace("layers.", "encoder.layer.")
+    for ours, theirs in (
+        (".attention_norm.", [".attention.LayerNorm."]),
+        (".feedforward_norm.", [".LayerNorm."]),
+        (".qkv.", [f".attention.self.{p}." for p in ("query", "key", "value")]),
+        (".out.", [".attention.output.dense."]),
+        (".fc1.", [".intermediate.dense."]),
+        (".fc2.", [".output.dense."]),
+    ):
+        if ours in name:
+            return [name.replace(ours, theirs_) for theirs_ in theirs]
+    return [name]
+
+
+def published_file(name: str) -> Path:
+    """Where torch hub, and so fair-esm, keeps the published weights of that name."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pt"
+
+
+def find_weights(name: str, weights: str | None) -> Path | None:
+    """Find the weights file or folder, downloading a published file that is not there.
+
+    Args:
+        name: A name from `SIZES`.
+        weights: None for the published file, a path, or `random`.
+
+    Returns:
+        The path, or None for random weights.
+
+    Raises:
+        WeightsError: If there is no such model, file or folder, or the download fails.
+    """
+    if name not in SIZES:
+        raise WeightsError(f"There is no ESM-2 named {name!r}; the names are {', '.join(SIZES)}")
+    if weights == "random":
+        log.warning("%s has RANDOM weights: its vectors mean nothing", name)
+        return None
+    if weights is not None:
+        path = Path(weights).expanduser()
+        if not path.exists():
+            raise WeightsError(f"{path}: no such weights file or folder")
+        return path
+    path = published_file(name)
+    if not path.is_file():
+        download(f"https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt", path)
+    return path
+
+
+def load_esm2(
+    name: str, path: Path | None, *, device: torch.device, matrix_dtype: torch.dtype
+) -> tuple[ESM2, list[Path]]:
+    """Build an encoder and fill it.
+
+    Args:
+        name: Published name, which gives the sizes of random weights; a file brings its own.
+        path: A fair-esm `.pt` file, a transformers folder, or None for random weights.
+        device: Where the parameters go.
+        matrix_dtype: Dtype of the linear layers' parameters.
+
+    Returns:
+        The encoder and the files it came from.
+
+    Raises:
+        WeightsError: If the file is damaged or does not fit its own configuration.
+    """
+    if path is None:
+        encoder = _on_meta(SIZES[name])
+        assign_random(encoder, device=device, matrix_dtype=matrix_dtype)
+        return encoder, []
+    folder = path.is_dir()
+    checkpoint = read_folder(path) if folder else read_fair_esm_file(path)
+    config = _transformers_config(checkpoint) if folder else _fair_esm_config(checkpoint)
+    tensors, frequencies = _split(checkpoint.tensors)
+    encoder = _on_meta(config)
+    assign(
+        encoder,
+        checkpoint._replace(tensors=tensors),
+        transformers_names if folder else fair_esm_names,
+        unused=r"lm_head\..*|contact_head\..*|pooler\..*|embeddings\.position_.*",
+        device=device,
+        matrix_dtype=matrix_dtype,
+    )
+    if frequencies:
+        encoder.inverse_frequency = _one_frequency(frequencies, path).float().to(device)
+    return encoder, checkpoint.files
+
+
+def _on_meta(config: ESM2Config) -> ESM2:
+    with torch.device("meta"):
+        encoder = ESM2(config)
+    encoder.inverse_frequency = inverse_frequency(config.width // config.heads)
+    return encoder.eval().requires_grad_(False)
+
+
+def _fair_esm_config(checkpoint: Checkpoint) -> ESM2Config:
+    c = checkpoint.config
+    try:
+        return ESM2Config(
+            int(c.encoder_layers),
+            int(c.encoder_embed_dim),
+            int(c.encoder_attention_heads),
+            bool(c.token_dropout),
+        )
+    except AttributeError as error:
+        raise WeightsError(f"{checkpoint.files[0]} is not an ESM-2 file: {error}") from error
+
+
+def _transformers_config(checkpoint: Checkpoint) -> ESM2Config:
+    c, where = checkpoint.config, checkpoint.files[0].parent / "config.json"
+    try:
+        config = ESM2Config(
+            int(c["num_hidden_layers"]),
+            int(c["hidden_size"]),
+            int(c["num_attention_heads"]),
+            bool(c.get("token_dropout", True)),
+        )
+    except KeyError as error:
+        raise WeightsError(f"{where} has no entry {error}") from error
+    for key, needed in (
+        ("model_type", "esm"),
+        ("position_embedding_type", "rotary"),
+        ("emb_layer_norm_before", False),
+        ("vocab_size", VOCABULARY),
+    ):
+        if c.get(key, needed) not in (needed, needed or None):
+            raise WeightsError(f"{where} is not an ESM-2: {key} is {c[key]!r}, not {needed!r}")
+    return config
+
+
+def _split(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Remove the prefixes of both formats, and take the rotary frequencies out."""
+    fair_esm = any(".self_attn." in name for name in tensors)
+    prefix = re.compile(r"^encoder\.(sentence_encoder\.)?" if fair_esm else r"^esm\.")
+    plain = {prefix.sub("", name): tensor for name, tensor in tensors.items()}
+    frequencies = [plain.pop(name) for name in list(plain) if name.endswith(".inv_freq")]
+    return plain, frequencies
+
+
+def _one_frequency(frequencies: list[Tensor], path: Path) -> Tensor:
+    if any(not torch.equal(frequencies[0], other) for other in frequencies):
+        raise WeightsError(f"{path}: the layers' inv_freq differ, which no published ESM-2 does")
+    return frequencies[0]

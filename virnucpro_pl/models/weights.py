@@ -1,0 +1,271 @@
+"""Weights from published files, from a folder, or seeded random ones, into a module on any device.
+
+Nothing here unpickles more than an allow-list names, and no tensor is held twice: the module is made
+on the meta device and each parameter is assigned once, from a memory-mapped file where possible.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import pickle
+import re
+import zipfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.error import URLError
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from virnucpro_pl.errors import WeightsError, listed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+__all__ = [
+    "Checkpoint",
+    "assign",
+    "assign_random",
+    "download",
+    "hash_files",
+    "read_fair_esm_file",
+    "read_folder",
+    "read_torch_file",
+]
+
+log = logging.getLogger(__name__)
+
+SEED = 0
+_BLOCK = 4_194_301
+"""Random numbers drawn once and reused from ever new offsets; a prime, so that no row repeats."""
+
+
+class Checkpoint(NamedTuple):
+    """What a file or folder holds."""
+
+    tensors: dict[str, Tensor]
+    """Every tensor by its name in the file, mapped from disk where the format allows it."""
+    config: Any
+    """The file's own configuration: a pickled object, or the content of config.json."""
+    files: list[Path]
+    """Files that the content hash covers."""
+
+
+def read_torch_file(path: Path, allowed: Sequence[Any] = ()) -> Any:
+    """Unpickle a `.pt`, `.pth` or `.bin` file on the CPU, tensors and allowed classes only.
+
+    Args:
+        path: A zip file (mapped) or one of the older format (read).
+        allowed: Classes beyond tensors that the file may name.
+
+    Raises:
+        WeightsError: If the file is missing, damaged, or wants any other class.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"wants to run {wanted[1]}, which is not allowed" if wanted else "is damaged"
+        raise WeightsError(f"{path} is not a plain weights file: it {what}") from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError) as error:
+        raise WeightsError(f"{path} cannot be read as a weights file: {error}") from error
+
+
+def read_fair_esm_file(path: Path) -> Checkpoint:
+    """Read a fair-esm `.pt` file: `{"cfg": {"model": Namespace}, "model": tensors}`.
+
+    Raises:
+        WeightsError: If it is not one.
+    """
+    content = read_torch_file(path, [argparse.Namespace])
+    try:
+        return Checkpoint(dict(content["model"]), content["cfg"]["model"], [path])
+    except (KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{path} is not a fair-esm ESM-2 file: no entry {error} (expected cfg.model and model)"
+        ) from error
+
+
+def read_folder(folder: Path) -> Checkpoint:
+    """Read a transformers checkpoint folder: config.json and safetensors or .bin files.
+
+    Raises:
+        WeightsError: If a file is missing or damaged.
+    """
+    config_file = folder / "config.json"
+    files = _weight_files(folder)
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{config_file} cannot be read: {error}") from error
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            try:
+                tensors.update(load_file(file))
+            except (OSError, ValueError, RuntimeError) as error:
+                raise WeightsError(f"{file} cannot be read: {error}") from error
+            except Exception as error:  # safetensors' own error class derives from Exception only
+                if type(error).__name__ != "SafetensorError":
+                    raise
+                raise WeightsError(f"{file} is damaged: {error}") from error
+        else:
+            tensors.update(read_torch_file(file))
+    return Checkpoint(tensors, config, sorted([*files, config_file]))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for single, pattern in (
+        ("model.safetensors", "model-*.safetensors"),
+        ("pytorch_model.bin", "pytorch_model-*.bin"),
+    ):
+        if (folder / single).is_file():
+            return [folder / single]
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            missing = [name for name in named if not (folder / name).is_file()]
+            if missing:
+                raise WeightsError(f"{folder} lacks {listed(missing)}, named by {index.name}")
+            return [folder / name for name in named]
+        if shards := sorted(folder.glob(pattern)):
+            raise WeightsError(f"{folder} has {shards[0].name} but no {index.name}")
+    raise WeightsError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
+
+
+def assign(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    names_in_file: Callable[[str], list[str]],
+    *,
+    unused: str,
+    device: torch.device,
+    matrix_dtype: torch.dtype,
+) -> None:
+    """Fill a module on the meta device from a checkpoint; every difference is named.
+
+    Args:
+        module: Its parameters are replaced.
+        checkpoint: From `read_folder` or `read_fair_esm_file`.
+        names_in_file: The tensors that, one below the other, make up a parameter.
+        unused: Regular expression of tensors that the module does not need.
+        device: Where the parameters go.
+        matrix_dtype: Dtype of the linear layers' parameters; all others are fp32.
+
+    Raises:
+        WeightsError: If a tensor is missing, unexpected or of another shape.
+    """
+    where = checkpoint.files[0]
+    sources = {name: names_in_file(name) for name, _ in module.named_parameters()}
+    wanted = {source for parts in sources.values() for source in parts}
+    missing = sorted(wanted - checkpoint.tensors.keys())
+    extra = sorted(k for k in checkpoint.tensors.keys() - wanted if not re.fullmatch(unused, k))
+    if missing or extra:
+        raise WeightsError(
+            f"{where} does not fit the model: missing {listed(missing) or 'nothing'}; "
+            f"unexpected {listed(extra) or 'nothing'}"
+        )
+    for owner, short, name, parameter in _slots(module):
+        parts = [checkpoint.tensors[source] for source in sources[name]]
+        rows = sum(len(part) for part in parts)
+        if (rows, *parts[0].shape[1:]) != tuple(parameter.shape):
+            raise WeightsError(
+                f"{where}: {listed(sources[name])} has shape {[tuple(p.shape) for p in parts]}, "
+                f"the model needs {tuple(parameter.shape)}"
+            )
+        dtype = matrix_dtype if isinstance(owner, nn.Linear) else torch.float32
+        moved = [part.to(device, non_blocking=True).to(dtype) for part in parts]
+        _set(owner, short, moved[0] if len(moved) == 1 else torch.cat(moved))
+
+
+def assign_random(
+    module: nn.Module, *, device: torch.device, matrix_dtype: torch.dtype, seed: int = SEED
+) -> None:
+    """Fill a module on the meta device with seeded random numbers, the same on every machine.
+
+    Linear layers are normal with variance 1 / inputs, embeddings standard normal, norms the
+    identity. Drawing billions of numbers takes a minute; reusing one block from ever new offsets
+    takes a second.
+
+    Args:
+        module: Its parameters are replaced.
+        device: Where the parameters go.
+        matrix_dtype: Dtype of the linear layers' parameters; all others are fp32.
+        seed: Seed of the block.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    block = torch.randn(_BLOCK, generator=generator).to(device)
+    offset = 0
+    for owner, short, _, parameter in _slots(module):
+        if isinstance(owner, nn.LayerNorm | nn.BatchNorm1d):
+            value = torch.full(parameter.shape, float(short == "weight"), device=device)
+        else:
+            count = parameter.numel()
+            index = torch.arange(offset, offset + count, device=device).remainder_(_BLOCK)
+            value = block[index].view(parameter.shape)
+            if isinstance(owner, nn.Linear):
+                value *= owner.in_features**-0.5
+            offset += count
+        dtype = matrix_dtype if isinstance(owner, nn.Linear) else torch.float32
+        _set(owner, short, value.to(dtype))
+
+
+def _slots(module: nn.Module) -> list[tuple[nn.Module, str, str, Tensor]]:
+    return [
+        (owner, short, f"{prefix}.{short}" if prefix else short, parameter)
+        for prefix, owner in module.named_modules()
+        for short, parameter in owner.named_parameters(recurse=False)
+    ]
+
+
+def _set(owner: nn.Module, short: str, value: Tensor) -> None:
+    setattr(owner, short, nn.Parameter(value, requires_grad=False))
+
+
+def download(url: str, path: Path) -> None:
+    """Download a published file, with a progress bar, to a temporary name, then rename.
+
+    Raises:
+        WeightsError: Without a network; says which file is wanted, from where and where to put it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log.info("Downloading %s to %s", url, path)
+    try:
+        torch.hub.download_url_to_file(url, str(path), progress=True)
+    except (URLError, OSError) as error:
+        raise WeightsError(
+            f"The published weights {path.name} are not on this machine and cannot be downloaded "
+            f"({error}). Fetch {url} on a machine with a network and put it at {path}, "
+            "or name a file with --model.weights; `--model.weights random` is there for a trial."
+        ) from error
+
+
+def hash_files(files: Sequence[Path]) -> Future[str]:
+    """Start hashing files in a thread, beside their loading; one SHA-256 over them in order."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+    future = pool.submit(_sha256, list(files))
+    pool.shutdown(wait=False)
+    return future
+
+
+def _sha256(files: list[Path]) -> str:
+    if len(files) == 1:
+        with files[0].open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            total.update(hashlib.file_digest(handle, "sha256").digest())
+    return total.hexdigest()

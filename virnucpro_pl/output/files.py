@@ -1,0 +1,49 @@
+"""Files that are either whole or not there: written under a temporary name, flushed, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["published", "write_json"]
+
+TEMPORARY = ".tmp-"
+"""Prefix of a file that is still being written."""
+
+
+@contextmanager
+def published(path: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """Give a temporary path to write to, and rename it to `path` once it is on disk.
+
+    After an exception the temporary file is removed and `path` is as it was.
+
+    Args:
+        path: Final name.
+        scratch: Folder of the temporary file, on the same file system; that of `path` by default.
+    """
+    temporary = (scratch or path.parent) / f"{TEMPORARY}{os.getpid()}-{path.name}"
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write one JSON value to a file, whole or not at all."""
+    with published(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

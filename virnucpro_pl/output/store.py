@@ -1,0 +1,168 @@
+"""The HDF5 format: part files while a run goes on, one embedding file when it is over.
+
+A part holds `/rows` (n,), `/sequence_ids` (n,), `/embeddings` (n, D) float32 and a checksum over
+them. The embedding file holds `/embeddings` (N, D) float32, `/sequence_ids` (N,) and `/lengths` (N,)
+int32, row i being record i of the input, and `complete=True` among its attributes, written last.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from virnucpro_pl.errors import listed
+from virnucpro_pl.output.files import published
+
+__all__ = ["FORMAT", "FORMAT_VERSION", "IncompleteError", "Part", "merge", "read_part", "write_part"]
+
+log = logging.getLogger(__name__)
+
+FORMAT = "virnucpro-pl embeddings"
+FORMAT_VERSION = 1
+_CHUNK_BYTES = 1 << 18
+_ID_BLOCK = 65_536
+
+
+class IncompleteError(Exception):
+    """The parts do not hold every row exactly once."""
+
+
+class Part(NamedTuple):
+    """Rows that one rank has finished."""
+
+    rows: NDArray[np.int64]
+    """(n,) row of each sequence in the input."""
+    ids: Sequence[str]
+    """(n,) ids."""
+    vectors: NDArray[np.float32]
+    """(n, D)."""
+
+
+def write_part(path: Path, part: Part) -> None:
+    """Commit a part: afterwards it is on disk whole, or there is none."""
+    with published(path) as temporary, h5py.File(temporary, "w") as file:
+        file["rows"] = part.rows
+        file.create_dataset("sequence_ids", data=list(part.ids), dtype=h5py.string_dtype())
+        file["embeddings"] = part.vectors
+        file.attrs["checksum"] = _checksum(part)
+
+
+def read_part(path: Path) -> Part | None:
+    """Read a part back, or None (with a log line) if it is damaged."""
+    try:
+        with h5py.File(path, "r") as file:
+            part = Part(
+                file["rows"][()], file["sequence_ids"].asstr()[()].tolist(), file["embeddings"][()]
+            )
+            if _checksum(part) == file.attrs["checksum"]:
+                return part
+            reason = "its checksum does not match"
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        reason = str(error)
+    log.warning("%s is damaged (%s): its rows will be computed again", path, reason)
+    return None
+
+
+def _checksum(part: Part) -> int:
+    total = zlib.crc32(np.ascontiguousarray(part.rows))
+    total = zlib.crc32("\n".join(part.ids).encode(), total)
+    return zlib.crc32(np.ascontiguousarray(part.vectors), total)
+
+
+def merge(
+    path: Path,
+    scratch: Path,
+    parts: Iterable[Path],
+    *,
+    ids: Callable[[NDArray[np.int64]], list[str]],
+    lengths: NDArray[np.int64],
+    attributes: Mapping[str, Any],
+    max_length: int | None = None,
+) -> None:
+    """Publish the embedding file, every row exactly once and under its own id.
+
+    Args:
+        path: The file to publish; one that is there is replaced.
+        scratch: Folder on the same file system for the file while it is being made.
+        parts: Part files.
+        ids: Gives the ids of some rows of the input.
+        lengths: (N,) letters of each record of the input.
+        attributes: Root attributes beside the format's own.
+        max_length: Letters at which records were cut; None if they were not.
+
+    Raises:
+        IncompleteError: If a row is missing, there twice, damaged, or under another id.
+    """
+    count = len(lengths)
+    seen = np.zeros(count, np.bool_)
+    with published(path, scratch) as temporary, h5py.File(temporary, "w") as file:
+        embeddings = None
+        for name in parts:
+            part = read_part(name)
+            if part is None:
+                raise IncompleteError(f"{name} was damaged after it had been committed")
+            _verify(name, part, seen, ids)
+            if embeddings is None:
+                embeddings = _create(file, count, part.vectors.shape[1])
+            for run in _runs(part.rows):
+                embeddings[part.rows[run.start] : part.rows[run.stop - 1] + 1] = part.vectors[run]
+        missing = np.flatnonzero(~seen)
+        if len(missing):
+            raise IncompleteError(
+                f"{len(missing)} of {count} records have no embedding: {listed(ids(missing[:1000]))}"
+            )
+        _write_table(file, count, ids, lengths, max_length)
+        file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **attributes})
+        file.flush()
+        file.attrs["complete"] = True
+
+
+def _verify(
+    name: Path,
+    part: Part,
+    seen: NDArray[np.bool_],
+    ids: Callable[[NDArray[np.int64]], list[str]],
+) -> None:
+    doubled = part.rows[seen[part.rows]]
+    if len(doubled) or len(np.unique(part.rows)) < len(part.rows):
+        raise IncompleteError(f"{name} holds rows that another part holds already: {doubled[:20]}")
+    if ids(part.rows) != list(part.ids):
+        raise IncompleteError(f"{name} holds rows under ids that are not those of the input")
+    seen[part.rows] = True
+
+
+def _create(file: h5py.File, count: int, width: int) -> h5py.Dataset:
+    rows = max(1, min(count, _CHUNK_BYTES // (4 * width)))
+    return file.create_dataset("embeddings", (count, width), np.float32, chunks=(rows, width))
+
+
+def _runs(rows: NDArray[np.int64]) -> list[slice]:
+    """Slices of `rows` within which they are consecutive."""
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    edges = [0, *breaks.tolist(), len(rows)]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def _write_table(
+    file: h5py.File,
+    count: int,
+    ids: Callable[[NDArray[np.int64]], list[str]],
+    lengths: NDArray[np.int64],
+    max_length: int | None,
+) -> None:
+    names = file.create_dataset("sequence_ids", (count,), h5py.string_dtype(), chunks=(min(count, _ID_BLOCK),))
+    for start in range(0, count, _ID_BLOCK):
+        rows = np.arange(start, min(start + _ID_BLOCK, count))
+        names[start : start + len(rows)] = ids(rows)
+    embedded = lengths if max_length is None else np.minimum(lengths, max_length)
+    dataset = file.create_dataset("lengths", data=embedded.astype(np.int32))
+    if max_length is not None:
+        dataset.attrs["max_length"] = max_length
+        dataset.attrs["truncated_records"] = int(np.count_nonzero(lengths > max_length))

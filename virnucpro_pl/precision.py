@@ -1,0 +1,140 @@
+"""Which precision a run uses: one rule, the callback that applies it, and the safety switch.
+
+`VIRNUCPRO_DISABLE_FP16` wins over everything. On a CPU `16-mixed` means `bf16-mixed`, as Lightning
+itself substitutes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Literal, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+
+from virnucpro_pl.errors import UsageError
+
+__all__ = ["PrecisionFromEnv", "env_switch", "resolve_precision", "should_use_fp16"]
+
+log = logging.getLogger(__name__)
+
+FP16_SWITCH = "VIRNUCPRO_DISABLE_FP16"
+_ON = {"1", "true", "yes", "on"}
+_OFF = {"", "0", "false", "no", "off"}
+_ALIASES = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+
+
+def env_switch(name: str, env: Mapping[str, str] | None = None) -> bool:
+    """Read an on/off switch from the environment; case and blanks do not matter.
+
+    Args:
+        name: Name of the variable.
+        env: Environment to read, `os.environ` by default.
+
+    Returns:
+        True for 1, true, yes, on; False when unset, empty, 0, false, no, off.
+
+    Raises:
+        UsageError: On any other value: a safety switch with a typo must not be taken for off.
+    """
+    value = (os.environ if env is None else env).get(name, "")
+    word = value.strip().lower()
+    if word in _ON:
+        return True
+    if word in _OFF:
+        return False
+    raise UsageError(
+        f"{name}={value!r} is neither on (1, true, yes, on) nor off (0, false, no, off, empty): "
+        "correct or unset it"
+    )
+
+
+def should_use_fp16(env: Mapping[str, str] | None = None) -> bool:
+    """Tell whether FP16 is allowed, that is, `VIRNUCPRO_DISABLE_FP16` is not on.
+
+    Raises:
+        UsageError: If the variable holds a word that is neither on nor off.
+    """
+    return not env_switch(FP16_SWITCH, env)
+
+
+def unify_precision(precision: str | int) -> str:
+    """Spell a precision as Lightning's own attribute does: `32` and `"32"` become `32-true`."""
+    return _ALIASES.get(str(precision), str(precision))
+
+
+def resolve_precision(
+    precision: str | int, *, enable_fp16: bool, fp16_allowed: bool, accelerator: str
+) -> str:
+    """Decide the precision of a run.
+
+    Args:
+        precision: What the Trainer has; `32-true` is also Lightning's default.
+        enable_fp16: The module's own wish.
+        fp16_allowed: Result of `should_use_fp16()`.
+        accelerator: Device type the run is on, such as `cpu` or `cuda`.
+
+    Returns:
+        A precision in Lightning's unified spelling.
+    """
+    precision = unify_precision(precision)
+    if not fp16_allowed:
+        return "32-true"
+    if not enable_fp16:
+        return "32-true" if precision.startswith("16-") else precision
+    if precision == "32-true":
+        precision = "16-mixed"
+    return "bf16-mixed" if (precision, accelerator) == ("16-mixed", "cpu") else precision
+
+
+class PrecisionFromEnv(Callback):
+    """Applies the precision rule in `setup`, before the model is built.
+
+    `VIRNUCPRO_DISABLE_FP16` wins, then the module's `enable_fp16`, then the Trainer's own precision.
+    `Trainer()` and `Trainer(precision="32-true")` look alike to this callback, so in Python only
+    `enable_fp16=False` or the variable gives FP32; the command line can tell them apart.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Swap the Trainer's precision plugin where the rule asks for another.
+
+        Raises:
+            UsageError: If the variable holds a word that is neither on nor off.
+        """
+        device = trainer.strategy.root_device.type
+        before = unify_precision(trainer.precision)
+        after = resolve_precision(
+            before,
+            enable_fp16=bool(getattr(pl_module, "enable_fp16", True)),
+            fp16_allowed=should_use_fp16(),
+            accelerator=device,
+        )
+        if after != before:
+            trainer.strategy.precision_plugin = _plugin(after, device)
+            log.info(
+                "Precision %s instead of the Trainer's %s (enable_fp16=False or %s=1 give FP32)",
+                *(after, before, FP16_SWITCH),
+            )
+        self._forbid_tf32(trainer)
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Keep TF32 off on every batch, whoever turned it on since."""
+        self._forbid_tf32(trainer)
+
+    @staticmethod
+    def _forbid_tf32(trainer: Trainer) -> None:
+        if unify_precision(trainer.precision) == "32-true":
+            torch.set_float32_matmul_precision("highest")
+
+
+def _plugin(precision: str, device: str) -> Precision:
+    if precision == "32-true":
+        return Precision()
+    # resolve_precision turns nothing into another true or double precision, only into mixed ones.
+    return MixedPrecision(cast('Literal["16-mixed", "bf16-mixed"]', precision), device)

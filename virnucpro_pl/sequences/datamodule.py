@@ -1,0 +1,263 @@
+"""From a sequence file to packed batches, each row on exactly one rank."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from virnucpro_pl.errors import UsageError
+from virnucpro_pl.sequences.packing import plan_packs
+from virnucpro_pl.sequences.records import RecordStore, read_records
+from virnucpro_pl.sequences.tokens import PackedBatch, Tokenizer, lay
+
+__all__ = ["SequenceDataModule"]
+
+log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Workspace(Protocol):
+    """An output callback that owns a folder shared by all ranks, and knows which rows are done."""
+
+    def claim(self) -> Path:
+        """Refuse an output that cannot be written, else make the folder and return it."""
+
+    def finished_rows(self, count: int, trainer: Any) -> NDArray[np.bool_]:
+        """Flags (count,) of the rows that an earlier run has committed; called on every rank."""
+
+
+class Packs(Dataset[list[PackedBatch]]):
+    """Packs of rows, tokenised when asked for, in a DataLoader worker or in the process itself."""
+
+    def __init__(
+        self,
+        store: RecordStore,
+        packs: list[NDArray[np.int64]],
+        tokenizer: Tokenizer,
+        budget: int,
+        max_length: int | None,
+    ) -> None:
+        """Keep what a worker needs.
+
+        Args:
+            store: The records.
+            packs: Rows of each planned pack.
+            tokenizer: The model's.
+            budget: Tokens that a pack may hold.
+            max_length: Letters of a sequence that are kept; None for all.
+        """
+        self.store = store
+        self.packs = packs
+        self.tokenizer = tokenizer
+        self.budget = budget
+        self.max_length = max_length
+
+    def __len__(self) -> int:
+        """Count the planned packs."""
+        return len(self.packs)
+
+    def __getitem__(self, index: int) -> list[PackedBatch]:
+        """Tokenise a planned pack; where the estimate of its tokens was too low, cut it again."""
+        rows = self.packs[index]
+        ids = self.store.ids(rows)
+        sequences = [s[: self.max_length] for s in self.store.sequences(rows)]
+        tokens, counts = self.tokenizer.encode(sequences)
+        lengths = np.fromiter(map(len, sequences), np.int32, len(sequences))
+        starts = np.concatenate(([0], np.cumsum(counts)))
+        return [
+            lay(
+                rows[part],
+                ids[part],
+                lengths[part],
+                tokens[starts[part.start] : starts[part.stop]],
+                counts[part],
+                self.tokenizer.margin,
+            )
+            for part in (
+                slice(cut.start, cut.stop) for cut in plan_packs(counts, self.budget, specials=0)
+            )
+        ]
+
+
+class PackLoader:
+    """Iterates over one rank's batches.
+
+    No DataLoader for Lightning to rebuild, and no length: Lightning would stop at a length that was
+    planned too low, and would shard again by rules that depend on the class of the sampler.
+    """
+
+    def __init__(self, packs: Packs, workers: int, pin_memory: bool) -> None:
+        """Keep what the DataLoader needs.
+
+        Args:
+            packs: The rank's packs.
+            workers: DataLoader processes.
+            pin_memory: Whether batches are put into pinned memory.
+        """
+        self.packs = packs
+        self.workers = workers
+        self.pin_memory = pin_memory
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        """Yield the batches in order."""
+        loader = DataLoader(
+            self.packs,
+            batch_size=None,
+            num_workers=min(self.workers, len(self.packs)),
+            collate_fn=_unchanged,
+            pin_memory=self.pin_memory,
+            worker_init_fn=_leave_signals_to_the_rank,
+        )
+        for batches in loader:
+            yield from batches
+
+
+def _unchanged(batches: list[PackedBatch]) -> list[PackedBatch]:
+    return batches
+
+
+def _leave_signals_to_the_rank(worker: int) -> None:
+    """A signal to the process group must not kill workers while the rank still finishes its pack."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class SequenceDataModule(LightningDataModule):
+    """Reads a FASTA or FASTQ file once and serves it as packs of consecutive records.
+
+    The model says which alphabet and tokenizer it needs. Packs go to ranks in turn.
+
+    Attributes:
+        store: The records, from `setup` on.
+        fault: On rank 0, what is wrong with the input, from `prepare_data` on.
+    """
+
+    store: RecordStore
+
+    def __init__(
+        self,
+        path: str | Path,
+        tokens_per_batch: int = 16_384,
+        num_workers: int = 1,
+        max_length: int | None = None,
+    ) -> None:
+        """Configure the input; nothing is read yet.
+
+        Args:
+            path: FASTA or FASTQ file, plain or gz, bz2, xz, zst compressed.
+            tokens_per_batch: Tokens of a pack, special tokens included. A longer record gets a pack
+                of its own.
+            num_workers: DataLoader processes of each rank; 0 tokenises in the rank itself.
+            max_length: Letters of a record that are embedded; None for all.
+        """
+        super().__init__()
+        if tokens_per_batch < 1 or num_workers < 0 or (max_length is not None and max_length < 1):
+            raise UsageError(
+                "tokens_per_batch and max_length must be at least 1, num_workers at least 0, not "
+                f"{tokens_per_batch}, {max_length} and {num_workers}"
+            )
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.prepare_data_per_node = False
+        self.path = Path(path)
+        self.tokens_per_batch = tokens_per_batch
+        self.num_workers = num_workers
+        self.max_length = max_length
+        self.fault: UsageError | None = None
+        self._folder: Path | None = None
+        self._scratch: Path | None = None
+
+    def prepare_data(self) -> None:
+        """Read and validate the input on rank 0; a fault is kept for all ranks to raise in setup."""
+        try:
+            folder = self._workspace_folder()
+            read_records(self.path, self._tokenizer().alphabet, folder)
+            self._folder = folder
+        except UsageError as error:
+            self.fault = error
+
+    def setup(self, stage: str) -> None:
+        """Map the records on every rank.
+
+        Raises:
+            UsageError: On every rank, what rank 0 found in `prepare_data`.
+        """
+        outcome = self._trainer().strategy.broadcast(self.fault or self._folder)
+        if isinstance(outcome, UsageError):
+            raise outcome
+        self.store = RecordStore(outcome)
+        if self.max_length is not None:
+            longer = int(np.count_nonzero(self.store.lengths > self.max_length))
+            if longer and self._trainer().is_global_zero:
+                log.warning("%d records are cut to %d letters", longer, self.max_length)
+        warnings.filterwarnings("ignore", "Couldn't infer the batch indices")  # rows travel along
+
+    def predict_dataloader(self) -> PackLoader:
+        """Plan the packs, leave out the rows that are committed already, and take this rank's share.
+
+        All rows are planned, not only those that lack: with the same budget a continued run computes
+        the very packs that the interrupted one would have.
+        """
+        trainer, tokenizer, workspace = self._trainer(), self._tokenizer(), self._workspace()
+        lengths = self.store.lengths
+        if self.max_length is not None:
+            lengths = np.minimum(lengths, self.max_length)
+        plan = plan_packs(tokenizer.estimate(lengths), self.tokens_per_batch, tokenizer.specials)
+        packs = [np.arange(pack.start, pack.stop) for pack in plan]
+        if workspace is not None:
+            done = workspace.finished_rows(len(self.store), trainer)
+            packs = [left for rows in packs if len(left := rows[~done[rows]])]
+        mine = packs[trainer.global_rank :: trainer.world_size]
+        loaded = Packs(self.store, mine, tokenizer, self.tokens_per_batch, self.max_length)
+        on_gpu = trainer.strategy.root_device.type == "cuda"
+        return PackLoader(loaded, self.num_workers, pin_memory=on_gpu)
+
+    def transfer_batch_to_device(
+        self, batch: PackedBatch, device: torch.device, dataloader_idx: int
+    ) -> PackedBatch:
+        """Copy tokens to the device; rows, ids and lengths stay on the host."""
+        return batch.to(device)
+
+    def teardown(self, stage: str) -> None:
+        """Remove the records where no writer owns their folder."""
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Clean up as after a run."""
+        self.teardown("predict")
+
+    def provenance(self) -> dict[str, Any]:
+        """What an output file records about its input."""
+        return {"input_sha256": self.store.sha256, "max_length": self.max_length}
+
+    def _trainer(self) -> Any:
+        if self.trainer is None:
+            raise UsageError("SequenceDataModule works inside Trainer.predict only")
+        return self.trainer
+
+    def _tokenizer(self) -> Tokenizer:
+        tokenizer: Tokenizer = self._trainer().lightning_module.tokenizer
+        return tokenizer
+
+    def _workspace(self) -> Workspace | None:
+        return next((c for c in self._trainer().callbacks if isinstance(c, Workspace)), None)
+
+    def _workspace_folder(self) -> Path:
+        workspace = self._workspace()
+        if workspace is not None:
+            return workspace.claim()
+        self._scratch = Path(tempfile.mkdtemp(prefix="virnucpro-pl-"))
+        return self._scratch

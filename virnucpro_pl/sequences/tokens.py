@@ -1,0 +1,162 @@
+"""Sequences to tokens, and the packed batch that goes through a model.
+
+Shapes: N sequences in a pack, T tokens in a pack, P pooled tokens in a pack.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from virnucpro_pl.sequences.alphabets import PROTEIN, Alphabet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+__all__ = ["PackedBatch", "ProteinTokenizer", "Tokenizer", "pack"]
+
+
+class PackedBatch(NamedTuple):
+    """Sequences one behind the other, as one forward pass takes them."""
+
+    rows: Tensor
+    """(N,) int64 row of each sequence in the input; stays on the host."""
+    ids: tuple[str, ...]
+    """(N,) id of each sequence."""
+    lengths: Tensor
+    """(N,) int32 letters of each sequence as embedded; stays on the host."""
+    tokens: Tensor
+    """(T,) int64 token numbers, special tokens included."""
+    cu_seqlens: Tensor
+    """(N+1,) int32 start of each sequence in `tokens`, then T."""
+    max_seqlen: int
+    """Tokens of the longest sequence."""
+    pool_tokens: Tensor
+    """(P,) int64 places in `tokens` that go into the means."""
+    pool_offsets: Tensor
+    """(N+1,) int64 start of each sequence in `pool_tokens`, then P."""
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """Copy what the model reads to a device, without waiting for it."""
+        return self._replace(
+            tokens=self.tokens.to(device, non_blocking=True),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+            pool_tokens=self.pool_tokens.to(device, non_blocking=True),
+            pool_offsets=self.pool_offsets.to(device, non_blocking=True),
+        )
+
+
+class Tokenizer(Protocol):
+    """What a model needs of its input: letters, tokens, and which of them are pooled."""
+
+    @property
+    def alphabet(self) -> Alphabet:
+        """Letters of the input."""
+
+    @property
+    def specials(self) -> int:
+        """Special tokens added to each sequence."""
+
+    @property
+    def margin(self) -> int:
+        """Tokens at each end of a sequence that are not in its mean."""
+
+    def estimate(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens, special ones not counted, of sequences of these lengths; exact where possible."""
+
+    def encode(self, sequences: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens (T,) of all sequences, special ones included, and how many each has (N,)."""
+
+
+class ProteinTokenizer:
+    """Residues to ESM-2 tokens by a lookup table: `<cls>`, one token a residue, `<eos>`."""
+
+    alphabet = PROTEIN
+    specials = 2
+    margin = 1
+    CLS, EOS, UNK = 0, 2, 3
+
+    def __init__(self) -> None:
+        """Build the table; letters in the order of fair-esm's alphabet, from token 4 on."""
+        self._table = np.full(256, self.UNK, np.int64)
+        self._table[np.frombuffer(b"LAGVSERTIDPKQNFYMHWCXBUZO", np.uint8)] = np.arange(4, 29)
+
+    def estimate(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of proteins of these lengths, exact."""
+        return lengths
+
+    def encode(self, sequences: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens (T,) of all proteins, `<cls>` and `<eos>` included, and how many each has (N,)."""
+        # A byte 0 before and behind each protein leaves room for its special tokens.
+        joined = np.frombuffer(b"".join(b"\0%b\0" % sequence for sequence in sequences), np.uint8)
+        counts = np.fromiter(map(len, sequences), np.int64, len(sequences)) + 2
+        tokens = self._table[joined]
+        ends = np.cumsum(counts)
+        tokens[ends - counts] = self.CLS
+        tokens[ends - 1] = self.EOS
+        return tokens, counts
+
+
+def pack(
+    rows: NDArray[np.int64],
+    ids: Sequence[str],
+    sequences: Sequence[bytes],
+    tokenizer: Tokenizer,
+    pool_limit: int | None = None,
+) -> PackedBatch:
+    """Tokenise sequences and lay them one behind the other.
+
+    Args:
+        rows: (N,) row of each sequence in the input.
+        ids: (N,) ids.
+        sequences: (N,) letters.
+        tokenizer: The model's.
+        pool_limit: Tokens of each sequence that go into its mean at most; None for all.
+    """
+    tokens, counts = tokenizer.encode(sequences)
+    lengths = np.fromiter(map(len, sequences), np.int32, len(sequences))
+    return lay(rows, ids, lengths, tokens, counts, tokenizer.margin, pool_limit)
+
+
+def lay(
+    rows: NDArray[np.int64],
+    ids: Sequence[str],
+    lengths: NDArray[np.int32],
+    tokens: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    margin: int,
+    pool_limit: int | None = None,
+) -> PackedBatch:
+    """Make the batch of sequences that are tokenised already.
+
+    Args:
+        rows: (N,) row of each sequence in the input.
+        ids: (N,) ids.
+        lengths: (N,) letters.
+        tokens: (T,) tokens of all sequences.
+        counts: (N,) tokens of each sequence.
+        margin: Tokens at each end of a sequence that are not in its mean.
+        pool_limit: Tokens of each sequence that go into its mean at most; None for all.
+    """
+    cu_seqlens = np.concatenate(([0], np.cumsum(counts)))
+    pooled = counts - 2 * margin
+    if pool_limit is not None:
+        pooled = np.minimum(pooled, pool_limit)
+    offsets = np.concatenate(([0], np.cumsum(pooled)))
+    first = cu_seqlens[:-1] + margin - offsets[:-1]
+    places = np.arange(offsets[-1]) + np.repeat(first, pooled)
+    return PackedBatch(
+        rows=torch.from_numpy(rows),
+        ids=tuple(ids),
+        lengths=torch.from_numpy(lengths),
+        tokens=torch.from_numpy(tokens),
+        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+        max_seqlen=int(counts.max()),
+        pool_tokens=torch.from_numpy(places),
+        pool_offsets=torch.from_numpy(offsets),
+    )
