@@ -17,20 +17,20 @@ width.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from virnucpro_pl.embedder import ESM2Embedder
+    from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder
     from virnucpro_pl.output.failures import FailureLog
     from virnucpro_pl.output.writer import HDF5Writer
     from virnucpro_pl.precision import PrecisionFromEnv, should_use_fp16
     from virnucpro_pl.sequences.datamodule import SequenceDataModule
     from virnucpro_pl.stability import NumericalInstabilityError, check_numerical_stability
 
-__version__ = version("virnucpro-pl")
+__version__ = "0.1.0"
 
 __all__ = [
+    "DNABERTSEmbedder",
     "ESM2Embedder",
     "FailureLog",
     "HDF5Writer",
@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "DNABERTSEmbedder": "embedder",
     "ESM2Embedder": "embedder",
     "FailureLog": "output.failures",
     "HDF5Writer": "output.writer",

@@ -7,19 +7,20 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.models.attention import Attention, choose_attention
-from virnucpro_pl.models.esm2 import find_weights, load_esm2
+from virnucpro_pl.models import dnabert_s, esm2
+from virnucpro_pl.models.attention import Attention, BiasedAttention, choose_attention
 from virnucpro_pl.models.pooling import pool
 from virnucpro_pl.models.weights import SEED, hash_files
 from virnucpro_pl.output.failures import FailureLog
 from virnucpro_pl.precision import PrecisionFromEnv, unify_precision
+from virnucpro_pl.sequences.dna_tokens import DNATokenizer
 from virnucpro_pl.sequences.tokens import PackedBatch, ProteinTokenizer, Tokenizer
 from virnucpro_pl.stability import (
     NumericalInstabilityError,
@@ -30,7 +31,7 @@ from virnucpro_pl.stability import (
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["ESM2Embedder", "Embeddings", "SequenceEmbedder"]
+__all__ = ["DNABERTSEmbedder", "ESM2Embedder", "Embeddings", "SequenceEmbedder"]
 
 log = logging.getLogger(__name__)
 
@@ -61,16 +62,23 @@ class SequenceEmbedder(LightningModule, ABC):
 
     Attributes:
         tokenizer: Letters, tokens, and which of them are pooled.
+        packed_attention: The packed attention backend that this model's scores need.
         encoder: The network, from `configure_model` on.
         attention_used: The attention backend, from `configure_model` on.
     """
 
     tokenizer: Tokenizer
+    packed_attention: ClassVar[Literal["varlen", "flex"]] = "varlen"
     encoder: nn.Module
     attention_used: str
 
     def __init__(
-        self, name: str, *, layer: int | None, enable_fp16: bool, attention: Attention
+        self,
+        name: str,
+        *,
+        layer: int | None,
+        enable_fp16: bool,
+        attention: Attention | BiasedAttention,
     ) -> None:
         """Keep the options; weights are found in `prepare_data` and loaded in `configure_model`.
 
@@ -136,8 +144,19 @@ class SequenceEmbedder(LightningModule, ABC):
         if files and self.trainer.is_global_zero:
             self._hash = hash_files(files)
         reduced = dtype in (torch.float16, torch.bfloat16)
-        self.attention_used = choose_attention(self.attention, device=device, reduced=reduced)
+        self.attention_used = choose_attention(
+            self.attention, device=device, reduced=reduced, packed=self.packed_attention
+        )
         log.info("Loaded %s in %.1f s", self.name, time.monotonic() - began)
+
+    def check_layer(self, layers: int) -> None:
+        """Check that a network of so many layers has the one asked for.
+
+        Raises:
+            UsageError: If it has not.
+        """
+        if self.layer is not None and not 0 <= self.layer <= layers:
+            raise UsageError(f"{self.name} has layers 0 to {layers}, not {self.layer}")
 
     @property
     def weights_sha256(self) -> str:
@@ -216,7 +235,7 @@ class ESM2Embedder(SequenceEmbedder):
 
     def find_weights(self) -> Path | None:
         """Find (or download) the weights; None for random ones."""
-        return find_weights(self.name, self.weights)
+        return esm2.find_weights(self.name, self.weights)
 
     def load_encoder(
         self, path: Path | None, device: torch.device, matrix_dtype: torch.dtype
@@ -226,8 +245,105 @@ class ESM2Embedder(SequenceEmbedder):
         Raises:
             UsageError: If it has not.
         """
-        self.encoder, files = load_esm2(self.name, path, device=device, matrix_dtype=matrix_dtype)
-        layers = self.encoder.config.layers
-        if self.layer is not None and not 0 <= self.layer <= layers:
-            raise UsageError(f"{self.name} has layers 0 to {layers}, not {self.layer}")
+        encoder, files = esm2.load_esm2(self.name, path, device=device, matrix_dtype=matrix_dtype)
+        self.check_layer(encoder.config.layers)
+        self.encoder = encoder
         return files
+
+
+class DNABERTSEmbedder(SequenceEmbedder):
+    """DNABERT-S embeddings of DNA: the mean of a layer's hidden states over all tokens."""
+
+    packed_attention = "flex"
+
+    def __init__(
+        self,
+        weights: str | None = None,
+        tokenizer: str | None = None,
+        layer: int | None = None,
+        enable_fp16: bool = True,
+        attention: BiasedAttention = "auto",
+        size: dnabert_s.Size = "published",
+    ) -> None:
+        """Configure a DNABERT-S.
+
+        Args:
+            weights: Nothing for zhihan1996/DNABERT-S (Hugging Face cache, else download), a folder
+                with config.json and weights, a weights file beside its config.json, or `random` for
+                a trial.
+            tokenizer: A tokenizer.json or a folder with one; nothing for the one that lies with the
+                weights, or the built-in one of random weights.
+            layer: Layer to pool, 0 for the token embeddings; nothing for the last.
+            enable_fp16: False for FP32 whatever the Trainer says.
+            attention: `flex` (packed, GPU only), `sdpa` (any device), or `auto`.
+            size: Size of random weights, `published` or `tiny`; other weights have their own.
+        """
+        name = "DNABERT-S" if size == "published" else f"DNABERT-S-{size}"
+        super().__init__(name, layer=layer, enable_fp16=enable_fp16, attention=attention)
+        self.weights = weights
+        self.size = size
+        self.named_tokenizer = tokenizer
+        # Where the authors' lies in the cache is known in `setup`; its letters are needed before.
+        expected = None if weights == "random" else Path(weights or dnabert_s.REPOSITORY)
+        self.tokenizer: DNATokenizer = self.find_tokenizer(expected)
+
+    def find_tokenizer(self, weights: Path | None) -> DNATokenizer:
+        """The tokenizer asked for, or the one that lies with these weights; it is not read yet."""
+        if self.named_tokenizer is None and weights is None:
+            return DNATokenizer()
+        path = Path(self.named_tokenizer).expanduser() if self.named_tokenizer else weights
+        assert path is not None
+        if path.suffix != ".json":
+            folder = path.parent if path.is_file() else path
+            path = folder / "tokenizer.json"
+        return DNATokenizer(path)
+
+    def find_weights(self) -> Path | None:
+        """Find (or download) the weights; None for random ones.
+
+        Raises:
+            UsageError: If they or their tokenizer are missing or damaged.
+        """
+        path = dnabert_s.find_weights(self.size, self.weights)
+        self.find_tokenizer(path).load()
+        return path
+
+    def setup(self, stage: str) -> None:
+        """Tell every rank where weights and tokenizer are.
+
+        Raises:
+            UsageError: On every rank, what rank 0 found in `prepare_data`.
+        """
+        super().setup(stage)
+        assert not isinstance(self._found, UsageError)
+        self.tokenizer = self.find_tokenizer(self._found)
+
+    def load_encoder(
+        self, path: Path | None, device: torch.device, matrix_dtype: torch.dtype
+    ) -> list[Path]:
+        """Load the network and check that it has the layer asked for and all of the tokens.
+
+        Raises:
+            UsageError: If it has not.
+        """
+        encoder, files = dnabert_s.load_dnabert_s(
+            self.size, path, device=device, matrix_dtype=matrix_dtype
+        )
+        self.check_layer(encoder.config.layers)
+        known, needed = encoder.config.vocabulary, self.tokenizer.vocabulary
+        if needed > known:
+            raise UsageError(
+                f"{self.tokenizer.file} has {needed} tokens, but {self.name} knows {known}: "
+                "it is the tokenizer of another model"
+            )
+        self.encoder = encoder
+        return files
+
+    def provenance(self) -> dict[str, Any]:
+        """What an output file records about its model, its origin and its tokenizer."""
+        assert not isinstance(self._found, UsageError)
+        return {
+            **super().provenance(),
+            "weights_revision": dnabert_s.revision(self._found),
+            "tokenizer_sha256": self.tokenizer.sha256,
+        }

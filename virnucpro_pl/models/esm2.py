@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 import re
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from virnucpro_pl.errors import WeightsError
-from virnucpro_pl.models.attention import Layout, attend, lay_out
+from virnucpro_pl.models.attention import attend, lay_out
 from virnucpro_pl.models.weights import (
     Checkpoint,
     assign,
@@ -82,13 +83,34 @@ class Layer(nn.Module):
         self.fc1 = nn.Linear(d, 4 * d)
         self.fc2 = nn.Linear(4 * d, d)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-        """Map (T, D) to (T, D); `cos` and `sin` are (T, 1, K) in fp32."""
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (T, H, K) of x (T, D); `cos` and `sin` are (T, 1, K) in fp32."""
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))  # (T, 3, H, K)
         qk = rotate(qkv[:, :2], cos[:, None], sin[:, None])  # (T, 2, H, K)
-        attended = attend(qk[:, 0], qk[:, 1], qkv[:, 2], layout)  # (T, H, K)
+        return qk[:, 0], qk[:, 1], qkv[:, 2]
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Output (T, D) from the layer's input x (T, D) and what attention (T, H, K) made of it."""
         x = x + self.out(attended.flatten(1))
         return x + self.fc2(F.gelu(self.fc1(self.feedforward_norm(x))))
+
+
+def project(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Everything before the first attention."""
+    return layer.project(x, cos, sin)
+
+
+def between(
+    layer: Layer, following: Layer, x: Tensor, attended: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Everything from one attention to the next, so that a compiler can fuse across layers."""
+    x = layer.finish(x, attended)
+    return x, *following.project(x, cos, sin)
+
+
+def finish(layer: Layer, x: Tensor, attended: Tensor, norm: nn.Module) -> Tensor:
+    """Everything behind the last attention."""
+    return norm(layer.finish(x, attended))  # type: ignore[no-any-return]
 
 
 class ESM2(nn.Module):
@@ -107,6 +129,7 @@ class ESM2(nn.Module):
         self.final_norm = nn.LayerNorm(config.width)
         # Not a buffer: a conversion of the module to half must leave these fp32 numbers alone.
         self.inverse_frequency = inverse_frequency(config.width // config.heads)
+        self._project, self._between, self._finish = project, between, finish
 
     def forward(
         self,
@@ -115,6 +138,7 @@ class ESM2(nn.Module):
         max_seqlen: int,
         backend: str = "sdpa",
         layer: int | None = None,
+        fill_to: int = 0,
     ) -> Tensor:
         """Compute hidden states.
 
@@ -125,17 +149,35 @@ class ESM2(nn.Module):
             backend: `varlen` or `sdpa`, see `models.attention`.
             layer: 0 for the scaled token embeddings, k for the output of layer k (before the final
                 LayerNorm, as fair-esm's `repr_layers=[k]`), None or the last for the model's output.
+            fill_to: Rows that the layers compute, so that a compiled layer always sees one shape;
+                rows behind the T tokens are no sequence's and hold anything.
 
         Returns:
             (T, D) hidden states.
         """
-        layout = lay_out(cu_seqlens, max_seqlen, len(tokens), backend)
-        cos, sin = self.rotary_table(layout.position)
-        x = self.embed(tokens, cu_seqlens)
+        tokens_given = len(tokens)
+        layout = lay_out(cu_seqlens, max_seqlen, tokens_given, backend)
+        x = self.embed(tokens, cu_seqlens)  # (T, D)
         last = self.config.layers if layer is None else layer
-        for block in self.layers[:last]:
-            x = block(x, cos, sin, layout)
-        return self.final_norm(x) if last == self.config.layers else x  # type: ignore[no-any-return]
+        if last == 0:
+            return x
+        fill = max(0, fill_to - tokens_given)
+        x = F.pad(x, (0, 0, 0, fill))
+        cos, sin = self.rotary_table(F.pad(layout.position, (0, fill)))  # (T, 1, K)
+        layers = self.layers[:last]
+        q, k, v = self._project(layers[0], x, cos, sin)  # (T, H, K)
+        for block, following in pairwise(layers):
+            attended = attend(q, k, v, layout)  # (T, H, K)
+            x, q, k, v = self._between(block, following, x, attended, cos, sin)
+        norm = self.final_norm if last == self.config.layers else nn.Identity()
+        x = self._finish(layers[-1], x, attend(q, k, v, layout), norm)
+        return x[:tokens_given]
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile what lies between two attentions: one graph for all layers, one for each end."""
+        self._project = torch.compile(project, dynamic=False)
+        self._between = torch.compile(between, dynamic=False)
+        self._finish = torch.compile(finish, dynamic=False)
 
     def embed(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Token embeddings (T, D), scaled as in training where a share of tokens was masked."""
@@ -283,37 +325,40 @@ def _on_meta(config: ESM2Config) -> ESM2:
 
 
 def _fair_esm_config(checkpoint: Checkpoint) -> ESM2Config:
-    c = checkpoint.config
-    try:
-        return ESM2Config(
-            int(c.encoder_layers),
-            int(c.encoder_embed_dim),
-            int(c.encoder_attention_heads),
-            bool(c.token_dropout),
-        )
-    except AttributeError as error:
-        raise WeightsError(f"{checkpoint.files[0]} is not an ESM-2 file: {error}") from error
+    names = ("encoder_layers", "encoder_embed_dim", "encoder_attention_heads", "token_dropout")
+    return _config(vars(checkpoint.config), names, checkpoint.files[0])
 
 
 def _transformers_config(checkpoint: Checkpoint) -> ESM2Config:
-    c, where = checkpoint.config, checkpoint.files[0].parent / "config.json"
-    try:
-        config = ESM2Config(
-            int(c["num_hidden_layers"]),
-            int(c["hidden_size"]),
-            int(c["num_attention_heads"]),
-            bool(c.get("token_dropout", True)),
-        )
-    except KeyError as error:
-        raise WeightsError(f"{where} has no entry {error}") from error
+    where = checkpoint.files[0].parent / "config.json"
+    c = {"token_dropout": True, **checkpoint.config}
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "token_dropout")
+    config = _config(c, names, where)
     for key, needed in (
         ("model_type", "esm"),
         ("position_embedding_type", "rotary"),
         ("emb_layer_norm_before", False),
         ("vocab_size", VOCABULARY),
+        ("layer_norm_eps", 1e-5),
     ):
         if c.get(key, needed) not in (needed, needed or None):
             raise WeightsError(f"{where} is not an ESM-2: {key} is {c[key]!r}, not {needed!r}")
+    return config
+
+
+def _config(content: dict[str, Any], names: tuple[str, ...], where: Path) -> ESM2Config:
+    """Sizes from a file's own configuration; names are those of layers, width, heads, dropout."""
+    try:
+        layers, width, heads = (int(content[name]) for name in names[:3])
+        config = ESM2Config(layers, width, heads, bool(content[names[3]]))
+    except KeyError as error:
+        raise WeightsError(f"{where} is not an ESM-2: it has no {error}") from error
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{where}: {', '.join(names)} are no sizes: {error}") from error
+    if layers < 1 or heads < 1 or width < 2 or width % (2 * heads):
+        raise WeightsError(
+            f"{where}: {names[1]} {width}, {names[2]} {heads} and {names[0]} {layers} are no ESM-2's"
+        )
     return config
 
 
@@ -322,6 +367,9 @@ def _split(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]
     fair_esm = any(".self_attn." in name for name in tensors)
     prefix = re.compile(r"^encoder\.(sentence_encoder\.)?" if fair_esm else r"^esm\.")
     plain = {prefix.sub("", name): tensor for name, tensor in tensors.items()}
+    # transformers 5 saves the norms of ESM under TensorFlow's names.
+    for old, new in ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")):
+        plain = {name.replace(old, new): tensor for name, tensor in plain.items()}
     frequencies = [plain.pop(name) for name in list(plain) if name.endswith(".inv_freq")]
     return plain, frequencies
 

@@ -98,14 +98,17 @@ def read_fair_esm_file(path: Path) -> Checkpoint:
         ) from error
 
 
-def read_folder(folder: Path) -> Checkpoint:
+def read_folder(path: Path) -> Checkpoint:
     """Read a transformers checkpoint folder: config.json and safetensors or .bin files.
+
+    Args:
+        path: The folder, or one weights file that lies beside its config.json.
 
     Raises:
         WeightsError: If a file is missing or damaged.
     """
-    config_file = folder / "config.json"
-    files = _weight_files(folder)
+    files = _weight_files(path) if path.is_dir() else [path]
+    config_file = files[0].parent / "config.json"
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

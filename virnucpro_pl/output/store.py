@@ -1,7 +1,7 @@
 """The HDF5 format: part files while a run goes on, one embedding file when it is over.
 
-A part holds `/rows` (n,), `/sequence_ids` (n,), `/embeddings` (n, D) float32 and a checksum over
-them. The embedding file holds `/embeddings` (N, D) float32, `/sequence_ids` (N,) and `/lengths` (N,)
+A part holds `/rows` (n,), `/ids` (their ids, one NUL between two), the columns of the prediction,
+such as `/columns/embeddings` (n, D) float32, and a checksum over them. The embedding file holds `/embeddings` (N, D) float32, `/sequence_ids` (N,) and `/lengths` (N,)
 int32, row i being record i of the input, and `complete=True` among its attributes, written last.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 from virnucpro_pl.errors import listed
 from virnucpro_pl.output.files import published
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "IncompleteError", "Part", "merge", "read_part", "write_part"]
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "IncompleteError",
+    "Part",
+    "each_part",
+    "merge",
+    "read_part",
+    "runs",
+    "write_part",
+]
 
 log = logging.getLogger(__name__)
 
@@ -41,16 +51,17 @@ class Part(NamedTuple):
     """(n,) row of each sequence in the input."""
     ids: Sequence[str]
     """(n,) ids."""
-    vectors: NDArray[np.float32]
-    """(n, D)."""
+    columns: Mapping[str, NDArray[np.float32]]
+    """(n, ...) what was predicted, by name."""
 
 
 def write_part(path: Path, part: Part) -> None:
     """Commit a part: afterwards it is on disk whole, or there is none."""
     with published(path) as temporary, h5py.File(temporary, "w") as file:
         file["rows"] = part.rows
-        file.create_dataset("sequence_ids", data=list(part.ids), dtype=h5py.string_dtype())
-        file["embeddings"] = part.vectors
+        file["ids"] = np.frombuffer(_joined(part.ids), np.uint8)
+        for name, column in part.columns.items():
+            file[f"columns/{name}"] = column
         file.attrs["checksum"] = _checksum(part)
 
 
@@ -59,7 +70,9 @@ def read_part(path: Path) -> Part | None:
     try:
         with h5py.File(path, "r") as file:
             part = Part(
-                file["rows"][()], file["sequence_ids"].asstr()[()].tolist(), file["embeddings"][()]
+                file["rows"][()],
+                file["ids"][()].tobytes().decode().split("\0"),
+                {name: column[()] for name, column in file["columns"].items()},
             )
             if _checksum(part) == file.attrs["checksum"]:
                 return part
@@ -70,10 +83,42 @@ def read_part(path: Path) -> Part | None:
     return None
 
 
+def _joined(ids: Sequence[str]) -> bytes:
+    return "\0".join(ids).encode()
+
+
 def _checksum(part: Part) -> int:
-    total = zlib.crc32(np.ascontiguousarray(part.rows))
-    total = zlib.crc32("\n".join(part.ids).encode(), total)
-    return zlib.crc32(np.ascontiguousarray(part.vectors), total)
+    total = zlib.crc32(_joined(part.ids), zlib.crc32(np.ascontiguousarray(part.rows)))
+    for name in sorted(part.columns):
+        total = zlib.crc32(np.ascontiguousarray(part.columns[name]), zlib.crc32(name.encode(), total))
+    return total
+
+
+def each_part(
+    paths: Iterable[Path], count: int, ids: Callable[[NDArray[np.int64]], list[str]]
+) -> Iterator[Part]:
+    """Yield all parts, making sure that together they hold every row exactly once.
+
+    Args:
+        paths: Part files.
+        count: N, rows of the input.
+        ids: Gives the ids of some rows of the input.
+
+    Raises:
+        IncompleteError: If a row is missing, there twice, damaged, or under another id. A missing
+            row shows after the last part.
+    """
+    seen = np.zeros(count, np.bool_)
+    for path in paths:
+        part = read_part(path)
+        if part is None:
+            raise IncompleteError(f"{path} was damaged after it had been committed")
+        _verify(path, part, seen, ids)
+        yield part
+    missing = np.flatnonzero(~seen)
+    if len(missing):
+        names = listed(ids(missing[:1000]))
+        raise IncompleteError(f"{len(missing)} of {count} records have no result: {names}")
 
 
 def merge(
@@ -81,45 +126,39 @@ def merge(
     scratch: Path,
     parts: Iterable[Path],
     *,
+    column: str,
     ids: Callable[[NDArray[np.int64]], list[str]],
     lengths: NDArray[np.int64],
     attributes: Mapping[str, Any],
     max_length: int | None = None,
 ) -> None:
-    """Publish the embedding file, every row exactly once and under its own id.
+    """Publish an embedding file, every row exactly once and under its own id.
 
     Args:
         path: The file to publish; one that is there is replaced.
         scratch: Folder on the same file system for the file while it is being made.
         parts: Part files.
+        column: The column of the parts that becomes `/embeddings`.
         ids: Gives the ids of some rows of the input.
         lengths: (N,) letters of each record of the input.
-        attributes: Root attributes beside the format's own.
+        attributes: Root attributes beside the format's own; those that are None are left out.
         max_length: Letters at which records were cut; None if they were not.
 
     Raises:
         IncompleteError: If a row is missing, there twice, damaged, or under another id.
     """
     count = len(lengths)
-    seen = np.zeros(count, np.bool_)
     with published(path, scratch) as temporary, h5py.File(temporary, "w") as file:
         embeddings = None
-        for name in parts:
-            part = read_part(name)
-            if part is None:
-                raise IncompleteError(f"{name} was damaged after it had been committed")
-            _verify(name, part, seen, ids)
+        for part in each_part(parts, count, ids):
+            vectors = part.columns[column]
             if embeddings is None:
-                embeddings = _create(file, count, part.vectors.shape[1])
-            for run in _runs(part.rows):
-                embeddings[part.rows[run.start] : part.rows[run.stop - 1] + 1] = part.vectors[run]
-        missing = np.flatnonzero(~seen)
-        if len(missing):
-            raise IncompleteError(
-                f"{len(missing)} of {count} records have no embedding: {listed(ids(missing[:1000]))}"
-            )
+                embeddings = _create(file, count, vectors.shape[1])
+            for run in runs(part.rows):
+                embeddings[part.rows[run.start] : part.rows[run.stop - 1] + 1] = vectors[run]
         _write_table(file, count, ids, lengths, max_length)
-        file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **attributes})
+        known = {name: value for name, value in attributes.items() if value is not None}
+        file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **known})
         file.flush()
         file.attrs["complete"] = True
 
@@ -143,7 +182,7 @@ def _create(file: h5py.File, count: int, width: int) -> h5py.Dataset:
     return file.create_dataset("embeddings", (count, width), np.float32, chunks=(rows, width))
 
 
-def _runs(rows: NDArray[np.int64]) -> list[slice]:
+def runs(rows: NDArray[np.int64]) -> list[slice]:
     """Slices of `rows` within which they are consecutive."""
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     edges = [0, *breaks.tolist(), len(rows)]

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 __all__ = ["DNA", "PRINTABLE", "PROTEIN", "Alphabet"]
 
 KEPT, NOTED, REFUSED = 0, 1, 2
+UPPER = bytes(range(256)).upper()
+"""(256,) upper-case letter of each letter read."""
 BLANKS = b" \t"
 """Removed from sequence lines, as Biopython does."""
 
@@ -19,10 +21,10 @@ class Alphabet(NamedTuple):
 
     name: str
     """What a letter is called in messages."""
-    translation: bytes
-    """(256,) letter to store for each letter read; upper case is made here."""
     status: NDArray[np.uint8]
-    """(256,) for each stored letter: 0 kept, 1 kept and counted, 2 an error."""
+    """(256,) for each upper-case letter read: 0 kept, 1 kept and counted, 2 an error."""
+    translation: bytes
+    """(256,) letter to store for each upper-case letter; only counted ones may change."""
     noted: str
     """What happens to counted letters, for the log."""
     drop_stop: bool
@@ -30,12 +32,14 @@ class Alphabet(NamedTuple):
 
 
 def _alphabet(
-    name: str, kept: bytes, noted: bytes, why: str, *, drop_stop: bool = False
+    name: str, kept: bytes, noted: bytes, why: str, *, stored: bytes = b"", drop_stop: bool = False
 ) -> Alphabet:
+    """Make an alphabet; `stored` are the letters to store for `noted` ones, where they change."""
     status = np.full(256, REFUSED, np.uint8)
     status[list(kept)] = KEPT
     status[list(noted)] = NOTED
-    return Alphabet(name, bytes(range(256)).upper(), status, why, drop_stop)
+    translation = bytes.maketrans(noted, stored or noted)
+    return Alphabet(name, status, translation, why, drop_stop)
 
 
 PROTEIN = _alphabet(
@@ -47,8 +51,8 @@ PROTEIN = _alphabet(
 )
 """Residues of ESM-2; X, B, U, Z and O have tokens of their own."""
 
-DNA = _alphabet("base", b"ACGTNRYSWKMBDHV", b"U", "read as T")
-"""Bases of DNABERT-S with the IUPAC codes; U is stored as it is and read as T by the tokenizer."""
+DNA = _alphabet("base", b"ACGTNRYSWKMBDHV", b"U", "read as T", stored=b"T")
+"""Bases of DNABERT-S with the IUPAC codes; U, the base of RNA, is stored as T."""
 
 PRINTABLE = _alphabet(
     "character",

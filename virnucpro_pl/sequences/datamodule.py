@@ -98,7 +98,7 @@ class PackLoader:
     planned too low, and would shard again by rules that depend on the class of the sampler.
     """
 
-    def __init__(self, packs: Packs, workers: int, pin_memory: bool) -> None:
+    def __init__(self, packs: Dataset[Any], workers: int, pin_memory: bool) -> None:
         """Keep what the DataLoader needs.
 
         Args:
@@ -115,7 +115,7 @@ class PackLoader:
         loader = DataLoader(
             self.packs,
             batch_size=None,
-            num_workers=min(self.workers, len(self.packs)),
+            num_workers=min(self.workers, len(self.packs)),  # type: ignore[arg-type]
             collate_fn=_unchanged,
             pin_memory=self.pin_memory,
             worker_init_fn=_leave_signals_to_the_rank,
@@ -141,6 +141,7 @@ class SequenceDataModule(LightningDataModule):
 
     Attributes:
         store: The records, from `setup` on.
+        pack_count: Packs of the whole input, over all ranks, from `predict_dataloader` on.
         fault: On rank 0, what is wrong with the input, from `prepare_data` on.
     """
 
@@ -175,6 +176,7 @@ class SequenceDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.max_length = max_length
         self.fault: UsageError | None = None
+        self.pack_count = 0
         self._folder: Path | None = None
         self._scratch: Path | None = None
 
@@ -182,7 +184,7 @@ class SequenceDataModule(LightningDataModule):
         """Read and validate the input on rank 0; a fault is kept for all ranks to raise in setup."""
         try:
             folder = self._workspace_folder()
-            read_records(self.path, self._tokenizer().alphabet, folder)
+            self.read(folder)
             self._folder = folder
         except UsageError as error:
             self.fault = error
@@ -196,11 +198,7 @@ class SequenceDataModule(LightningDataModule):
         outcome = self._trainer().strategy.broadcast(self.fault or self._folder)
         if isinstance(outcome, UsageError):
             raise outcome
-        self.store = RecordStore(outcome)
-        if self.max_length is not None:
-            longer = int(np.count_nonzero(self.store.lengths > self.max_length))
-            if longer and self._trainer().is_global_zero:
-                log.warning("%d records are cut to %d letters", longer, self.max_length)
+        self.open(outcome)
         warnings.filterwarnings("ignore", "Couldn't infer the batch indices")  # rows travel along
 
     def predict_dataloader(self) -> PackLoader:
@@ -209,19 +207,44 @@ class SequenceDataModule(LightningDataModule):
         All rows are planned, not only those that lack: with the same budget a continued run computes
         the very packs that the interrupted one would have.
         """
-        trainer, tokenizer, workspace = self._trainer(), self._tokenizer(), self._workspace()
-        lengths = self.store.lengths
-        if self.max_length is not None:
-            lengths = np.minimum(lengths, self.max_length)
-        plan = plan_packs(tokenizer.estimate(lengths), self.tokens_per_batch, tokenizer.specials)
+        trainer, workspace = self._trainer(), self._workspace()
+        plan = self.plan()
+        self.pack_count = len(plan)
         packs = [np.arange(pack.start, pack.stop) for pack in plan]
         if workspace is not None:
             done = workspace.finished_rows(len(self.store), trainer)
             packs = [left for rows in packs if len(left := rows[~done[rows]])]
-        mine = packs[trainer.global_rank :: trainer.world_size]
-        loaded = Packs(self.store, mine, tokenizer, self.tokens_per_batch, self.max_length)
+        mine = self.tokenise(packs[trainer.global_rank :: trainer.world_size])
         on_gpu = trainer.strategy.root_device.type == "cuda"
-        return PackLoader(loaded, self.num_workers, pin_memory=on_gpu)
+        return PackLoader(mine, self.num_workers, pin_memory=on_gpu)
+
+    def read(self, folder: Path) -> None:
+        """Read and validate the input into a folder. Called on rank 0.
+
+        Raises:
+            InputError: If it cannot be read completely and exactly.
+        """
+        read_records(self.path, self.tokenizer.alphabet, folder)
+
+    def open(self, folder: Path) -> None:
+        """Map what `read` wrote. Called on every rank."""
+        self.store = RecordStore(folder)
+        if self.max_length is not None:
+            longer = int(np.count_nonzero(self.store.lengths > self.max_length))
+            if longer and self._trainer().is_global_zero:
+                log.warning("%d records are cut to %d letters", longer, self.max_length)
+
+    def plan(self) -> list[range]:
+        """Cut all rows into packs."""
+        lengths = self.store.lengths
+        if self.max_length is not None:
+            lengths = np.minimum(lengths, self.max_length)
+        tokens = self.tokenizer.estimate(lengths)
+        return plan_packs(tokens, self.tokens_per_batch, self.tokenizer.specials)
+
+    def tokenise(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
+        """Make the dataset of some packs' batches."""
+        return Packs(self.store, packs, self.tokenizer, self.tokens_per_batch, self.max_length)
 
     def transfer_batch_to_device(
         self, batch: PackedBatch, device: torch.device, dataloader_idx: int
@@ -248,7 +271,9 @@ class SequenceDataModule(LightningDataModule):
             raise UsageError("SequenceDataModule works inside Trainer.predict only")
         return self.trainer
 
-    def _tokenizer(self) -> Tokenizer:
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
         tokenizer: Tokenizer = self._trainer().lightning_module.tokenizer
         return tokenizer
 

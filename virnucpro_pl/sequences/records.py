@@ -6,30 +6,35 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 from array import array
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from types import TracebackType
+from typing import Any
 
 import dnaio
 import numpy as np
 from dnaio.readers import FastaReader, FastqReader
 from numpy.typing import NDArray
-from xopen import xopen
 
-from virnucpro_pl.errors import MAX_LISTED, InputError
-from virnucpro_pl.sequences.alphabets import BLANKS, NOTED, REFUSED, Alphabet
+from virnucpro_pl.errors import MAX_LISTED, InputError, UsageError
+from virnucpro_pl.sequences.alphabets import BLANKS, NOTED, REFUSED, UPPER, Alphabet
+from virnucpro_pl.sequences.text import DAMAGED, SequenceText
 
-__all__ = ["RecordStore", "read_records"]
+__all__ = ["RecordStore", "map_array", "read_records"]
 
 log = logging.getLogger(__name__)
 
 _BLOCK = 4 << 20
-"""Bytes of sequence that are validated and written at a time."""
+"""Bytes of records that are validated and written at a time."""
+_RECORD = 100
+"""Bytes that a waiting record takes beside its letters."""
 _BUFFER = 1 << 16
+_SHOWN = 60
+"""Characters of an id that a message shows."""
 
 
 class RecordStore:
@@ -48,10 +53,10 @@ class RecordStore:
             folder: Where `write` put it.
         """
         self.folder = folder
-        self.residues = _mapped(folder / "residues.bin", np.uint8)
-        self.offsets = _mapped(folder / "offsets.bin", np.int64)
-        self._id_bytes = _mapped(folder / "ids.bin", np.uint8)
-        self._id_offsets = _mapped(folder / "id_offsets.bin", np.int64)
+        self.residues = map_array(folder / "residues.bin", np.uint8)
+        self.offsets = map_array(folder / "offsets.bin", np.int64)
+        self._id_bytes = map_array(folder / "ids.bin", np.uint8)
+        self._id_offsets = map_array(folder / "id_offsets.bin", np.int64)
         self.sha256 = str(json.loads((folder / "store.json").read_text())["sha256"])
 
     def __reduce__(self) -> tuple[type[RecordStore], tuple[Path]]:
@@ -79,14 +84,19 @@ class RecordStore:
         return [self.residues[a:b].tobytes() for a, b in zip(starts, stops, strict=True)]
 
 
-def _mapped(path: Path, dtype: type[np.generic]) -> NDArray[np.generic]:
+def map_array(path: Path, dtype: type[np.generic]) -> NDArray[Any]:
+    """Map a file of numbers; read-only, and empty where the file is."""
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.zeros(0, dtype)
-    return np.memmap(path, dtype, mode="r")
+    return np.memmap(path, dtype, mode="r").view(np.ndarray)  # slices of a memmap are slow
 
 
 class StoreWriter:
-    """Appends records to a store; nothing is kept in RAM but one number per record."""
+    """Appends records to a store; nothing is kept in RAM but three numbers per record.
+
+    Attributes:
+        hashes: One number per id; equal ids have equal ones.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Open the store's files.
@@ -97,49 +107,104 @@ class StoreWriter:
         self.folder = folder
         self.lengths = array("q")
         self.id_lengths = array("q")
-        self.hash = hashlib.sha256()
+        self.hashes = array("q")
+        self._sha256 = hashlib.sha256()
         self._residues = (folder / "residues.bin").open("wb")
         self._ids = (folder / "ids.bin").open("wb")
+
+    def __enter__(self) -> StoreWriter:
+        """Give the writer."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the files."""
+        self._residues.close()
+        self._ids.close()
 
     def append(self, ids: list[bytes], sequences: list[bytes]) -> None:
         """Add records, in order."""
         self.lengths.extend(map(len, sequences))
         self.id_lengths.extend(map(len, ids))
+        self.hashes.extend(map(hash, ids))
         self._residues.write(b"".join(sequences))
         self._ids.write(b"".join(ids))
         for pair in zip(ids, sequences, strict=True):
-            self.hash.update(b"\0%b\n%b" % pair)
+            self._sha256.update(b"\0%b\n%b" % pair)
 
     def close(self) -> RecordStore:
         """Write offsets and hash, and map the result."""
         self._residues.close()
         self._ids.close()
         for name, lengths in (("offsets", self.lengths), ("id_offsets", self.id_lengths)):
-            offsets = np.concatenate(([0], np.cumsum(np.asarray(lengths, np.int64))))
-            offsets.astype(np.int64).tofile(self.folder / f"{name}.bin")
-        (self.folder / "store.json").write_text(json.dumps({"sha256": self.hash.hexdigest()}))
+            offsets = np.zeros(len(lengths) + 1, np.int64)
+            np.cumsum(np.asarray(lengths, np.int64), out=offsets[1:])
+            offsets.tofile(self.folder / f"{name}.bin")
+        (self.folder / "store.json").write_text(json.dumps({"sha256": self._sha256.hexdigest()}))
         return RecordStore(self.folder)
 
 
-class _Tally(NamedTuple):
-    """What was met while reading, beyond good records."""
+class _Findings:
+    """What was met while reading, beyond good records.
 
-    faults: list[str]
-    """The first messages."""
-    counts: dict[str, int]
-    """`faults`, `noted` letters, dropped `stops`."""
+    Attributes:
+        faults: How many there are.
+        noted: Letters that are kept and counted.
+        stops: Records whose final `*` was dropped.
+    """
 
-    def fault(self, message: str) -> None:
-        self.counts["faults"] += 1
-        if len(self.faults) < MAX_LISTED:
-            self.faults.append(message)
+    def __init__(self) -> None:
+        self.faults = self.noted = self.stops = 0
+        self._first: list[tuple[int, str]] = []
+
+    def fault(self, number: int, identifier: bytes, what: str) -> None:
+        """Add what is wrong with a record, in any order; only the first ones are kept."""
+        self.faults += 1
+        self._first.append((number, f"{_name(number, identifier)}: {what}"))
+        if len(self._first) > 50 * MAX_LISTED:
+            self._cut()
+
+    def report(self, path: Path, alphabet: Alphabet) -> None:
+        """Raise if there are faults, and log the rest.
+
+        Raises:
+            InputError: With the first faults and their number.
+        """
+        if self.faults:
+            self._cut()
+            lines = [f"{path} has {self.faults} fault{'s' * (self.faults > 1)}:"]
+            lines += [message for _, message in self._first]
+            more = self.faults - len(self._first)
+            raise InputError("\n  ".join(lines + ([f"and {more} more"] if more else [])))
+        if self.noted:
+            log.warning("%s: %d unusual %s(s) %s", path, self.noted, alphabet.name, alphabet.noted)
+        if self.stops:
+            log.warning("%s: dropped the final * of %d record(s)", path, self.stops)
+
+    def _cut(self) -> None:
+        self._first.sort()
+        del self._first[MAX_LISTED:]
+
+
+def _name(number: int, identifier: bytes) -> str:
+    return (
+        f"record {number} ({_shortened(identifier.decode())})" if identifier else f"record {number}"
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def read_records(path: Path, alphabet: Alphabet, folder: Path) -> RecordStore:
     """Read and validate a FASTA or FASTQ file, plain or gz, bz2, xz, zst compressed.
 
     Ids are the first word of the header. Letters are made upper case; blanks within sequence lines
-    are removed. All bad records of a file are reported together.
+    are removed, as are those before a FASTA header. All bad records are reported together.
 
     Args:
         path: The file.
@@ -152,150 +217,112 @@ def read_records(path: Path, alphabet: Alphabet, folder: Path) -> RecordStore:
     Raises:
         InputError: If the file is missing, damaged, empty, no FASTA or FASTQ, or any record has no
             id, no sequence, a letter that is refused, or the id of another record.
+        UsageError: If the store cannot be written.
     """
-    writer = StoreWriter(folder)
-    tally = _Tally([], {"faults": 0, "noted": 0, "stops": 0})
-    ids: list[bytes] = []
-    sequences: list[bytes] = []
-    waiting = 0
-    hashes = array("q")
-    number = 0
-    for number, (name, sequence) in enumerate(_parse(path), start=1):
-        letters = sequence.encode().translate(alphabet.translation, BLANKS)
-        if alphabet.drop_stop and letters.endswith(b"*"):
-            letters = letters[:-1]
-            tally.counts["stops"] += 1
-        identifier = name.replace("\t", " ").partition(" ")[0]
-        if not identifier or "\0" in identifier:
-            tally.fault(f"record {number}: {'NUL in its id' if identifier else 'it has no id'}")
-        elif not letters:
-            tally.fault(f"record {number} ({identifier}): its sequence is empty")
-        encoded = identifier.encode()
-        hashes.append(hash(encoded))
-        ids.append(encoded)
-        sequences.append(letters)
-        waiting += len(letters)
-        if waiting >= _BLOCK:
-            _flush(writer, ids, sequences, number, alphabet, tally)
-            waiting = 0
-    if number == 0:
-        raise InputError(f"{path} holds no sequence")
-    _flush(writer, ids, sequences, number, alphabet, tally)
-    store = writer.close()
-    for message in _duplicates(store, np.asarray(hashes, np.int64)):
-        tally.fault(message)
-    _report(path, alphabet, tally)
+    findings = _Findings()
+    try:
+        with StoreWriter(folder) as writer:
+            _copy(_parse(path), alphabet, writer, findings)
+            store = writer.close()
+    except OSError as error:  # of the store: the input's have become InputErrors
+        raise UsageError(f"The records of {path} cannot be stored in {folder}: {error}") from error
+    if not len(store):
+        raise InputError(f"{path} is empty")
+    _find_duplicates(store, np.asarray(writer.hashes, np.int64), findings)
+    findings.report(path, alphabet)
     return store
 
 
+def _copy(
+    records: Iterator[tuple[str, str]], alphabet: Alphabet, writer: StoreWriter, findings: _Findings
+) -> None:
+    """Clean and validate records, and append them to the store."""
+    ids: list[bytes] = []
+    sequences: list[bytes] = []
+    waiting = 0
+    for header, sequence in records:
+        letters = sequence.encode().translate(UPPER, BLANKS)
+        if alphabet.drop_stop and letters.endswith(b"*"):
+            letters = letters[:-1]
+            findings.stops += 1
+        ids.append(_first_word(header).encode())
+        sequences.append(letters)
+        waiting += len(ids[-1]) + len(letters) + _RECORD
+        if waiting >= _BLOCK:
+            _flush(ids, sequences, alphabet, writer, findings)
+            ids, sequences, waiting = [], [], 0
+    _flush(ids, sequences, alphabet, writer, findings)
+
+
+def _first_word(header: str) -> str:
+    return header.replace("\t", " ").partition(" ")[0]
+
+
 def _flush(
-    writer: StoreWriter,
     ids: list[bytes],
     sequences: list[bytes],
-    last: int,
     alphabet: Alphabet,
-    tally: _Tally,
+    writer: StoreWriter,
+    findings: _Findings,
 ) -> None:
-    """Validate the waiting records' letters and append them to the store."""
+    """Validate a block of records and append it to the store."""
+    number = len(writer.lengths) + 1
+    for i, (identifier, sequence) in enumerate(zip(ids, sequences, strict=True)):
+        if not identifier:
+            findings.fault(number + i, identifier, "it has no id")
+        if not sequence:
+            findings.fault(number + i, identifier, "its sequence is empty")
     status = alphabet.status[np.frombuffer(b"".join(sequences), np.uint8)]
-    tally.counts["noted"] += int(np.count_nonzero(status == NOTED))
+    noted = int(np.count_nonzero(status == NOTED))
+    findings.noted += noted
     bad = np.flatnonzero(status == REFUSED)
     if len(bad):
         starts = np.cumsum([0, *map(len, sequences)])
-        records, first = np.unique(np.searchsorted(starts, bad, side="right") - 1, return_index=True)
-        for i, place in zip(records, bad[first], strict=True):
-            at = int(place - starts[i])
+        owners, first = np.unique(np.searchsorted(starts, bad, side="right") - 1, return_index=True)
+        for i, place in zip(owners.tolist(), bad[first].tolist(), strict=True):
+            at = place - int(starts[i])
             letter = chr(sequences[i][at])
-            tally.fault(
-                f"record {last - len(ids) + i + 1} ({ids[i].decode()}): "
-                f"{letter!r} at position {at + 1} is no {alphabet.name}"
-            )
+            what = f"{letter!r} at position {at + 1} is no {alphabet.name}"
+            findings.fault(number + i, ids[i], what)
+    if noted:
+        sequences = [sequence.translate(alphabet.translation) for sequence in sequences]
     writer.append(ids, sequences)
-    ids.clear()
-    sequences.clear()
 
 
-def _duplicates(store: RecordStore, hashes: NDArray[np.int64]) -> Iterator[str]:
-    """Name ids that occur more than once; equal hashes are only candidates."""
+def _find_duplicates(store: RecordStore, hashes: NDArray[np.int64], findings: _Findings) -> None:
+    """Find ids that occur more than once; equal hashes only make candidates."""
     order = np.argsort(hashes, kind="stable")
-    equal = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    equal = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
     candidates = np.unique(np.concatenate((order[equal], order[equal + 1])))
     first: dict[str, int] = {}
-    for row, identifier in zip(candidates, store.ids(candidates), strict=True):
+    for row, identifier in zip(candidates.tolist(), store.ids(candidates), strict=True):
         if identifier in first:
-            yield (
-                f"record {row + 1} ({identifier}): the id is that of record "
-                f"{first[identifier] + 1} already"
-            )
+            what = f"the id is that of record {first[identifier] + 1} already"
+            findings.fault(row + 1, identifier.encode(), what)
         elif identifier:
-            first[identifier] = int(row)
-
-
-def _report(path: Path, alphabet: Alphabet, tally: _Tally) -> None:
-    count = tally.counts["faults"]
-    if count:
-        more = count - len(tally.faults)
-        lines = [f"{path}: {count} bad record{'s' * (count > 1)}:", *tally.faults]
-        raise InputError("\n  ".join(lines + ([f"and {more} more"] if more else [])))
-    if tally.counts["noted"]:
-        log.warning(
-            "%s: %d unusual %ss %s", path, tally.counts["noted"], alphabet.name, alphabet.noted
-        )
-    if tally.counts["stops"]:
-        log.warning("%s: dropped the final * of %d records", path, tally.counts["stops"])
+            first[identifier] = row
 
 
 def _parse(path: Path) -> Iterator[tuple[str, str]]:
     """Yield header and sequence of each record; every fault of file or format is an InputError."""
-    number = 0
+    number, header = 0, ""
     try:
-        with xopen(path, "rb", threads=0) as handle, _reader(path, handle) as reader:
-            for number, record in enumerate(reader, start=1):  # noqa: B007
-                yield record.name, record.sequence
+        with path.open("rb") as file:
+            for number, record in enumerate(_reader(SequenceText(path, file)), start=1):  # noqa: B007
+                header = record.name
+                yield header, record.sequence
     except dnaio.FileFormatError as error:
-        raise InputError(f"{path}: after record {number}: {error}") from error
-    except (EOFError, OSError, UnicodeDecodeError) as error:
-        what = "cannot be opened" if number == 0 else f"cannot be read past record {number}"
-        raise InputError(f"{path} {what}: {error}") from error
+        line = "" if error.line is None else f", line {error.line + 1}"
+        what = error.message.splitlines()[0][:200]
+        raise InputError(f"{path}: record {number + 1}{line}: {what}") from error
+    except DAMAGED as error:
+        past = f" past {_name(number, _first_word(header).encode())}" if number else ""
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read{past}: {reason}") from error
 
 
-def _reader(path: Path, handle: BinaryIO) -> FastaReader | FastqReader:
-    buffered = io.BufferedReader(_WithoutComments(path, handle), buffer_size=_BUFFER)
-    start = buffered.peek().lstrip()
-    if start.startswith(b"@"):
-        return FastqReader(buffered)
-    if start.startswith(b">"):
-        return FastaReader(buffered)
-    if not start:
-        raise InputError(f"{path} is empty")
-    raise InputError(
-        f"{path} is neither FASTA nor FASTQ: it starts with {start[:10]!r} instead of '>' or '@'"
-    )
-
-
-class _WithoutComments(io.RawIOBase):
-    """A stream that refuses FASTA lines beginning with `#`, which dnaio would pass over silently."""
-
-    def __init__(self, path: Path, handle: BinaryIO) -> None:
-        self._path = path
-        self._handle = handle
-        self._fasta: bool | None = None
-        self._last = b"\n"
-        self._lines = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:  # any writable buffer
-        count = self._handle.readinto(buffer)  # type: ignore[attr-defined]
-        data = self._last + bytes(memoryview(buffer)[:count])
-        if self._fasta is None and data.strip():
-            self._fasta = data.lstrip().startswith(b">")
-        if self._fasta:
-            at = max(data.find(b"\n#"), data.find(b"\r#"))
-            if at >= 0:
-                line = self._lines + data[1 : at + 1].count(b"\n") + 1
-                raise InputError(f"{self._path}: line {line} begins with '#', which is no FASTA")
-        self._lines += data[1:].count(b"\n")
-        self._last = data[-1:]
-        return int(count)
+def _reader(text: SequenceText) -> FastaReader | FastqReader:
+    buffered = BufferedReader(text, _BUFFER)
+    while buffered.peek().isspace() and not text.first:
+        buffered.read(_BUFFER)
+    return FastqReader(buffered) if text.first == b"@" else FastaReader(buffered)

@@ -1,0 +1,298 @@
+"""From contigs to packs of open reading frames, each with its protein and its nucleotides."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from virnucpro_pl.errors import UsageError
+from virnucpro_pl.sequences.alphabets import PRINTABLE
+from virnucpro_pl.sequences.datamodule import SequenceDataModule
+from virnucpro_pl.sequences.orfs import Orfs, find_orfs, orf_id
+from virnucpro_pl.sequences.packing import plan_packs
+from virnucpro_pl.sequences.records import RecordStore, map_array, read_records
+from virnucpro_pl.sequences.tokens import PackedBatch, Tokenizer, pack
+
+__all__ = ["ContigDataModule", "OrfBatch", "OrfStore"]
+
+log = logging.getLogger(__name__)
+
+POOLED_RESIDUES = 1024
+"""VirNucPro stops its mean over residues here, its input not being cut (Li et al. 2025)."""
+_BLOCK = 64 << 20
+"""Bases of contigs that are searched for ORFs at a time."""
+_COLUMNS: dict[str, type[np.generic]] = {
+    "nucleotides": np.uint8,
+    "nucleotide_ends": np.int64,
+    "proteins": np.uint8,
+    "protein_ends": np.int64,
+    "record": np.int64,
+    "chunk": np.int64,
+    "frame": np.int8,
+    "n_chunks": np.int64,
+    "n_orfs": np.int64,
+}
+"""Files of the store, as in `Orfs`; ends instead of offsets, so that blocks can be appended."""
+
+
+class OrfBatch(NamedTuple):
+    """ORFs as one forward pass of both models takes them."""
+
+    proteins: PackedBatch
+    """Of ESM-2."""
+    nucleotides: PackedBatch
+    """Of DNABERT-S, of the same rows in the same order."""
+
+    @property
+    def rows(self) -> Tensor:
+        """(N,) int64 row of each ORF; on the host."""
+        return self.proteins.rows
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """(N,) id of each ORF."""
+        return self.proteins.ids
+
+    @property
+    def tokens(self) -> Tensor:
+        """(T,) tokens of the proteins, by which packs are bounded."""
+        return self.proteins.tokens
+
+    def to(self, device: torch.device) -> OrfBatch:
+        """Copy what the models read to a device, without waiting for it."""
+        return OrfBatch(self.proteins.to(device), self.nucleotides.to(device))
+
+
+class OrfStore:
+    """All ORFs of an input, mapped from disk; pickled by its path alone.
+
+    Attributes:
+        contigs: The input's records.
+        columns: Arrays of `Orfs`, by name.
+        sha256: Hash of the input and of the length of a chunk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Map a store.
+
+        Args:
+            folder: Where `write_orfs` put it, with the records.
+        """
+        self.folder = folder
+        self.contigs = RecordStore(folder)
+        self.columns = {n: map_array(folder / f"orfs.{n}", t) for n, t in _COLUMNS.items()}
+        self.size = int((folder / "orfs.size").read_text())
+        self.sha256 = f"{self.contigs.sha256}/{self.size}"
+
+    def __reduce__(self) -> tuple[type[OrfStore], tuple[Path]]:
+        """Send the path to a worker, not the bytes."""
+        return OrfStore, (self.folder,)
+
+    def __len__(self) -> int:
+        """Count the ORFs."""
+        return len(self.columns["record"])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(M,) residues of each protein."""
+        return self.letter_counts("protein")
+
+    def letter_counts(self, kind: str) -> NDArray[np.int64]:
+        """(M,) letters of each `protein` or `nucleotide` string."""
+        return np.diff(self.columns[f"{kind}_ends"], prepend=0)
+
+    def ids(self, rows: NDArray[np.int64]) -> list[str]:
+        """Ids of some ORFs."""
+        record, chunk, frame = (self.columns[name][rows] for name in ("record", "chunk", "frame"))
+        names = self.contigs.ids(record)
+        return [
+            orf_id(*place)
+            for place in zip(names, chunk.tolist(), frame.tolist(), strict=True)
+        ]
+
+    def sequences(self, kind: str, rows: NDArray[np.int64]) -> list[bytes]:
+        """`protein` or `nucleotide` strings of some ORFs."""
+        ends, letters = self.columns[f"{kind}_ends"], self.columns[f"{kind}s"]
+        starts = np.where(rows > 0, ends[rows - 1], 0)
+        return [letters[a:b].tobytes() for a, b in zip(starts, ends[rows], strict=True)]
+
+
+def write_orfs(contigs: RecordStore, size: int) -> OrfStore:
+    """Find all ORFs of the contigs and append them to their store, a block at a time.
+
+    Args:
+        contigs: The input's records.
+        size: Bases of a chunk.
+    """
+    folder = contigs.folder
+    files = {name: (folder / f"orfs.{name}").open("wb") for name in _COLUMNS}
+    try:
+        ends = {"nucleotide": 0, "protein": 0}
+        for first, orfs in _blocks(contigs, size):
+            _append(files, orfs, first, ends)
+    finally:
+        for file in files.values():
+            file.close()
+    (folder / "orfs.size").write_text(str(size))
+    return OrfStore(folder)
+
+
+def _blocks(contigs: RecordStore, size: int) -> Iterator[tuple[int, Orfs]]:
+    for block in plan_packs(contigs.lengths, _BLOCK, specials=0):
+        offsets = contigs.offsets[block.start : block.stop + 1]
+        yield block.start, find_orfs(contigs.residues, offsets, size)
+
+
+def _append(files: dict[str, IO[bytes]], orfs: Orfs, first: int, ends: dict[str, int]) -> None:
+    """Write a block's columns; records are numbered from `first`, ends go on from `ends`."""
+    columns: dict[str, NDArray[Any]] = {
+        "nucleotides": orfs.nucleotides,
+        "nucleotide_ends": orfs.nucleotide_offsets[1:] + ends["nucleotide"],
+        "proteins": orfs.proteins,
+        "protein_ends": orfs.protein_offsets[1:] + ends["protein"],
+        "record": orfs.record + first,
+        "chunk": orfs.chunk,
+        "frame": orfs.frame,
+        "n_chunks": orfs.n_chunks,
+        "n_orfs": orfs.n_orfs,
+    }
+    for name, dtype in _COLUMNS.items():
+        columns[name].astype(dtype, copy=False).tofile(files[name])
+    ends["nucleotide"] += len(orfs.nucleotides)
+    ends["protein"] += len(orfs.proteins)
+
+
+class OrfPacks(Dataset[list[OrfBatch]]):
+    """Packs of ORFs, tokenised for both models when asked for."""
+
+    def __init__(
+        self,
+        store: OrfStore,
+        packs: list[NDArray[np.int64]],
+        proteins: Tokenizer,
+        nucleotides: Tokenizer,
+    ) -> None:
+        """Keep what a worker needs.
+
+        Args:
+            store: The ORFs.
+            packs: Rows of each pack.
+            proteins: ESM-2's tokenizer.
+            nucleotides: DNABERT-S's tokenizer.
+        """
+        self.store = store
+        self.packs = packs
+        self.proteins = proteins
+        self.nucleotides = nucleotides
+
+    def __len__(self) -> int:
+        """Count the packs."""
+        return len(self.packs)
+
+    def __getitem__(self, index: int) -> list[OrfBatch]:
+        """Tokenise one pack."""
+        rows = self.packs[index]
+        ids = self.store.ids(rows)
+        proteins, nucleotides = (self.store.sequences(k, rows) for k in ("protein", "nucleotide"))
+        return [
+            OrfBatch(
+                pack(rows, ids, proteins, self.proteins, pool_limit=POOLED_RESIDUES),
+                pack(rows, ids, nucleotides, self.nucleotides),
+            )
+        ]
+
+
+class ContigDataModule(SequenceDataModule):
+    """Reads contigs or reads, and serves their ORFs as packs for both models.
+
+    Attributes:
+        store: The ORFs, from `setup` on; the contigs are in `store.contigs`.
+    """
+
+    store: OrfStore  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        path: str | Path,
+        length: int = 500,
+        save_orfs: bool = False,
+        tokens_per_batch: int = 16_384,
+        num_workers: int = 1,
+    ) -> None:
+        """Configure the input; nothing is read yet.
+
+        Args:
+            path: FASTA or FASTQ file of DNA, plain or gz, bz2, xz, zst compressed.
+            length: Bases of a chunk: 500, or 300 with the classifier that was trained on 300.
+            save_orfs: Whether to write the ORFs to the output folder, as
+                `<input>_identified_nucleotide.fa` and `<input>_identified_protein.faa`.
+            tokens_per_batch: Protein tokens of a pack, special tokens included.
+            num_workers: DataLoader processes of each rank; 0 tokenises in the rank itself.
+        """
+        super().__init__(path, tokens_per_batch, num_workers)
+        if length < 3:
+            raise UsageError(f"A chunk of {length} bases holds no codon: give --data.length 500")
+        self.length = length
+        self.save_orfs = save_orfs
+
+    def read(self, folder: Path) -> None:
+        """Read the contigs and find their ORFs.
+
+        Raises:
+            InputError: If the file cannot be read completely and exactly.
+        """
+        store = write_orfs(read_records(self.path, PRINTABLE, folder), self.length)
+        log.info(
+            "%s: %d records, %d chunks, %d open reading frames",
+            *(self.path, len(store.contigs), store.columns["n_chunks"].sum(), len(store)),
+        )
+
+    def open(self, folder: Path) -> None:
+        """Map contigs and ORFs."""
+        self.store = OrfStore(folder)
+
+    def plan(self) -> list[range]:
+        """Cut all ORFs into packs, by the tokens of their proteins."""
+        return plan_packs(self.store.lengths, self.tokens_per_batch)
+
+    def tokenise(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
+        """Make the dataset of some packs' batches."""
+        model: Any = self._trainer().lightning_module
+        return OrfPacks(self.store, packs, model.esm2.tokenizer, model.dnabert_s.tokenizer)
+
+    def transfer_batch_to_device(  # type: ignore[override]
+        self, batch: OrfBatch, device: torch.device, dataloader_idx: int
+    ) -> OrfBatch:
+        """Copy tokens to the device; rows, ids and lengths stay on the host."""
+        return batch.to(device)
+
+    def provenance(self) -> dict[str, Any]:
+        """What an output records about its input."""
+        return {**super().provenance(), "chunk_length": self.length}
+
+    def write_orfs(self, folder: Path) -> None:
+        """Write both ORF files as VirNucPro does, if they are asked for."""
+        if not self.save_orfs:
+            return
+        for kind, suffix in (("nucleotide", "fa"), ("protein", "faa")):
+            path = folder / f"{input_stem(self.path)}_identified_{kind}.{suffix}"
+            with path.open("w", encoding="ascii") as file:
+                for block in plan_packs(self.store.lengths, _BLOCK):
+                    rows = np.arange(block.start, block.stop)
+                    records = zip(self.store.ids(rows), self.store.sequences(kind, rows), strict=True)
+                    file.writelines(f">{name}\n{letters.decode()}\n" for name, letters in records)
+
+
+def input_stem(path: Path) -> str:
+    """Name of an input without compression and format: `contigs` of `contigs.fasta.gz`."""
+    if path.suffix in (".gz", ".bz2", ".xz", ".zst"):
+        path = path.with_suffix("")
+    return path.stem
