@@ -1,18 +1,23 @@
 """What the tests share: small models in the published formats, sequence files, and processes."""
 
 import argparse
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+
+from virnucpro_pl.sequences.dna_tokens import built_in_tokenizer
 
 RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO"
 LAYERS, WIDTH, HEADS = 3, 32, 4
@@ -113,6 +118,113 @@ def fair_esm_vectors(fair_esm_layers, reference):
         return torch.stack([fair_esm_layers(s, model)[-1, 1:-1].mean(0) for s in sequences]).numpy()
 
     return compute
+
+
+class PlainDNABERTS:
+    """MosaicBERT from its formulas: fp32, dense attention, one sequence at a time.
+
+    `state` has the authors' names, `config` is their config.json.
+    """
+
+    SLOPES: ClassVar = {
+        4: [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8],
+        12: [2.0**-k for k in range(1, 9)] + [2.0**-0.5, 2.0**-1.5, 2.0**-2.5, 2.0**-3.5],
+    }
+
+    def __init__(self, heads, layers=3, width=48, inner=80, vocabulary=4096, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.heads, self.layers = heads, layers
+        self.config = {
+            "model_type": "bert",
+            "num_hidden_layers": layers,
+            "hidden_size": width,
+            "num_attention_heads": heads,
+            "intermediate_size": inner,
+            "vocab_size": vocabulary,
+            "type_vocab_size": 2,
+            "layer_norm_eps": 1e-12,
+            "hidden_act": "gelu",
+        }
+        shapes = {
+            "embeddings.word_embeddings.weight": (vocabulary, width),
+            "embeddings.token_type_embeddings.weight": (2, width),
+            "embeddings.LayerNorm.weight": (width,),
+            "embeddings.LayerNorm.bias": (width,),
+            "pooler.dense.weight": (width, width),
+            "pooler.dense.bias": (width,),
+        }
+        for n in range(layers):
+            at = f"encoder.layer.{n}"
+            shapes |= {
+                f"{at}.attention.self.Wqkv.weight": (3 * width, width),
+                f"{at}.attention.self.Wqkv.bias": (3 * width,),
+                f"{at}.attention.output.dense.weight": (width, width),
+                f"{at}.attention.output.dense.bias": (width,),
+                f"{at}.attention.output.LayerNorm.weight": (width,),
+                f"{at}.attention.output.LayerNorm.bias": (width,),
+                f"{at}.mlp.gated_layers.weight": (2 * inner, width),
+                f"{at}.mlp.wo.weight": (width, inner),
+                f"{at}.mlp.wo.bias": (width,),
+                f"{at}.mlp.layernorm.weight": (width,),
+                f"{at}.mlp.layernorm.bias": (width,),
+            }
+        self.state = {
+            name: 0.2 * torch.randn(shape, generator=generator)
+            + (1.0 if "norm.weight" in name.lower() else 0.0)
+            for name, shape in shapes.items()
+        }
+
+    def norm(self, x, name):
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-12).sqrt()
+        return scaled * self.state[f"{name}.weight"] + self.state[f"{name}.bias"]
+
+    def linear(self, x, name):
+        return x @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"]
+
+    def hidden(self, tokens):
+        """Hidden states (layers + 1, T, D) of one sequence of token numbers."""
+        word = self.state["embeddings.word_embeddings.weight"][torch.as_tensor(tokens)]
+        kind = self.state["embeddings.token_type_embeddings.weight"][0]
+        x = self.norm(word + kind, "embeddings.LayerNorm")
+        place = torch.arange(len(tokens))
+        distance = (place[:, None] - place).abs()
+        states = [x]
+        for n in range(self.layers):
+            at = f"encoder.layer.{n}"
+            q, k, v = self.linear(x, f"{at}.attention.self.Wqkv").chunk(3, dim=1)
+            heads = []
+            for h, slope in enumerate(self.SLOPES[self.heads]):
+                size = q.shape[1] // self.heads
+                part = slice(h * size, (h + 1) * size)
+                scores = q[:, part] @ k[:, part].T / size**0.5 - slope * distance
+                heads.append(torch.softmax(scores, dim=1) @ v[:, part])
+            attended = self.linear(torch.cat(heads, 1), f"{at}.attention.output.dense")
+            x = self.norm(attended + x, f"{at}.attention.output.LayerNorm")
+            gate, value = (x @ self.state[f"{at}.mlp.gated_layers.weight"].T).chunk(2, dim=1)
+            gelu = 0.5 * gate * (1 + torch.erf(gate / 2**0.5))
+            fed = self.linear(gelu * value, f"{at}.mlp.wo")
+            x = self.norm(fed + x, f"{at}.mlp.layernorm")
+            states.append(x)
+        return torch.stack(states)
+
+    def save(self, folder, *, prefix="", form="bin"):
+        """Write a checkpoint as the authors do, with the built-in tokenizer."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {f"{prefix}{name}": tensor for name, tensor in self.state.items()}
+        if form == "bin":
+            torch.save(state, folder / "pytorch_model.bin")
+        else:
+            save_file(state, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(self.config))
+        built_in_tokenizer().save(str(folder / "tokenizer.json"))
+        return folder
+
+
+@pytest.fixture(scope="session")
+def plain_dnabert_s():
+    """Make an independent DNABERT-S with random numbers in every parameter."""
+    return lru_cache(PlainDNABERTS)
 
 
 # Sequences ----------------------------------------------------------------------------------------

@@ -22,33 +22,47 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder
     from virnucpro_pl.output.failures import FailureLog
+    from virnucpro_pl.output.table_writer import TableWriter
     from virnucpro_pl.output.writer import HDF5Writer
     from virnucpro_pl.precision import PrecisionFromEnv, should_use_fp16
+    from virnucpro_pl.sequences.contigs import ContigDataModule
     from virnucpro_pl.sequences.datamodule import SequenceDataModule
+    from virnucpro_pl.sequences.pairs import EmbeddingPairDataModule
     from virnucpro_pl.stability import NumericalInstabilityError, check_numerical_stability
+    from virnucpro_pl.virnucpro import VirNucPro, VirusClassifier
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ContigDataModule",
     "DNABERTSEmbedder",
     "ESM2Embedder",
+    "EmbeddingPairDataModule",
     "FailureLog",
     "HDF5Writer",
     "NumericalInstabilityError",
     "PrecisionFromEnv",
     "SequenceDataModule",
+    "TableWriter",
+    "VirNucPro",
+    "VirusClassifier",
     "check_numerical_stability",
     "should_use_fp16",
 ]
 
 _HOMES = {
+    "ContigDataModule": "sequences.contigs",
     "DNABERTSEmbedder": "embedder",
     "ESM2Embedder": "embedder",
+    "EmbeddingPairDataModule": "sequences.pairs",
     "FailureLog": "output.failures",
     "HDF5Writer": "output.writer",
     "NumericalInstabilityError": "stability",
     "PrecisionFromEnv": "precision",
     "SequenceDataModule": "sequences.datamodule",
+    "TableWriter": "output.table_writer",
+    "VirNucPro": "virnucpro",
+    "VirusClassifier": "virnucpro",
     "check_numerical_stability": "stability",
     "should_use_fp16": "precision",
 }

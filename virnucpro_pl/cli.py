@@ -61,19 +61,15 @@ class PredictCLI(LightningCLI):
         """
         config = self.config.predict
         allowed = should_use_fp16()
-        model = config.model.init_args
-        if config.trainer.precision is not None:
-            asked = unify_precision(config.trainer.precision)
-            if asked == "32-true":  # given explicitly, and so more than Lightning's default
-                model.enable_fp16 = False
-        else:
-            asked = "32-true"
-        device = _device_type(config.trainer.accelerator)
+        given = config.trainer.precision
+        asked = "32-true" if given is None else unify_precision(given)
+        if given is not None and asked == "32-true" and "enable_fp16" in config.model.init_args:
+            config.model.init_args.enable_fp16 = False  # more than Lightning's default
         config.trainer.precision = resolve_precision(
             asked,
-            enable_fp16=model.get("enable_fp16", True),
+            enable_fp16=_enable_fp16(config.model),
             fp16_allowed=allowed,
-            accelerator=device,
+            accelerator=_device_type(config.trainer.accelerator),
         )
         _resolve_sample(config)
 
@@ -165,6 +161,16 @@ def _with_shipped_configs(words: list[str]) -> list[str]:
         elif i + 1 < len(words):
             resolved[i + 1] = find_config(words[i + 1])
     return resolved
+
+
+def _enable_fp16(model: Namespace) -> bool:
+    """Tell whether a configured model, and every model within it, wants FP16."""
+    module, _, name = model.class_path.rpartition(".")
+    if not getattr(getattr(import_module(module), name), "enable_fp16", True):
+        return False
+    options = model.get("init_args", Namespace())
+    inner = [v for v in vars(options).values() if isinstance(v, Namespace) and "class_path" in v]
+    return bool(options.get("enable_fp16", True)) and all(map(_enable_fp16, inner))
 
 
 def _device_type(accelerator: Any) -> str:

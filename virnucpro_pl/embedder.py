@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from virnucpro_pl.errors import UsageError
@@ -46,6 +46,11 @@ _MATRIX_DTYPES = {
 same numbers at every step, from twice the memory."""
 
 
+Compile = Literal["auto"] | bool
+COMPILE_FROM = 400
+"""Packs of a rank from which on compiling saves more time than it takes (some 10 s on an H100)."""
+
+
 class Embeddings(NamedTuple):
     """What `predict_step` returns."""
 
@@ -53,6 +58,13 @@ class Embeddings(NamedTuple):
     """(N,) int64 row of each sequence in the input; on the host."""
     vectors: Tensor
     """(N, D) fp32."""
+
+
+def bring_along(trainer: Trainer) -> list[Callback]:
+    """The callbacks that every model of this package needs, but for those that the Trainer has."""
+    mine: list[Callback] = [PrecisionFromEnv(), FailureLog()]
+    present = {type(callback) for callback in trainer.callbacks}  # type: ignore[attr-defined]
+    return [callback for callback in mine if type(callback) not in present]
 
 
 class SequenceEmbedder(LightningModule, ABC):
@@ -79,6 +91,7 @@ class SequenceEmbedder(LightningModule, ABC):
         layer: int | None,
         enable_fp16: bool,
         attention: Attention | BiasedAttention,
+        compile: Compile = "auto",
     ) -> None:
         """Keep the options; weights are found in `prepare_data` and loaded in `configure_model`.
 
@@ -87,12 +100,15 @@ class SequenceEmbedder(LightningModule, ABC):
             layer: Layer whose hidden states are pooled; None for the last.
             enable_fp16: False for FP32 whatever the Trainer says.
             attention: Attention backend.
+            compile: Whether to compile the layers, on a GPU; `auto` does so for long runs.
         """
         super().__init__()
         self.name = name
         self.layer = layer
         self.enable_fp16 = enable_fp16
         self.attention = attention
+        self.compile_layers = compile
+        self._fill_to = 0
         self._found: Path | UsageError | None = None
         self._hash: Future[str] | None = None
 
@@ -108,9 +124,7 @@ class SequenceEmbedder(LightningModule, ABC):
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Bring the precision rule and the failure log along where the Trainer has none."""
-        mine: list[Callback] = [PrecisionFromEnv(), FailureLog()]
-        present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
-        return [callback for callback in mine if type(callback) not in present]
+        return bring_along(self.trainer)
 
     def prepare_data(self) -> None:
         """Find the weights on rank 0; a fault is kept for all ranks to raise in setup."""
@@ -149,6 +163,20 @@ class SequenceEmbedder(LightningModule, ABC):
         )
         log.info("Loaded %s in %.1f s", self.name, time.monotonic() - began)
 
+    def on_predict_start(self) -> None:
+        """Compile the layers, where packed attention runs and the run is long enough to gain by it.
+
+        The choice depends on the whole input, not on what is left of it, so that a continued run
+        computes the same numbers as an uninterrupted one.
+        """
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        packs = getattr(data, "pack_count", 0) / self.trainer.world_size
+        wanted = packs >= COMPILE_FROM if self.compile_layers == "auto" else self.compile_layers
+        if wanted and self.attention_used == self.packed_attention:
+            self._fill_to = data.tokens_per_batch
+            self.encoder.compile()
+            log.info("Layers are compiled at the first pack, for %d packs", packs)
+
     def check_layer(self, layers: int) -> None:
         """Check that a network of so many layers has the one asked for.
 
@@ -168,11 +196,16 @@ class SequenceEmbedder(LightningModule, ABC):
         return {
             "model": self.name,
             "weights_sha256": self.weights_sha256,
-            "layer": -1 if self.layer is None else self.layer,
+            "layer": self.encoder.config.layers if self.layer is None else self.layer,
             "pooling": self.pooling,
             "precision": str(self.trainer.precision),
             "attention": self.attention_used,
         }
+
+    @property
+    def width(self) -> int:
+        """D, numbers of a vector; from `configure_model` on."""
+        return int(self.encoder.config.width)
 
     @property
     def pooling(self) -> str:
@@ -182,7 +215,12 @@ class SequenceEmbedder(LightningModule, ABC):
     def forward(self, batch: PackedBatch) -> Tensor:
         """Hidden states (T, D) of a pack."""
         return self.encoder(  # type: ignore[no-any-return]
-            batch.tokens, batch.cu_seqlens, batch.max_seqlen, self.attention_used, self.layer
+            batch.tokens,
+            batch.cu_seqlens,
+            batch.max_seqlen,
+            self.attention_used,
+            self.layer,
+            self._fill_to,
         )
 
     def predict_step(self, batch: PackedBatch, batch_idx: int = 0) -> Embeddings:
@@ -218,6 +256,7 @@ class ESM2Embedder(SequenceEmbedder):
         layer: int | None = None,
         enable_fp16: bool = True,
         attention: Attention = "auto",
+        compile: Compile = "auto",
     ) -> None:
         """Configure an ESM-2.
 
@@ -228,8 +267,11 @@ class ESM2Embedder(SequenceEmbedder):
             layer: Layer to pool, 0 for the token embeddings; nothing for the last.
             enable_fp16: False for FP32 whatever the Trainer says.
             attention: `varlen` (packed, GPU only), `sdpa` (any device), or `auto`.
+            compile: Whether to compile the layers on a GPU; `auto` does so for long runs.
         """
-        super().__init__(name, layer=layer, enable_fp16=enable_fp16, attention=attention)
+        super().__init__(
+            name, layer=layer, enable_fp16=enable_fp16, attention=attention, compile=compile
+        )
         self.weights = weights
         self.tokenizer = ProteinTokenizer()
 
@@ -263,6 +305,7 @@ class DNABERTSEmbedder(SequenceEmbedder):
         layer: int | None = None,
         enable_fp16: bool = True,
         attention: BiasedAttention = "auto",
+        compile: Compile = "auto",
         size: dnabert_s.Size = "published",
     ) -> None:
         """Configure a DNABERT-S.
@@ -276,10 +319,13 @@ class DNABERTSEmbedder(SequenceEmbedder):
             layer: Layer to pool, 0 for the token embeddings; nothing for the last.
             enable_fp16: False for FP32 whatever the Trainer says.
             attention: `flex` (packed, GPU only), `sdpa` (any device), or `auto`.
+            compile: Whether to compile the layers on a GPU; `auto` does so for long runs.
             size: Size of random weights, `published` or `tiny`; other weights have their own.
         """
         name = "DNABERT-S" if size == "published" else f"DNABERT-S-{size}"
-        super().__init__(name, layer=layer, enable_fp16=enable_fp16, attention=attention)
+        super().__init__(
+            name, layer=layer, enable_fp16=enable_fp16, attention=attention, compile=compile
+        )
         self.weights = weights
         self.size = size
         self.named_tokenizer = tokenizer

@@ -13,6 +13,7 @@ from torch import Tensor
 from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder, bring_along
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.models.classifier import MLPClassifier, load_classifier
+from virnucpro_pl.models.weights import hash_of
 from virnucpro_pl.sequences.contigs import OrfBatch
 from virnucpro_pl.sequences.pairs import PairBatch
 
@@ -176,6 +177,4 @@ class VirusClassifier(LightningModule):
 
 
 def _of_classifier(source: str) -> dict[str, str]:
-    from virnucpro_pl.models.weights import hash_of
-
     return {"classifier": source, "classifier_sha256": hash_of(source)}

@@ -67,7 +67,7 @@ def test_read_truncated_or_flipped_file_raises(weights_file, tmp_path, zipped):
     data, path = whole.read_bytes(), tmp_path / "w.pt"
     for stop in range(0, len(data) - 1, len(data) // 23):
         path.write_bytes(data[:stop])
-        with pytest.raises(WeightsError, match=str(path)):
+        with pytest.raises(WeightsError, match=path.name):
             read_fair_esm_file(path)
     for at in range(0, 3000, 7):  # the pickle lies at the beginning
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :])
@@ -85,7 +85,7 @@ def test_read_missing_file_raises(tmp_path):
 @pytest.mark.parametrize("content", [{}, [1, 2], {"model": 3, "cfg": {}}, {"cfg": {"model": 1}}])
 def test_read_other_content_raises(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(WeightsError, match="not a fair-esm ESM-2 file"):
+    with pytest.raises(WeightsError, match="not a (fair-esm ESM-2|weights) file"):
         read_fair_esm_file(tmp_path / "w.pt")
 
 
@@ -110,7 +110,7 @@ def test_read_file_is_mapped_not_copied(weights_file):
             {"model.safetensors.index.json": '{"weight_map": {"a": "model-1.safetensors"}}'},
             "lacks model-1.safetensors",
         ),
-        ({"model.safetensors": "junk", "config.json": "[]"}, "config.json"),
+        ({"model.safetensors": "", "config.json": "[]"}, "no JSON object"),
     ],
 )
 def test_read_folder_damaged_raises(tmp_path, files, message):

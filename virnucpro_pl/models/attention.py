@@ -50,7 +50,7 @@ class Group(NamedTuple):
     """Sequences of similar length, padded to the longest of them."""
 
     padded: Tensor
-    """(n, L) int64, the token of each padded place; places past the end hold token 0."""
+    """(n, L) int64, the token of each padded place; places past the end hold its first one."""
     mask: Tensor | None
     """(n, 1, 1, L) bool, true where a place holds a token; None if every place does."""
 
@@ -150,7 +150,9 @@ def _group(
         members, longest = order[cut.start : cut.stop], int(ordered[cut.start])
         place = torch.arange(longest, device=lengths.device)
         filled = place < lengths[members, None]
-        padded = torch.where(filled, starts[members, None] + place, 0)  # (n, L)
+        # Places past the end repeat a token of their own sequence: a masked NaN of another would
+        # still come through, as 0 times NaN.
+        padded = starts[members, None] + torch.where(filled, place, 0)  # (n, L)
         even = int(ordered[cut.stop - 1]) == longest
         groups.append(Group(padded, None if even else filled[:, None, None]))
         place_of[members] = places + longest * torch.arange(len(cut), device=lengths.device)

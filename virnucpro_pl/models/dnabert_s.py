@@ -139,7 +139,7 @@ class DNABERTS(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         # Not a buffer: a conversion of the module to half must leave these fp32 numbers alone.
         self.slopes = alibi_slopes(config.heads)
-        self._project, self._between, self._finish = project, between, finish
+        self._steps = project, between, finish
 
     def forward(
         self,
@@ -159,7 +159,8 @@ class DNABERTS(nn.Module):
             backend: `flex` or `sdpa`, see `models.attention`.
             layer: 0 for the token embeddings, k for the output of layer k, None for the last.
             fill_to: Rows that the layers compute, so that a compiled layer always sees one shape;
-                rows behind the T tokens are one more sequence that nobody reads.
+                rows behind the T tokens are one more sequence that nobody reads. A longer pack runs
+                uncompiled.
 
         Returns:
             (T, D) hidden states.
@@ -177,17 +178,20 @@ class DNABERTS(nn.Module):
         if last == 0:
             return x[:tokens_given]  # type: ignore[no-any-return]
         layout = lay_out(cu_seqlens, max_seqlen, len(tokens), backend, self.slopes)
+        first, middle, final = self._steps if fill >= 0 else (project, between, finish)
         layers: list[Layer] = list(self.layers[:last])  # type: ignore[arg-type]
-        q, k, v = self._project(layers[0], x)  # (T, H, K)
+        q, k, v = first(layers[0], x)  # (T, H, K)
         for block, following in pairwise(layers):
-            x, q, k, v = self._between(block, following, x, attend(q, k, v, layout))
-        return self._finish(layers[-1], x, attend(q, k, v, layout))[:tokens_given]
+            x, q, k, v = middle(block, following, x, attend(q, k, v, layout))
+        return final(layers[-1], x, attend(q, k, v, layout))[:tokens_given]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile what lies between two attentions: one graph for all layers, one for each end."""
-        self._project = torch.compile(project, dynamic=False)
-        self._between = torch.compile(between, dynamic=False)
-        self._finish = torch.compile(finish, dynamic=False)
+        self._steps = (
+            torch.compile(project, dynamic=False),
+            torch.compile(between, dynamic=False),
+            torch.compile(finish, dynamic=False),
+        )
 
 
 def alibi_slopes(heads: int) -> Tensor:
@@ -292,9 +296,9 @@ def _how_to_fetch(why: str) -> str:
     return (
         f"The authors' weights {REPOSITORY} are not on this machine and cannot be downloaded "
         f"({why}). On a machine with a network fetch config.json, tokenizer.json and "
-        f"model.safetensors or pytorch_model.bin from https://huggingface.co/{REPOSITORY}, put "
-        "them into one folder and name it with --model.weights, or copy that machine's Hugging Face "
-        f"cache to {HF_HUB_CACHE}; `--model.weights random` is there for a trial."
+        f"model.safetensors or pytorch_model.bin from https://huggingface.co/{REPOSITORY}, "
+        "put them into one folder and name it with --model.weights, or copy that machine's Hugging "
+        f"Face cache to {HF_HUB_CACHE}; `--model.weights random` is there for a trial."
     )
 
 
@@ -362,9 +366,14 @@ def _config(checkpoint: Checkpoint) -> DNABERTSConfig:
         )
     except KeyError as error:
         raise WeightsError(f"{where} has no entry {error}") from error
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{where} has sizes that are no numbers: {error}") from error
     for key, needed in (("model_type", "bert"), ("hidden_act", "gelu")):
         if c.get(key, needed) != needed:
             raise WeightsError(f"{where} is not a DNABERT-S: {key} is {c[key]!r}, not {needed!r}")
-    if config.heads < 1 or config.width % config.heads:
-        raise WeightsError(f"{where}: {config.width} does not divide into {config.heads} heads")
+    if min(config.layers, config.heads) < 1 or config.width % config.heads:
+        raise WeightsError(
+            f"{where}: {config.layers} layers of width {config.width} with {config.heads} heads "
+            "are no DNABERT-S"
+        )
     return config

@@ -12,8 +12,9 @@ import json
 import logging
 import pickle
 import re
+import threading
 import zipfile
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.error import URLError
@@ -79,8 +80,9 @@ def read_torch_file(path: Path, allowed: Sequence[Any] = ()) -> Any:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         what = f"wants to run {wanted[1]}, which is not allowed" if wanted else "is damaged"
         raise WeightsError(f"{path} is not a plain weights file: it {what}") from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError) as error:
-        raise WeightsError(f"{path} cannot be read as a weights file: {error}") from error
+    except Exception as error:  # noqa: BLE001 - damaged bytes make torch raise whatever comes
+        what = f"{type(error).__name__}: {error}"
+        raise WeightsError(f"{path} cannot be read as a weights file: {what}") from error
 
 
 def read_fair_esm_file(path: Path) -> Checkpoint:
@@ -91,11 +93,14 @@ def read_fair_esm_file(path: Path) -> Checkpoint:
     """
     content = read_torch_file(path, [argparse.Namespace])
     try:
-        return Checkpoint(dict(content["model"]), content["cfg"]["model"], [path])
-    except (KeyError, TypeError) as error:
+        tensors, config = _tensors(path, content["model"]), content["cfg"]["model"]
+    except (KeyError, TypeError, IndexError) as error:
         raise WeightsError(
             f"{path} is not a fair-esm ESM-2 file: no entry {error} (expected cfg.model and model)"
         ) from error
+    if not isinstance(config, argparse.Namespace):
+        raise WeightsError(f"{path} is not a fair-esm ESM-2 file: its cfg.model is no Namespace")
+    return Checkpoint(tensors, config, [path])
 
 
 def read_folder(path: Path) -> Checkpoint:
@@ -109,10 +114,7 @@ def read_folder(path: Path) -> Checkpoint:
     """
     files = _weight_files(path) if path.is_dir() else [path]
     config_file = files[0].parent / "config.json"
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{config_file} cannot be read: {error}") from error
+    config = _read_json(config_file)
     tensors: dict[str, Tensor] = {}
     for file in files:
         if file.suffix == ".safetensors":
@@ -125,8 +127,27 @@ def read_folder(path: Path) -> Checkpoint:
                     raise
                 raise WeightsError(f"{file} is damaged: {error}") from error
         else:
-            tensors.update(read_torch_file(file))
+            tensors.update(_tensors(file, read_torch_file(file)))
     return Checkpoint(tensors, config, sorted([*files, config_file]))
+
+
+def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} is not a weights file: it holds a {type(content).__name__}")
+    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise WeightsError(f"{path} is not a weights file: no tensors are {listed(others)}")
+    return dict(content)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} cannot be read: it holds no JSON object")
+    return content
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -138,7 +159,10 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / single]
         index = folder / f"{single}.index.json"
         if index.is_file():
-            named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            weight_map = _read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise WeightsError(f"{index} has no weight_map")
+            named = sorted({str(name) for name in weight_map.values()})
             missing = [name for name in named if not (folder / name).is_file()]
             if missing:
                 raise WeightsError(f"{folder} lacks {listed(missing)}, named by {index.name}")
@@ -182,8 +206,8 @@ def assign(
         )
     for owner, short, name, parameter in _slots(module):
         parts = [checkpoint.tensors[source] for source in sources[name]]
-        rows = sum(len(part) for part in parts)
-        if (rows, *parts[0].shape[1:]) != tuple(parameter.shape):
+        rows = sum(part.shape[0] if part.ndim else 0 for part in parts)
+        if any((rows, *part.shape[1:]) != tuple(parameter.shape) for part in parts):
             raise WeightsError(
                 f"{where}: {listed(sources[name])} has shape {[tuple(p.shape) for p in parts]}, "
                 f"the model needs {tuple(parameter.shape)}"
@@ -257,10 +281,22 @@ def download(url: str, path: Path) -> None:
 
 def hash_files(files: Sequence[Path]) -> Future[str]:
     """Start hashing files in a thread, beside their loading; one SHA-256 over them in order."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="sha256")
-    future = pool.submit(_sha256, list(files))
-    pool.shutdown(wait=False)
+    future: Future[str] = Future()
+
+    def hash_them() -> None:
+        try:
+            future.set_result(_sha256(list(files)))
+        except OSError as error:
+            future.set_exception(error)
+
+    # No pool: Python would wait for its thread, half a minute for 12 GB, before it lets a run end.
+    threading.Thread(target=hash_them, name="sha256", daemon=True).start()
     return future
+
+
+def hash_of(source: str) -> str:
+    """SHA-256 of a small weights file; for `random` a text that says so."""
+    return f"random:classifier:{SEED}" if source == "random" else _sha256([Path(source).expanduser()])
 
 
 def _sha256(files: list[Path]) -> str:

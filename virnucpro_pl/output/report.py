@@ -90,11 +90,6 @@ class RunReport:
             *(totals["records"] + self.resumed, self.resumed, totals["tokens"], speed, 100 * fill),
             *(provenance["precision"], provenance["attention"]),
         )
-        log.info(
-            "Wrote %s. Look at it with: python -c \"import h5py; f = h5py.File('%s'); "
-            "print(f['sequence_ids'].asstr()[:3], f['embeddings'][:3])\"",
-            *(output, output),
-        )
 
 
 class Heartbeat:

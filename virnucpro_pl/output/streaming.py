@@ -111,6 +111,10 @@ class StreamingWriter(BasePredictionWriter, ABC):
             IncompleteError: If any row is missing, doubled, or under a wrong id.
         """
 
+    @abstractmethod
+    def look(self) -> str:
+        """A command that shows the output."""
+
     # Before the run ---------------------------------------------------------------------------
 
     def claim(self) -> Path:
@@ -323,6 +327,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
         self.publish(trainer, self._part_files(), provenance)
         self.report.write(self.path, trainer, totals, self._joined().counts(), provenance)
         shutil.rmtree(self.parts)
+        log.info("Wrote %s. Look at it with: %s", self.path, self.look())
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

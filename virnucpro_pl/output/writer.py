@@ -56,3 +56,8 @@ class HDF5Writer(StreamingWriter):
             attributes={**attributes, "config": self.config},
             max_length=provenance["max_length"],
         )
+
+    def look(self) -> str:
+        """A command that shows the file's first rows."""
+        show = "print(f['sequence_ids'].asstr()[:3], f['embeddings'][:3])"
+        return f"python -c \"import h5py; f = h5py.File('{self.path}'); {show}\""

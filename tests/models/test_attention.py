@@ -1,0 +1,101 @@
+import pytest
+import torch
+
+from virnucpro_pl.errors import UsageError
+from virnucpro_pl.models.attention import attend, choose_attention, lay_out
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def starts(*lengths):
+    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+
+
+def plain_attention(query, key, value, lengths):
+    """Softmax attention, sequence by sequence and head by head, in fp64."""
+    out = []
+    parts = (x.double().split(lengths) for x in (query, key, value))
+    for q, k, v in zip(*parts, strict=True):
+        weight = torch.einsum("ihk,jhk->hij", q, k) * q.shape[-1] ** -0.5
+        out.append(torch.einsum("hij,jhk->ihk", weight.softmax(-1), v))
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("lengths", [[5], [3, 3], [1], [1, 17, 2, 9, 1, 40], [40, 39, 1]])
+def test_attend_sdpa_equals_attention_within_each_sequence(lengths):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, sum(lengths), 2, 4)
+    layout = lay_out(starts(*lengths), max(lengths), sum(lengths), "sdpa")
+    expected = plain_attention(q, k, v, lengths).float()
+    torch.testing.assert_close(attend(q, k, v, layout), expected, rtol=0, atol=1e-6)
+
+
+def test_attend_sdpa_neighbour_with_nan_changes_nothing():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 9, 2, 4)
+    layout = lay_out(starts(3, 2, 4), 4, 9, "sdpa")
+    healthy = attend(q, k, v, layout)
+    for x in (q, k, v):
+        x[3:5] = torch.nan
+    poisoned = attend(q, k, v, layout)
+    rows = [0, 1, 2, 5, 6, 7, 8]
+    assert torch.equal(poisoned[rows], healthy[rows])
+    assert poisoned[3:5].isnan().all()
+
+
+def test_attend_sdpa_first_sequence_with_nan_changes_nothing():
+    # Were padded places filled from the first sequence, its NaN would come through the mask.
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 9, 2, 4)
+    layout = lay_out(starts(4, 3, 2), 4, 9, "sdpa")
+    healthy = attend(q, k, v, layout)
+    for x in (q, k, v):
+        x[:4] = torch.nan
+    assert torch.equal(attend(q, k, v, layout)[4:], healthy[4:])
+
+
+def test_lay_out_positions_count_from_each_start():
+    layout = lay_out(starts(3, 1, 2), 3, 6, "varlen")
+    assert layout.position.tolist() == [0, 1, 2, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "reduced", "chosen"),
+    [
+        ("auto", GPU, True, "varlen"),
+        ("auto", GPU, False, "sdpa"),
+        ("auto", CPU, True, "sdpa"),
+        ("varlen", GPU, True, "varlen"),
+        ("varlen", GPU, False, "sdpa"),
+        ("varlen", CPU, True, "sdpa"),
+        ("sdpa", GPU, True, "sdpa"),
+    ],
+)
+def test_choose_attention_follows_device_and_precision(asked, device, reduced, chosen):
+    assert choose_attention(asked, device=device, reduced=reduced) == chosen
+
+
+def test_choose_attention_names_choice_and_reason_in_log(caplog):
+    with caplog.at_level("INFO"):
+        choose_attention("varlen", device=GPU, reduced=False)
+    assert "sdpa (varlen needs a GPU and FP16 or BF16)" in caplog.text
+
+
+def test_choose_attention_packing_disabled_is_sdpa(monkeypatch):
+    monkeypatch.setenv("VIRNUCPRO_DISABLE_PACKING", "Yes")
+    assert choose_attention("varlen", device=GPU, reduced=True) == "sdpa"
+    monkeypatch.setenv("VIRNUCPRO_DISABLE_PACKING", "yess")
+    with pytest.raises(UsageError, match="VIRNUCPRO_DISABLE_PACKING"):
+        choose_attention("auto", device=GPU, reduced=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [[5], [1, 170, 2, 90, 33], [300, 1]])
+def test_attend_varlen_equals_attention_within_each_sequence(lengths, dtype):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, sum(lengths), 2, 64, device="cuda", dtype=dtype)
+    layout = lay_out(starts(*lengths).cuda(), max(lengths), sum(lengths), "varlen")
+    expected = plain_attention(q, k, v, lengths)
+    error = (attend(q, k, v, layout).double() - expected).abs().max()
+    assert error < (2e-3 if dtype == torch.float16 else 2e-2)

@@ -1,0 +1,297 @@
+import huggingface_hub.constants
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from torch.nn.attention.flex_attention import flex_attention
+
+from virnucpro_pl.embedder import DNABERTSEmbedder
+from virnucpro_pl.errors import UsageError, WeightsError
+from virnucpro_pl.models import attention, dnabert_s
+from virnucpro_pl.models.dnabert_s import (
+    SIZES,
+    alibi_slopes,
+    find_weights,
+    load_dnabert_s,
+    revision,
+)
+
+LENGTHS = (1, 700, 2, 7, 300, 33, 1, 64, 299)
+CPU = torch.device("cpu")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def load(path, dtype=torch.float32, size="published"):
+    return load_dnabert_s(size, path, device=CPU, matrix_dtype=dtype)[0]
+
+
+def hidden_states(encoder, sequences, backend="sdpa", **options):
+    tokens = torch.cat(sequences)
+    lengths = torch.tensor([len(s) for s in sequences])
+    cu_seqlens = torch.cat((torch.zeros(1), lengths.cumsum(0))).int()
+    with torch.no_grad():
+        hidden = encoder(tokens, cu_seqlens, int(lengths.max()), backend, **options)
+    return hidden.split(lengths.tolist())
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(4096, (length,), generator=generator) for length in LENGTHS]
+
+
+@pytest.fixture(scope="module", params=[4, 12])
+def reference(request, plain_dnabert_s):
+    return plain_dnabert_s(request.param)
+
+
+@pytest.fixture(scope="module")
+def expected(reference, sequences):
+    return [reference.hidden(sequence) for sequence in sequences]
+
+
+@pytest.fixture(scope="module")
+def encoder(reference, tmp_path_factory):
+    return load(reference.save(tmp_path_factory.mktemp("weights")))
+
+
+@pytest.fixture
+def flex_without_compiler(monkeypatch):
+    monkeypatch.setattr(attention, "_compiled_flex", lambda: flex_attention)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+def test_hidden_states_packed_equal_reference(
+    encoder, expected, sequences, backend, flex_without_compiler
+):
+    for layer in (0, 1, None):
+        found = hidden_states(encoder, sequences, backend, layer=layer)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs[-1 if layer is None else layer], rtol=0, atol=1e-5)
+
+
+def test_hidden_states_alone_equal_packed(encoder, sequences):
+    packed = hidden_states(encoder, sequences)
+    for sequence, together in zip(sequences, packed, strict=True):
+        alone = hidden_states(encoder, [sequence])[0]
+        torch.testing.assert_close(alone, together, rtol=0, atol=1e-5)
+
+
+def test_hidden_states_other_neighbours_change_nothing(encoder, sequences):
+    before = hidden_states(encoder, sequences)
+    others = [s if i == 3 else s.flip(0) for i, s in enumerate(sequences)]
+    assert torch.equal(hidden_states(encoder, others)[3], before[3])
+
+
+def test_hidden_states_bias_in_pieces_equal_reference(encoder, expected, sequences, monkeypatch):
+    monkeypatch.setattr(attention, "_BIAS_ELEMENTS", 5_000)  # 7 queries of the longest at 1 head
+    for ours, theirs in zip(hidden_states(encoder, sequences), expected, strict=True):
+        torch.testing.assert_close(ours, theirs[-1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+@pytest.mark.parametrize("more", [-7, 0, 1, 129])
+def test_hidden_states_filled_equal_unfilled(
+    encoder, sequences, backend, more, flex_without_compiler
+):
+    plain = hidden_states(encoder, sequences)
+    filled = hidden_states(encoder, sequences, backend, fill_to=sum(LENGTHS) + more)
+    for ours, theirs in zip(filled, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("heads", "slopes"),
+    [
+        (1, [2**-8]),
+        (4, [1 / 4, 1 / 16, 1 / 64, 1 / 256]),
+        (6, [1 / 4, 1 / 16, 1 / 64, 1 / 256, 1 / 2, 1 / 8]),
+        (8, [2.0**-k for k in range(1, 9)]),
+        (12, [2.0**-k for k in range(1, 9)] + [2.0 ** -(k + 0.5) for k in range(4)]),
+    ],
+)
+def test_alibi_slopes_any_number_of_heads_as_published(heads, slopes):
+    torch.testing.assert_close(alibi_slopes(heads), torch.tensor(slopes), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+@pytest.mark.parametrize("form", ["bin", "safetensors"])
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_load_authors_format_fills_every_parameter(
+    encoder, reference, tmp_path, prefix, form, named
+):
+    folder = reference.save(tmp_path, prefix=prefix, form=form)
+    file = next(f for f in folder.iterdir() if f.stem in ("pytorch_model", "model"))
+    other, files = load_dnabert_s(
+        "published", folder if named == "folder" else file, device=CPU, matrix_dtype=torch.float32
+    )
+    assert files == sorted([folder / "config.json", file])
+    for ours, theirs in zip(other.parameters(), encoder.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_load_unused_tensors_are_passed_over(plain_dnabert_s, tmp_path):
+    reference = plain_dnabert_s(4)
+    folder = reference.save(tmp_path, prefix="bert.")
+    state = torch.load(folder / "pytorch_model.bin")
+    state |= {"cls.predictions.bias": torch.zeros(4096)}
+    state |= {"bert.embeddings.position_ids": torch.arange(512)[None]}
+    torch.save(state, folder / "pytorch_model.bin")
+    load(folder)
+
+
+def test_load_half_file_computes_in_single(plain_dnabert_s, sequences, tmp_path):
+    reference = plain_dnabert_s(4, seed=2)
+    folder = reference.save(tmp_path)
+    state = {name: tensor.half() for name, tensor in reference.state.items()}
+    torch.save(state, folder / "pytorch_model.bin")
+    encoder = load(folder)
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+    rounded = type(reference)(4)
+    rounded.state = {name: tensor.float() for name, tensor in state.items()}
+    ours = hidden_states(encoder, sequences[2:3])[0]
+    torch.testing.assert_close(ours, rounded.hidden(sequences[2])[-1], rtol=0, atol=1e-5)
+
+
+def test_load_in_half_keeps_norms_and_embeddings_single(plain_dnabert_s, tmp_path):
+    encoder = load(plain_dnabert_s(4).save(tmp_path), torch.float16)
+    assert encoder.layers[0].qkv.weight.dtype == torch.float16
+    assert encoder.embed_tokens.weight.dtype == torch.float32
+    assert encoder.slopes.dtype == torch.float32
+
+
+def test_load_wrong_tensors_are_named(plain_dnabert_s, tmp_path):
+    folder = plain_dnabert_s(4).save(tmp_path)
+    state = torch.load(folder / "pytorch_model.bin")
+    state["encoder.layer.1.mlp.w1.weight"] = state.pop("encoder.layer.1.mlp.wo.weight")
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"missing encoder\.layer\.1\.mlp\.wo\.weight; ") as info:
+        load(folder)
+    assert "unexpected encoder.layer.1.mlp.w1.weight" in str(info.value)
+
+
+def test_load_wrong_shape_is_named(plain_dnabert_s, tmp_path):
+    reference = plain_dnabert_s(4)
+    folder = reference.save(tmp_path)
+    state = reference.state | {"encoder.layer.0.mlp.gated_layers.weight": torch.zeros(80, 48)}
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"layer\.0\.mlp\.gated_layers\.weight.*\(80, 48\)"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"num_attention_heads": 5}, "5 heads"),
+        ({"num_hidden_layers": "many"}, "no numbers"),
+        ({"intermediate_size": None}, "no numbers"),
+    ],
+)
+def test_load_other_architecture_is_refused(plain_dnabert_s, tmp_path, change, message):
+    reference = type(plain_dnabert_s(4))(4)
+    reference.config = reference.config | change
+    with pytest.raises(WeightsError, match=message):
+        load(reference.save(tmp_path))
+
+
+def test_random_weights_are_the_same_each_time():
+    first, second = load(None, size="tiny"), load(None, size="tiny")
+    assert first.config == SIZES["tiny"]
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+
+
+def test_find_weights_random_warns(caplog):
+    assert find_weights("published", "random") is None
+    assert "RANDOM" in caplog.text
+
+
+def test_find_weights_size_of_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match="size 'tiny' is for random weights"):
+        find_weights("tiny", str(tmp_path))
+
+
+def test_find_weights_missing_path_is_named(tmp_path):
+    with pytest.raises(WeightsError, match="nowhere: no such"):
+        find_weights("published", str(tmp_path / "nowhere"))
+
+
+def test_find_weights_published_from_cache_with_its_commit(plain_dnabert_s, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    cache = tmp_path / "models--zhihan1996--DNABERT-S"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(COMMIT)
+    folder = plain_dnabert_s(4).save(cache / "snapshots" / COMMIT)
+    assert find_weights("published", None) == folder
+    assert revision(folder) == COMMIT
+    assert revision(tmp_path) is None
+    assert revision(None) is None
+
+
+def test_find_weights_published_offline_says_what_to_do(monkeypatch):
+    def offline(repository, **options):
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(dnabert_s, "snapshot_download", offline)
+    with pytest.raises(WeightsError) as info:
+        find_weights("published", None)
+    for words in ("zhihan1996/DNABERT-S", "no network", "https://huggingface.co", "random"):
+        assert words in str(info.value)
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin"):
+        assert name in str(info.value)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_find_weights_published_fetches_one_format_of_one_commit(
+    plain_dnabert_s, tmp_path, monkeypatch, kind
+):
+    calls = []
+
+    def fetch(repository, local_files_only=False, **options):
+        if local_files_only:
+            raise LocalEntryNotFoundError("nothing there")
+        calls.append(options)
+        folder = tmp_path / COMMIT
+        plain_dnabert_s(4).save(folder, form=kind)
+        if kind == "bin" and len(calls) == 1:
+            (folder / "pytorch_model.bin").unlink()
+        return str(folder)
+
+    monkeypatch.setattr(dnabert_s, "snapshot_download", fetch)
+    assert find_weights("published", None) == tmp_path / COMMIT
+    assert "pytorch_model*.bin*" not in calls[0]["allow_patterns"]
+    if kind == "safetensors":
+        assert len(calls) == 1
+    else:
+        assert calls[1] == {"revision": COMMIT, "allow_patterns": ["pytorch_model*.bin*"]}
+
+
+def test_choose_attention_packed_needs_gpu_and_half(caplog):
+    caplog.set_level("INFO")
+    cuda = torch.device("cuda")
+    for asked, device, reduced, used in (
+        ("auto", cuda, True, "flex"),
+        ("auto", cuda, False, "sdpa"),
+        ("auto", CPU, True, "sdpa"),
+        ("flex", CPU, True, "sdpa"),
+        ("sdpa", cuda, True, "sdpa"),
+    ):
+        choose = attention.choose_attention
+        assert choose(asked, device=device, reduced=reduced, packed="flex") == used
+    assert "flex needs a GPU" in caplog.text
+    with pytest.raises(UsageError, match="auto, flex or sdpa, not varlen"):
+        attention.choose_attention("varlen", device=cuda, reduced=True, packed="flex")
+
+
+def test_embedder_too_small_a_model_for_the_tokenizer_is_refused(plain_dnabert_s, tmp_path):
+    folder = plain_dnabert_s(4, vocabulary=1_000).save(tmp_path)
+    embedder = DNABERTSEmbedder(weights=str(folder))
+    with pytest.raises(UsageError, match=r"tokenizer\.json has 1369 tokens, but .* knows 1000"):
+        embedder.load_encoder(folder, CPU, torch.float32)
+
+
+def test_embedder_layer_beyond_the_last_is_refused():
+    embedder = DNABERTSEmbedder(weights="random", size="tiny", layer=3)
+    with pytest.raises(UsageError, match="layers 0 to 2, not 3"):
+        embedder.load_encoder(None, CPU, torch.float32)
