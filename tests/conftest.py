@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -169,7 +170,7 @@ class PlainDNABERTS:
                 f"{at}.mlp.layernorm.bias": (width,),
             }
         self.state = {
-            name: 0.2 * torch.randn(shape, generator=generator)
+            name: 0.1 * torch.randn(shape, generator=generator)
             + (1.0 if "norm.weight" in name.lower() else 0.0)
             for name, shape in shapes.items()
         }
@@ -271,13 +272,14 @@ def free_port():
 
 
 class Command:
-    """A running command, in a session of its own, so that all its processes can be found."""
+    """A running command; a variable in their environment tells which processes belong to it."""
 
     def __init__(self, words, folder, env):
         self.log_file = folder / f"log-{time.monotonic_ns()}.txt"
         mine = {k: v for k, v in os.environ.items() if k not in PACKAGE_VARIABLES}
         mine |= {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
-        mine |= {"PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+        self.mark = f"VIRNUCPRO_PL_TEST={os.getpid()}-{time.monotonic_ns()}"
+        mine |= {"PYTHONUNBUFFERED": "1", "COLUMNS": "200"} | dict([self.mark.split("=")])
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
                 [str(word) for word in words],
@@ -288,37 +290,35 @@ class Command:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.session = self.process.pid
+        self.pid = self.process.pid
 
     @property
     def log(self):
         return self.log_file.read_text(errors="replace")
 
     def processes(self):
-        """Pids of the session that are alive, zombies not counted."""
+        """Pids of the command that are alive, zombies not counted."""
         found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
+        for folder in Path("/proc").glob("[0-9]*"):
             try:
-                fields = stat.read_text().rpartition(")")[2].split()
+                if self.mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+                    found += [int(folder.name)] if state != "Z" else []
             except OSError:
                 continue
-            if int(fields[3]) == self.session and fields[0] != "Z":
-                found.append(int(stat.parent.name))
-        return found
+        return sorted(found)
 
-    def ranks(self):
-        """Pid of each rank that runs under the command itself: rank 0, then its children."""
-        by_rank = {}
+    def rank(self, rank):
+        """Pid of a rank that Lightning's own launcher has started, or None."""
         for pid in self.processes():
             try:
                 pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
                 parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue
-            rank = next((int(p[11:]) for p in pairs if p.startswith(b"LOCAL_RANK=")), 0)
-            if pid == self.session or parent == self.session:
-                by_rank[rank] = pid
-        return by_rank
+            if parent == self.pid and f"LOCAL_RANK={rank}".encode() in pairs:
+                return pid
+        return self.pid if rank == 0 else None
 
     def wait(self, timeout=60):
         """Wait for the end of the command."""
@@ -391,3 +391,147 @@ def predict(start, predict_words):
         return ended
 
     return run
+
+
+# Calls --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def seeded_classifier():
+    """Make a classifier's state dict by seed, running statistics included."""
+
+    def make(features=3328, hidden=512, seed=0):
+        torch.manual_seed(seed)
+        layers = {
+            "hidden_layer": torch.nn.Linear(features, hidden),
+            "bn1": torch.nn.BatchNorm1d(hidden),
+            "output_layer": torch.nn.Linear(hidden, 2),
+        }
+        init, norm = torch.nn.init, layers["bn1"]
+        init.xavier_uniform_(layers["hidden_layer"].weight)
+        init.xavier_uniform_(layers["output_layer"].weight)
+        layers["output_layer"].bias.data = torch.tensor([0.05, -0.05])
+        init.normal_(norm.running_mean, 0.0, 0.5)
+        init.uniform_(norm.running_var, 0.5, 1.5)
+        init.uniform_(norm.weight, 0.8, 1.2)
+        init.normal_(norm.bias, 0.0, 0.1)
+        init.normal_(layers["hidden_layer"].bias, 0.0, 0.1)
+        norm.num_batches_tracked += 7
+        return {
+            f"{layer}.{name}": tensor.clone()
+            for layer, module in layers.items()
+            for name, tensor in module.state_dict().items()
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def save_classifier(seeded_classifier):
+    """Write a seeded classifier as its authors do: the whole module, pickled."""
+
+    class MLPClassifier(torch.nn.Module):
+        def __init__(self, features, hidden):
+            super().__init__()
+            self.hidden_layer = torch.nn.Linear(features, hidden)
+            self.bn1 = torch.nn.BatchNorm1d(hidden)
+            self.output_layer = torch.nn.Linear(hidden, 2)
+            self.dropout = torch.nn.Dropout(0.5)
+
+    MLPClassifier.__module__, MLPClassifier.__qualname__ = "__main__", "MLPClassifier"
+
+    def save(path, features=3328, hidden=512, *, edit=lambda module: None):
+        module = MLPClassifier(features, hidden)
+        module.load_state_dict(seeded_classifier(features, hidden))
+        edit(module)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys.modules["__main__"], "MLPClassifier", MLPClassifier, raising=False)
+            torch.save(module, path)
+        return path
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def plain_probabilities():
+    """P(others) and P(virus) of features (N, F) by the formulas, in double precision: (N, 2)."""
+
+    def compute(state, features):
+        w = {name: tensor.double().numpy() for name, tensor in state.items()}
+        x = np.asarray(features, np.float64) @ w["hidden_layer.weight"].T + w["hidden_layer.bias"]
+        x = (x - w["bn1.running_mean"]) / np.sqrt(w["bn1.running_var"] + 1e-5)
+        x = np.maximum(x * w["bn1.weight"] + w["bn1.bias"], 0)
+        logits = x @ w["output_layer.weight"].T + w["output_layer.bias"]
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        return powers / powers.sum(1, keepdims=True)
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def formula_vectors():
+    """Embeddings (N, width) of strings by a formula, for which no model is needed."""
+
+    def compute(strings, width):
+        vectors = np.empty((len(strings), width), np.float32)
+        for vector, text in zip(vectors, strings, strict=True):
+            h = (sum(ord(c) * (i + 1) for i, c in enumerate(text)) % 9973) / 9973
+            vector[:] = [np.sin((j + 1) * h * 0.7 + len(text) * 0.01) for j in range(width)]
+        return vectors
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def write_embeddings():
+    """Write an embedding file with what a reader needs, and more if it is given."""
+
+    def write(path, ids, vectors, lengths=None, **attributes):
+        with h5py.File(path, "w") as file:
+            file["embeddings"] = vectors
+            file.create_dataset("sequence_ids", data=list(ids), dtype=h5py.string_dtype())
+            if lengths is not None:
+                file["lengths"] = np.asarray(lengths, np.int32)
+            kind = {"format": "virnucpro-pl embeddings", "format_version": 1, "complete": True}
+            file.attrs.update({**kind, **attributes})
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def read_fasta():
+    """Ids (first words) and sequences of a FASTA file."""
+
+    def read(path):
+        records = []
+        for line in Path(path).read_text().splitlines():
+            if line.startswith(">"):
+                records.append([line[1:].split()[0], ""])
+            else:
+                records[-1][1] += line
+        return [name for name, _ in records], [letters for _, letters in records]
+
+    return read
+
+
+@pytest.fixture
+def run_main(capfd, tmp_path, monkeypatch):
+    """Run the command in this process, on one CPU core: its exit code, and what it said."""
+    from virnucpro_pl.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+
+    def run(*words):
+        torch.set_num_threads(1)
+        fixed = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
+        try:
+            main(["predict", *map(str, words), *fixed])
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return Ended(code, "".join(capfd.readouterr()))
+
+    yield run
+    torch.set_num_threads(threads)

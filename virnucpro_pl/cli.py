@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -12,12 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, auto_cli
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from virnucpro_pl.output.ranks import launched_by_rank_0, outlive_rank_0
+from virnucpro_pl.errors import UsageError
+from virnucpro_pl.output.launch import (
+    Signals,
+    announce_rank_0,
+    launched_by_rank_0,
+    leave_process_group,
+    lost_another_rank,
+    outlive_rank_0,
+    watch_rank_0,
+)
 from virnucpro_pl.precision import resolve_precision, should_use_fp16, unify_precision
 from virnucpro_pl.shipped import find_config, shipped_configs
 
@@ -25,8 +36,8 @@ __all__ = ["main"]
 
 log = logging.getLogger("virnucpro_pl")
 
-EPILOG = """exit codes: 0 every row written; 1 unexpected failure; 2 bad usage, configuration or input
-(nothing was computed); 3 numerical instability (committed rows are kept); 130 Ctrl-C; 143 SIGTERM.
+EPILOG = """exit codes: 0 every row written; 1 unexpected failure; 2 bad usage, configuration or
+input (nothing was computed); 3 numerical instability (committed rows are kept); 130 Ctrl-C; 143 SIGTERM.
 An interrupted command continues where it was when it is run again."""
 
 
@@ -73,6 +84,17 @@ class PredictCLI(LightningCLI):
         )
         _resolve_sample(config)
 
+    def instantiate_classes(self) -> None:
+        """Make Trainer, model, data and writer.
+
+        Raises:
+            UsageError: If any of them does not take what is configured.
+        """
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise UsageError(str(error)) from error
+
     def after_instantiate_classes(self) -> None:
         """Give the writer the resolved configuration for its file."""
         writer = self._get(self.config_init, "writer")
@@ -94,48 +116,64 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if args is None else args)
     _log_to_stderr()
-    if _wants_class_help(words):
-        print_class_help(words)
-        return
-    quiet = launched_by_rank_0()
+    announce_rank_0()
+    watch_rank_0()
+    signals = Signals()
+    signals.install()
+    failed = True
     try:
-        PredictCLI(
-            LightningModule,
-            LightningDataModule,
-            args=list(args) if args is not None else None,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            seed_everything_default=False,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            trainer_defaults={
-                "logger": False,
-                "enable_checkpointing": False,
-                "enable_model_summary": False,
-            },
-            parser_kwargs={
-                "prog": "virnucpro-pl",
-                "description": "Find viral sequences in sequencing data.",
-                "epilog": EPILOG,
-            },
-        )
+        if words[:1] == ["bench"]:
+            from virnucpro_pl.bench import bench
+
+            auto_cli(bench, args=words[1:], prog="virnucpro-pl bench")
+        elif _wants_class_help(words):
+            print_class_help(words)
+        else:
+            _predict(None if args is None else words)
+        failed = False
     except Exception as error:
         code = getattr(error, "exit_code", None)
-        if code is None:
-            if quiet:
-                outlive_rank_0()
-            raise
-        if not quiet:
+        if lost_another_rank(error):
+            log.error("Another rank is gone: %s", str(error).partition("\n")[0])
+        elif code is None:  # nobody foresaw it: the traceback is wanted, and at once
+            traceback.print_exc()
+        elif not launched_by_rank_0():
             log.error("%s", error)
         outlive_rank_0()
-        raise SystemExit(code) from error
-    except KeyboardInterrupt as interrupt:
-        raise SystemExit(130) from interrupt
+        raise SystemExit(1 if code is None else code) from error
     except SystemExit as end:
         if end.code:
             outlive_rank_0()
         raise
+    finally:
+        leave_process_group(failed=failed)
+        signals.restore()
+
+
+def _predict(args: ArgsType) -> None:
+    """Parse the command line and run it."""
+    PredictCLI(
+        LightningModule,
+        LightningDataModule,
+        args=args,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=None,
+        seed_everything_default=False,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        trainer_defaults={
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+        },
+        parser_kwargs={
+            "prog": "virnucpro-pl",
+            "description": "Find viral sequences in sequencing data. `virnucpro-pl bench --help` "
+            "tells how to measure this program on your own card.",
+            "epilog": EPILOG,
+        },
+    )
 
 
 def _log_to_stderr() -> None:
@@ -195,17 +233,32 @@ def _wants_class_help(words: list[str]) -> bool:
 
 
 def print_class_help(words: list[str]) -> None:
-    """Print the options of the classes that the config on the command line names."""
-    config: dict[str, Any] = {}
+    """Print the options of the classes that the config on the command line names.
+
+    Raises:
+        UsageError: If there is no such config, or it names no such class.
+    """
     resolved = _with_shipped_configs(words)
+    classes: dict[str, str] = {}
     for flag, value in zip(resolved, [*resolved[1:], ""], strict=True):
         head, equals, tail = flag.partition("=")
         if head in ("-c", "--config"):
-            content = yaml.safe_load(Path(tail if equals else value).read_text(encoding="utf-8"))
-            config.update(content)
+            classes |= _classes_in(Path(tail if equals else value))
     parser = ArgumentParser(prog="virnucpro-pl predict", usage="%(prog)s --config NAME [options]")
-    for key in ("model", "data", "writer"):
-        if key in config:
-            module, _, name = config[key]["class_path"].rpartition(".")
+    for key, path in classes.items():
+        module, _, name = path.rpartition(".")
+        try:
             parser.add_class_arguments(getattr(import_module(module), name), key)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UsageError(f"{key}: there is no class {path!r}: {error}") from error
     parser.print_help()
+
+
+def _classes_in(path: Path) -> dict[str, str]:
+    """Class paths of model, data and writer in a config file."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = {key: content.get(key) for key in ("model", "data", "writer")}
+        return {key: str(value["class_path"]) for key, value in given.items() if value is not None}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read as a config: {error!r}") from error

@@ -74,13 +74,13 @@ class SequenceEmbedder(LightningModule, ABC):
 
     Attributes:
         tokenizer: Letters, tokens, and which of them are pooled.
-        packed_attention: The packed attention backend that this model's scores need.
+        biased: Whether attention scores have a bias.
         encoder: The network, from `configure_model` on.
         attention_used: The attention backend, from `configure_model` on.
     """
 
     tokenizer: Tokenizer
-    packed_attention: ClassVar[Literal["varlen", "flex"]] = "varlen"
+    biased: ClassVar[bool] = False
     encoder: nn.Module
     attention_used: str
 
@@ -159,7 +159,7 @@ class SequenceEmbedder(LightningModule, ABC):
             self._hash = hash_files(files)
         reduced = dtype in (torch.float16, torch.bfloat16)
         self.attention_used = choose_attention(
-            self.attention, device=device, reduced=reduced, packed=self.packed_attention
+            self.attention, device=device, reduced=reduced, biased=self.biased
         )
         log.info("Loaded %s in %.1f s", self.name, time.monotonic() - began)
 
@@ -172,7 +172,7 @@ class SequenceEmbedder(LightningModule, ABC):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         packs = getattr(data, "pack_count", 0) / self.trainer.world_size
         wanted = packs >= COMPILE_FROM if self.compile_layers == "auto" else self.compile_layers
-        if wanted and self.attention_used == self.packed_attention:
+        if wanted and self.attention_used != "sdpa":
             self._fill_to = data.tokens_per_batch
             self.encoder.compile()
             log.info("Layers are compiled at the first pack, for %d packs", packs)
@@ -230,8 +230,14 @@ class SequenceEmbedder(LightningModule, ABC):
             NumericalInstabilityError: With exactly the sequences that are not finite.
         """
         hidden = self(batch)
+        vectors = self.pool(hidden, batch)  # queued before the check waits for the device
         self.check(hidden, batch)
-        return Embeddings(batch.rows, pool(hidden, batch.pool_tokens, batch.pool_offsets))
+        return Embeddings(batch.rows, vectors)
+
+    @staticmethod
+    def pool(hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Vectors (N, D) in fp32 of hidden states (T, D)."""
+        return pool(hidden, batch.pool_tokens, batch.pool_offsets)
 
     def check(self, hidden: Tensor, batch: PackedBatch) -> None:
         """Check hidden states (T, D); after a fault, find whose they are."""
@@ -266,7 +272,7 @@ class ESM2Embedder(SequenceEmbedder):
                 fair-esm `.pt` file, a transformers folder, or `random` for a trial.
             layer: Layer to pool, 0 for the token embeddings; nothing for the last.
             enable_fp16: False for FP32 whatever the Trainer says.
-            attention: `varlen` (packed, GPU only), `sdpa` (any device), or `auto`.
+            attention: `triton` or `varlen` (packed, GPU only), `sdpa` (any device), or `auto`.
             compile: Whether to compile the layers on a GPU; `auto` does so for long runs.
         """
         super().__init__(
@@ -296,7 +302,7 @@ class ESM2Embedder(SequenceEmbedder):
 class DNABERTSEmbedder(SequenceEmbedder):
     """DNABERT-S embeddings of DNA: the mean of a layer's hidden states over all tokens."""
 
-    packed_attention = "flex"
+    biased = True
 
     def __init__(
         self,
@@ -318,7 +324,7 @@ class DNABERTSEmbedder(SequenceEmbedder):
                 weights, or the built-in one of random weights.
             layer: Layer to pool, 0 for the token embeddings; nothing for the last.
             enable_fp16: False for FP32 whatever the Trainer says.
-            attention: `flex` (packed, GPU only), `sdpa` (any device), or `auto`.
+            attention: `triton` (packed, GPU only), `sdpa` (any device), or `auto`.
             compile: Whether to compile the layers on a GPU; `auto` does so for long runs.
             size: Size of random weights, `published` or `tiny`; other weights have their own.
         """

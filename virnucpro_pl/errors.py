@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "PeerError", "UsageError", "WeightsError"]
+__all__ = ["InputError", "OutputError", "PeerError", "UsageError", "WeightsError"]
 
 MAX_LISTED = 20
 """How many offending records or ids a message names before it only counts."""
@@ -20,6 +20,12 @@ class InputError(UsageError):
 
 class WeightsError(UsageError):
     """Weights that are missing, damaged, or not of the model that was asked for."""
+
+
+class OutputError(Exception):
+    """The output cannot be written, or does not hold every row; what is committed is kept."""
+
+    exit_code = 1
 
 
 class PeerError(Exception):

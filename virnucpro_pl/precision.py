@@ -84,7 +84,9 @@ def resolve_precision(
     if not fp16_allowed:
         return "32-true"
     if not enable_fp16:
-        return "32-true" if precision.startswith("16-") else precision
+        # On a CPU Lightning has made bf16-mixed of a Trainer's 16-mixed, and nobody can tell any more.
+        reduced = precision.startswith("16-") or (precision, accelerator) == ("bf16-mixed", "cpu")
+        return "32-true" if reduced else precision
     if precision == "32-true":
         precision = "16-mixed"
     return "bf16-mixed" if (precision, accelerator) == ("16-mixed", "cpu") else precision

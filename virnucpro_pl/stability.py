@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["NumericalInstabilityError", "check_numerical_stability"]
+__all__ = ["NumericalInstabilityError", "all_finite", "check_numerical_stability"]
 
 
 class NumericalInstabilityError(RuntimeError):
@@ -61,6 +61,11 @@ class NumericalInstabilityError(RuntimeError):
         return (NumericalInstabilityError, (str(self),), state)
 
 
+def all_finite(*tensors: Tensor) -> bool:
+    """Tell whether no element of any tensor is NaN or infinite, with one device synchronisation."""
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
+
+
 def check_numerical_stability(embeddings: Tensor, context: str = "embeddings") -> None:
     """Raise if any element is NaN or infinite.
 
@@ -74,7 +79,7 @@ def check_numerical_stability(embeddings: Tensor, context: str = "embeddings") -
     Raises:
         NumericalInstabilityError: With both counts, without sequence ids.
     """
-    if bool(torch.isfinite(embeddings).all()):
+    if all_finite(embeddings):
         return
     raise describe_instability(embeddings, context)
 

@@ -12,10 +12,15 @@ from torch import Tensor
 
 from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder, bring_along
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.models.classifier import MLPClassifier, load_classifier
-from virnucpro_pl.models.weights import hash_of
-from virnucpro_pl.sequences.contigs import OrfBatch
-from virnucpro_pl.sequences.pairs import PairBatch
+from virnucpro_pl.models.classifier import (
+    RANDOM,
+    MLPClassifier,
+    hash_classifier,
+    load_classifier,
+)
+from virnucpro_pl.sequences.contigs import ContigDataModule, OrfBatch
+from virnucpro_pl.sequences.pairs import EmbeddingPairDataModule, PairBatch
+from virnucpro_pl.stability import NumericalInstabilityError, all_finite, describe_instability
 
 __all__ = ["Scores", "VirNucPro", "VirusClassifier"]
 
@@ -35,13 +40,80 @@ class Scores(NamedTuple):
     """(N, 2560) fp32 embeddings of the proteins."""
 
 
-class VirNucPro(LightningModule):
+class _Caller(LightningModule):
+    """What both modules share: the classifier, whose faults are found before all else is loaded.
+
+    Attributes:
+        classifier: The network, from `configure_model` on.
+    """
+
+    data_class: type
+    classifier: MLPClassifier
+
+    def __init__(self, classifier: str) -> None:
+        """Keep the source.
+
+        Args:
+            classifier: A published `.pth`, a state dict, a Lightning checkpoint, or `random`.
+        """
+        super().__init__()
+        self.classifier_source = classifier
+        self._classifier_sha256 = ""
+        self._fault: UsageError | None = None
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Bring the precision rule and the failure log along where the Trainer has none."""
+        return bring_along(self.trainer)
+
+    def prepare_data(self) -> None:
+        """Look at the classifier on rank 0; a fault is kept for all ranks to raise in setup."""
+        try:
+            load_classifier(self.classifier_source)
+            self._classifier_sha256 = hash_classifier(self.classifier_source)
+        except UsageError as error:
+            self._fault = error
+        if self.classifier_source == RANDOM:
+            log.warning("The classifier has RANDOM weights: its calls mean nothing")
+
+    def setup(self, stage: str) -> None:
+        """Stop all ranks where the data are none that can be classified, or the classifier is none.
+
+        Raises:
+            UsageError: On every rank, what is wrong.
+        """
+        fault = self.trainer.strategy.broadcast(self._fault)
+        if fault is not None:
+            raise fault
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, self.data_class):
+            needed, given = self.data_class.__name__, type(data).__name__
+            raise UsageError(f"{type(self).__name__} needs a {needed} as its data, not a {given}")
+
+    @property
+    def tokenizer(self) -> Any:
+        """There is none: only a data module of another model asks for it.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(f"{type(self).__name__} needs a {self.data_class.__name__} as its data")
+
+    def provenance(self) -> dict[str, Any]:
+        """What an output records about the classifier."""
+        return {
+            "classifier": self.classifier_source,
+            "classifier_sha256": self._classifier_sha256,
+            "precision": str(self.trainer.precision),
+        }
+
+
+class VirNucPro(_Caller):
     """ESM-2, DNABERT-S and the classifier in one pass: no embedding leaves the device.
 
     The original: Li et al. 2025, Briefings in Bioinformatics 26(3) bbaf224.
     """
 
-    classifier: MLPClassifier
+    data_class = ContigDataModule
 
     def __init__(
         self,
@@ -58,10 +130,9 @@ class VirNucPro(LightningModule):
             classifier: A published `.pth`, a state dict, a Lightning checkpoint, or `random`.
             enable_fp16: False for FP32 whatever the Trainer says; so does False at either embedder.
         """
-        super().__init__()
+        super().__init__(classifier)
         self.esm2 = esm2
         self.dnabert_s = dnabert_s
-        self.classifier_source = classifier
         self.enable_fp16 = enable_fp16 and esm2.enable_fp16 and dnabert_s.enable_fp16
 
     @property
@@ -69,38 +140,42 @@ class VirNucPro(LightningModule):
         """Both embedders, in the order of their features."""
         return self.dnabert_s, self.esm2
 
-    def configure_callbacks(self) -> Sequence[Callback]:
-        """Bring the precision rule and the failure log along where the Trainer has none."""
-        return bring_along(self.trainer)
-
     def prepare_data(self) -> None:
-        """Find both embedders' weights on rank 0."""
-        for embedder in self.embedders:
-            embedder.prepare_data()
+        """Look at the classifier, which is small, then find both embedders' weights, on rank 0."""
+        super().prepare_data()
+        if self._fault is None:
+            for embedder in self.embedders:
+                embedder.prepare_data()
 
     def setup(self, stage: str) -> None:
         """Tell every rank where the weights are.
 
         Raises:
-            WeightsError: On every rank, what rank 0 found in `prepare_data`.
+            UsageError: On every rank, what rank 0 found in `prepare_data`.
         """
+        super().setup(stage)
         for embedder in self.embedders:
             embedder.setup(stage)
 
     def configure_model(self) -> None:
-        """Load the classifier, which is small, and then the encoders."""
+        """Load the encoders and the classifier of their features.
+
+        Raises:
+            WeightsError: If the classifier takes features of another width.
+        """
         if hasattr(self, "classifier"):
             return
         for embedder in self.embedders:
             embedder.configure_model()
         width = sum(embedder.width for embedder in self.embedders)
-        self.classifier = load_classifier(self.classifier_source, width)
-        self.classifier.to(self.trainer.strategy.root_device)
+        classifier = load_classifier(self.classifier_source, width)
+        self.classifier = classifier.to(self.trainer.strategy.root_device)
 
     def on_predict_start(self) -> None:
-        """Let both embedders choose what they compile."""
+        """Let both embedders choose what they compile, and keep TF32 from the classifier."""
         for embedder in self.embedders:
             embedder.on_predict_start()
+        torch.set_float32_matmul_precision("highest")
 
     def predict_step(self, batch: OrfBatch, batch_idx: int = 0) -> Scores:
         """Embed and classify one pack of ORFs.
@@ -108,73 +183,68 @@ class VirNucPro(LightningModule):
         Raises:
             NumericalInstabilityError: With the model and exactly the ORFs that are not finite.
         """
-        nucleotides = self.dnabert_s.predict_step(batch.nucleotides).vectors
-        proteins = self.esm2.predict_step(batch.proteins).vectors
-        features = torch.cat((nucleotides, proteins), dim=1)  # of the same rows in the same order
-        scores = self.classifier.probabilities(features)
-        return Scores(batch.rows, scores, nucleotides, proteins)
+        packs = (batch.nucleotides, batch.proteins)  # of the same rows in the same order
+        hidden = [e(pack) for e, pack in zip(self.embedders, packs, strict=True)]
+        steps = list(zip(self.embedders, hidden, packs, strict=True))
+        vectors = [embedder.pool(states, pack) for embedder, states, pack in steps]
+        scores = self.classifier.probabilities(torch.cat(vectors, dim=1))
+        if not all_finite(*hidden, scores):  # one wait for the device, not one for each network
+            for embedder, states, pack in steps:
+                embedder.check(states, pack)
+            raise _unscored(scores, ~scores.isfinite().all(dim=1), batch.ids)
+        return Scores(batch.rows, scores, *vectors)
 
     def provenance(self) -> dict[str, Any]:
         """What an output records about its models."""
         return {
-            **_of_classifier(self.classifier_source),
+            **super().provenance(),
             **{
                 f"{key}_{name}": value
                 for name, embedder in (("dnabert_s", self.dnabert_s), ("esm2", self.esm2))
                 for key, value in embedder.provenance().items()
-                if key not in ("precision",)
+                if key != "precision"
             },
             "model": "VirNucPro",
-            "precision": str(self.trainer.precision),
             "attention": f"{self.dnabert_s.attention_used} and {self.esm2.attention_used}",
         }
 
 
-class VirusClassifier(LightningModule):
+class VirusClassifier(_Caller):
     """The classifier alone, on embeddings that exist already; always FP32."""
 
+    data_class = EmbeddingPairDataModule
     enable_fp16 = False
-    classifier: MLPClassifier
-
-    def __init__(self, classifier: str) -> None:
-        """Configure the classifier.
-
-        Args:
-            classifier: A published `.pth`, a state dict, a Lightning checkpoint, or `random`.
-        """
-        super().__init__()
-        self.classifier_source = classifier
-
-    def configure_callbacks(self) -> Sequence[Callback]:
-        """Bring the precision rule and the failure log along where the Trainer has none."""
-        return bring_along(self.trainer)
 
     def configure_model(self) -> None:
-        """Load the classifier, of the embeddings' width.
+        """Load the classifier of the embeddings' features.
 
         Raises:
-            UsageError: If the data are no embeddings.
+            WeightsError: If it takes features of another width.
         """
         if hasattr(self, "classifier"):
             return
-        width = getattr(self.trainer.datamodule, "width", None)  # type: ignore[attr-defined]
-        if width is None:
-            raise UsageError("VirusClassifier needs an EmbeddingPairDataModule")
+        width = self.trainer.datamodule.width  # type: ignore[attr-defined]
         self.classifier = load_classifier(self.classifier_source, width)
 
     def predict_step(self, batch: PairBatch, batch_idx: int = 0) -> Scores:
-        """Classify one block of ORFs."""
-        return Scores(batch.rows, self.classifier.probabilities(batch.features))
+        """Classify one block of ORFs; those without an embedding, a row of NaN, get no score.
+
+        Raises:
+            NumericalInstabilityError: If finite features give a score that is not finite.
+        """
+        scores = self.classifier.probabilities(batch.features)
+        lost = ~scores.isfinite().all(dim=1)
+        failing = lost & batch.features.isfinite().all(dim=1)
+        if failing.any():
+            raise _unscored(scores, failing, batch.ids)
+        return Scores(batch.rows, scores)
 
     def provenance(self) -> dict[str, Any]:
         """What an output records about its model."""
-        return {
-            **_of_classifier(self.classifier_source),
-            "model": "VirNucPro classifier",
-            "precision": str(self.trainer.precision),
-            "attention": "none",
-        }
+        return {**super().provenance(), "model": "VirNucPro classifier", "attention": "none"}
 
 
-def _of_classifier(source: str) -> dict[str, str]:
-    return {"classifier": source, "classifier_sha256": hash_of(source)}
+def _unscored(scores: Tensor, failing: Tensor, ids: Sequence[str]) -> NumericalInstabilityError:
+    """Build the error for failing rows (N,) of scores (N, 2)."""
+    named = [i for i, fails in zip(ids, failing.tolist(), strict=True) if fails]
+    return describe_instability(scores[failing], "the classifier", named)

@@ -2,7 +2,6 @@ import huggingface_hub.constants
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
-from torch.nn.attention.flex_attention import flex_attention
 
 from virnucpro_pl.embedder import DNABERTSEmbedder
 from virnucpro_pl.errors import UsageError, WeightsError
@@ -54,20 +53,13 @@ def encoder(reference, tmp_path_factory):
     return load(reference.save(tmp_path_factory.mktemp("weights")))
 
 
-@pytest.fixture
-def flex_without_compiler(monkeypatch):
-    monkeypatch.setattr(attention, "_compiled_flex", lambda: flex_attention)
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("backend", ["sdpa", "flex"])
-def test_hidden_states_packed_equal_reference(
-    encoder, expected, sequences, backend, flex_without_compiler
-):
+def test_hidden_states_packed_equal_reference(encoder, expected, sequences):
     for layer in (0, 1, None):
-        found = hidden_states(encoder, sequences, backend, layer=layer)
+        found = hidden_states(encoder, sequences, layer=layer)
         for ours, theirs in zip(found, expected, strict=True):
-            torch.testing.assert_close(ours, theirs[-1 if layer is None else layer], rtol=0, atol=1e-5)
+            torch.testing.assert_close(
+                ours, theirs[-1 if layer is None else layer], rtol=0, atol=1e-5
+            )
 
 
 def test_hidden_states_alone_equal_packed(encoder, sequences):
@@ -84,19 +76,15 @@ def test_hidden_states_other_neighbours_change_nothing(encoder, sequences):
 
 
 def test_hidden_states_bias_in_pieces_equal_reference(encoder, expected, sequences, monkeypatch):
-    monkeypatch.setattr(attention, "_BIAS_ELEMENTS", 5_000)  # 7 queries of the longest at 1 head
+    monkeypatch.setattr(attention, "_BIAS_ELEMENTS", 5_000)  # one query of the longest at a time
     for ours, theirs in zip(hidden_states(encoder, sequences), expected, strict=True):
         torch.testing.assert_close(ours, theirs[-1], rtol=0, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("backend", ["sdpa", "flex"])
-@pytest.mark.parametrize("more", [-7, 0, 1, 129])
-def test_hidden_states_filled_equal_unfilled(
-    encoder, sequences, backend, more, flex_without_compiler
-):
+@pytest.mark.parametrize("more", [-7, 129])
+def test_hidden_states_filled_equal_unfilled(encoder, sequences, more):
     plain = hidden_states(encoder, sequences)
-    filled = hidden_states(encoder, sequences, backend, fill_to=sum(LENGTHS) + more)
+    filled = hidden_states(encoder, sequences, fill_to=sum(LENGTHS) + more)
     for ours, theirs in zip(filled, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
@@ -271,17 +259,17 @@ def test_choose_attention_packed_needs_gpu_and_half(caplog):
     caplog.set_level("INFO")
     cuda = torch.device("cuda")
     for asked, device, reduced, used in (
-        ("auto", cuda, True, "flex"),
+        ("auto", cuda, True, "triton"),
         ("auto", cuda, False, "sdpa"),
         ("auto", CPU, True, "sdpa"),
-        ("flex", CPU, True, "sdpa"),
+        ("triton", CPU, True, "sdpa"),
         ("sdpa", cuda, True, "sdpa"),
     ):
         choose = attention.choose_attention
-        assert choose(asked, device=device, reduced=reduced, packed="flex") == used
-    assert "flex needs a GPU" in caplog.text
-    with pytest.raises(UsageError, match="auto, flex or sdpa, not varlen"):
-        attention.choose_attention("varlen", device=cuda, reduced=True, packed="flex")
+        assert choose(asked, device=device, reduced=reduced, biased=True) == used
+    assert "triton needs a GPU" in caplog.text
+    with pytest.raises(UsageError, match="auto, triton or sdpa, not varlen"):
+        attention.choose_attention("varlen", device=cuda, reduced=True, biased=True)
 
 
 def test_embedder_too_small_a_model_for_the_tokenizer_is_refused(plain_dnabert_s, tmp_path):

@@ -15,8 +15,8 @@ CPU = torch.device("cpu")
 
 
 def pack_of(sequences):
-    names = [f"p{i}" for i in range(len(sequences))]
-    return pack(np.arange(len(sequences)), names, [s.encode() for s in sequences], ProteinTokenizer())
+    names, letters = [f"p{i}" for i in range(len(sequences))], [s.encode() for s in sequences]
+    return pack(np.arange(len(sequences)), names, letters, ProteinTokenizer())
 
 
 def load(path, dtype=torch.float32):

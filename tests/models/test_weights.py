@@ -85,7 +85,7 @@ def test_read_missing_file_raises(tmp_path):
 @pytest.mark.parametrize("content", [{}, [1, 2], {"model": 3, "cfg": {}}, {"cfg": {"model": 1}}])
 def test_read_other_content_raises(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(WeightsError, match="not a (fair-esm ESM-2|weights) file"):
+    with pytest.raises(WeightsError, match=r"not a (fair-esm ESM-2|weights) file"):
         read_fair_esm_file(tmp_path / "w.pt")
 
 

@@ -1,9 +1,12 @@
 """Chunks and open reading frames against the rules, written out slowly, and against VirNucPro."""
 
-import hashlib
+import gzip
+import json
 import math
 from collections.abc import Iterator
 from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,13 +79,10 @@ WRITTEN_BY_VIRNUCPRO: dict[str, tuple[str, Rows]] = {
     ),
 }
 
-GAPS = {
-    "gap_inframe": "GCC" * 10 + "---" + "GCC" * 10,
-    "gap_frameshift": "GCC" * 10 + "-" + "GCC" * 9 + "GCC",
-    "gap_two": "GCC" * 5 + "--" + "AAC" * 12,
-    "gap_ends": "---" + "GCC" * 8 + "-",
-    "gap_run": "GCA" * 6 + "-" * 20 + "GCA" * 6,
-}
+# What VirNucPro's own functions gave.
+DATA = Path(__file__).parent.parent / "data" / "virnucpro"
+FUNCTIONS = json.loads(gzip.decompress((DATA / "functions.json.gz").read_bytes()))
+CHUNKS = gzip.decompress((DATA / "chunks.tsv.gz").read_bytes()).decode().splitlines()[1:]
 
 
 def pack(sequences: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -235,18 +235,6 @@ def test_find_orfs_unusual_letters_shorten_protein_and_nucleotides(
     assert found["r_chunk_1F1"] == (read[: 3 * len(protein) + 1], protein)
 
 
-@pytest.mark.parametrize("size", [300, 500])
-def test_find_orfs_records_with_gaps_as_virnucpro_files(size: int) -> None:
-    found = rows(find_orfs(*pack(list(GAPS.values())), size), list(GAPS))
-    nucleotides = "".join(f">{name}\n{text}\n" for name, text, _ in found)
-    proteins = "".join(f">{name}\n{text}\n" for name, _, text in found)
-    digests = [hashlib.sha256(text.encode()).hexdigest() for text in (nucleotides, proteins)]
-    assert digests == [
-        "de991049132b76dd8142a654e746d7989f56d6cd39a7b7c47fce237eb653c1ef",
-        "4632c281106931fddbc4bf0810e9f53246d018152c8f0b58c1c7ef974b0b943a",
-    ]
-
-
 @settings(deadline=None)
 @given(st.lists(sequences(), max_size=4), st.integers(3, 600))
 def test_find_orfs_random_records_equal_slow_reference(records: list[str], size: int) -> None:
@@ -299,3 +287,28 @@ def test_count_unusual_letters_ignores_case_and_iupac() -> None:
     counts = count_unusual_letters(letters)
     assert counts == {"U": 3, "-": 2, "*": 1, ".": 1, "X": 1, "0": 1}
     assert list(counts)[:2] == ["U", "-"]
+
+
+@pytest.mark.parametrize("record", FUNCTIONS, ids=lambda record: record["id"])
+def test_frames_of_a_record_equal_virnucpros(record: dict[str, Any]) -> None:
+    sequence = record["sequence"].upper().encode()
+    assert reverse_complement(sequence).decode() == record["revcomp_upper"]
+    frames = [s[f:] for s in (sequence, reverse_complement(sequence)) for f in range(3)]
+    assert [translate(frame).decode() for frame in frames] == record["translate_dna_upper"]
+    # As one chunk, which that function does not number; empty proteins are dropped behind it.
+    found = rows(find_orfs(*pack([record["sequence"]]), max(1, len(sequence))), [""])
+    named = [(name.replace("_chunk_1", record["id"]), *strings) for name, *strings in found]
+    orfs = [
+        (orf["seqid"], orf["nucleotide"], orf["protein"]) for orf in record["identify_seq_upper"]
+    ]
+    assert named == [orf for orf in orfs if orf[2]]
+
+
+def test_plan_chunks_table_equals_virnucpros() -> None:
+    assert len(CHUNKS) == 1758
+    for line in CHUNKS:
+        size, length, count, places = line.split("\t")
+        chunks = [f"{start}:{bases}" for start, bases in plan_chunks(int(length), int(size))]
+        assert len(chunks) == int(count)
+        shown = chunks if len(chunks) <= 6 else chunks[:2] + chunks[-2:]
+        assert shown == places.split(",")

@@ -9,13 +9,11 @@ similar length, L tokens of its longest.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 
 from virnucpro_pl.errors import UsageError
@@ -35,15 +33,13 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-Attention = Literal["auto", "varlen", "sdpa"]
-BiasedAttention = Literal["auto", "flex", "sdpa"]
+Attention = Literal["auto", "triton", "varlen", "sdpa"]
+BiasedAttention = Literal["auto", "triton", "sdpa"]
 PACKING_SWITCH = "VIRNUCPRO_DISABLE_PACKING"
-_FLEX_BLOCK = 128
-"""Tokens of a block of queries or keys in FlexAttention's mask."""
 _LEAST_FILL = 0.75
 """Share of a group's longest sequence that its shortest has at least."""
-_BIAS_ELEMENTS = 1 << 25
-"""Scores (n, H, queries, L) for which bias and mask are held at once; 128 MiB in fp32."""
+_BIAS_ELEMENTS = 1 << 23
+"""Scores (n, H, queries, L) for which bias and mask are held at once; 32 MiB in fp32."""
 
 
 class Group(NamedTuple):
@@ -59,7 +55,7 @@ class Layout(NamedTuple):
     """Where the sequences of a pack lie, in the form one backend needs; same for all layers."""
 
     backend: str
-    """`varlen`, `flex` or `sdpa`."""
+    """`triton`, `varlen` or `sdpa`."""
     cu_seqlens: Tensor
     """(N+1,) int32: start of each sequence in the pack, then T."""
     max_seqlen: int
@@ -72,8 +68,6 @@ class Layout(NamedTuple):
     """sdpa: the sequences, each in one group."""
     unpadded: Tensor | None
     """sdpa: (T,) int64: the place of each token among the padded places of all groups."""
-    block_mask: BlockMask | None
-    """flex: the blocks of queries and keys that share a sequence."""
 
 
 def choose_attention(
@@ -81,34 +75,34 @@ def choose_attention(
     *,
     device: torch.device,
     reduced: bool,
-    packed: Literal["varlen", "flex"] = "varlen",
+    biased: bool = False,
 ) -> str:
     """Pick the backend and log the choice.
 
     Args:
-        asked: The user's wish; `auto` takes the packed backend wherever it runs.
+        asked: The user's wish; `auto` takes the packed kernel wherever it runs.
         device: Where the model runs.
         reduced: Whether attention computes in FP16 or BF16.
-        packed: The model's packed backend: `flex` if its scores have a bias, else `varlen`.
+        biased: Whether the model's scores have a bias, which `varlen` does not know.
 
     Returns:
-        `varlen`, `flex` or `sdpa`.
+        `triton`, `varlen` or `sdpa`.
 
     Raises:
         UsageError: If the model has no such backend, or `VIRNUCPRO_DISABLE_PACKING` holds a word
             that is neither on nor off.
     """
-    if asked not in ("auto", packed, "sdpa"):
-        raise UsageError(f"This model's attention is auto, {packed} or sdpa, not {asked}")
+    if asked not in get_args(BiasedAttention if biased else Attention):
+        raise UsageError(f"This model's attention is auto, triton or sdpa, not {asked}")
     able = device.type == "cuda" and reduced
     why = "asked for"
     backend = asked
     if env_switch(PACKING_SWITCH):
         backend, why = "sdpa", f"{PACKING_SWITCH} is on"
     elif asked == "auto":
-        backend, why = (packed if able else "sdpa"), f"auto on {device.type}"
-    elif asked == packed and not able:
-        backend, why = "sdpa", f"{packed} needs a GPU and FP16 or BF16"
+        backend, why = ("triton" if able else "sdpa"), f"auto on {device.type}"
+    elif asked != "sdpa" and not able:
+        backend, why = "sdpa", f"{asked} needs a GPU and FP16 or BF16"
     log.info("Attention: %s (%s)", backend, why)
     return backend
 
@@ -122,15 +116,13 @@ def lay_out(
         cu_seqlens: (N+1,) int32 starts of the sequences, then T.
         max_seqlen: Tokens of the longest sequence.
         tokens: T.
-        backend: `varlen`, `flex` or `sdpa`.
+        backend: `triton`, `varlen` or `sdpa`.
         slopes: (H,) fp32 ALiBi slopes, positive; None without a bias.
     """
     starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
     sequence = torch.repeat_interleave(lengths, output_size=tokens)
     position = torch.arange(tokens, device=cu_seqlens.device) - starts[sequence]
-    layout = Layout(backend, cu_seqlens, max_seqlen, position, slopes, (), None, None)
-    if backend == "flex":
-        return layout._replace(block_mask=_block_mask(cu_seqlens, sequence))
+    layout = Layout(backend, cu_seqlens, max_seqlen, position, slopes, (), None)
     if backend == "sdpa":
         heads = 0 if slopes is None else len(slopes)
         groups, unpadded = _group(starts, lengths, sequence, position, heads)
@@ -171,34 +163,6 @@ def _similar(lengths: list[int], biased_heads: int) -> Iterator[range]:
             start = i
 
 
-def _block_mask(cu_seqlens: Tensor, sequence: Tensor) -> BlockMask:
-    """Blocks of keys that each block of queries needs: those between its outermost sequences' ends.
-
-    Sequences lie one behind the other, so these blocks are consecutive, and `create_block_mask`'s
-    look at all T * T pairs is not needed.
-    """
-    tokens = len(sequence)
-    first = torch.arange(0, tokens, _FLEX_BLOCK, device=sequence.device)  # (B,) of each query block
-    last = (first + _FLEX_BLOCK - 1).clamp(max=tokens - 1)
-    low = cu_seqlens[sequence[first]].div(_FLEX_BLOCK, rounding_mode="floor")
-    high = (cu_seqlens[sequence[last] + 1] - 1).div(_FLEX_BLOCK, rounding_mode="floor")
-    blocks = torch.arange(len(first), device=sequence.device, dtype=torch.int32)
-    indices = (low[:, None] + blocks).clamp(max=len(first) - 1)  # (B, B), rows used up to `counts`
-    counts = high - low + 1
-
-    def same_sequence(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return sequence[query] == sequence[key]
-
-    return BlockMask.from_kv_blocks(
-        counts.int()[None, None],
-        indices.int()[None, None].contiguous(),
-        BLOCK_SIZE=_FLEX_BLOCK,
-        mask_mod=same_sequence,
-        seq_lengths=(tokens, tokens),
-        compute_q_blocks=False,  # only a backward pass reads them
-    )
-
-
 def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
     """Scaled dot-product attention of every token to all tokens of its own sequence.
 
@@ -211,12 +175,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
     Returns:
         (T, H, K) in the dtype of `query`.
     """
+    cu, longest = layout.cu_seqlens, layout.max_seqlen
+    if layout.backend == "triton":
+        from virnucpro_pl.models.triton_attention import packed_attention  # no Triton without a GPU
+
+        return packed_attention(query, key, value, cu, longest, layout.slopes)
     if layout.backend == "varlen":
         assert layout.slopes is None, "varlen has no bias"
-        cu, longest = layout.cu_seqlens, layout.max_seqlen
         return varlen_attn(query, key, value, cu, cu, longest, longest)  # type: ignore[return-value]
-    if layout.backend == "flex":
-        return _attend_flex(query, key, value, layout)
     assert layout.unpadded is not None
     parts = []
     for group in layout.groups:
@@ -238,32 +204,12 @@ def _attend_biased(
     """
     n, heads, longest, _ = query.shape
     step = max(1, _BIAS_ELEMENTS // (n * heads * longest))
-    place = torch.arange(longest, device=query.device)
+    place = torch.arange(longest, device=query.device, dtype=torch.float32)
     out = []
     for q, rows in zip(torch.split(query, step, dim=2), torch.split(place, step), strict=True):
-        bias = -slopes[:, None, None] * (rows[:, None] - place).abs()  # (H, queries, L) fp32
+        bias = (rows[:, None] - place).abs() * -slopes[:, None, None]  # (H, queries, L) fp32
         if mask is not None:
             bias = bias.masked_fill(~mask, float("-inf"))  # (n, H, queries, L)
         bias = bias.to(q.dtype).expand(n, -1, -1, -1)
         out.append(F.scaled_dot_product_attention(q, key, value, attn_mask=bias))
     return torch.cat(out, dim=2)
-
-
-def _attend_flex(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
-    """Packed attention; within a sequence the distance of two places in the pack is their own."""
-    slopes = layout.slopes
-
-    def biased(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        assert slopes is not None
-        return score - slopes[head] * (q - k).abs()
-
-    q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))  # (1, H, T, K)
-    score_mod = None if slopes is None else biased
-    out = _compiled_flex()(q, k, v, score_mod=score_mod, block_mask=layout.block_mask)
-    return out[0].transpose(0, 1)  # (T, H, K)
-
-
-@lru_cache(1)
-def _compiled_flex() -> Callable[..., Tensor]:
-    """Compiled once for all models: uncompiled, it would hold all T * T scores."""
-    return torch.compile(flex_attention)

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from virnucpro_pl.errors import WeightsError, listed
-from virnucpro_pl.models.weights import assign_random, read_torch_file
+from virnucpro_pl.models.weights import assign_random, hash_of, read_torch_file
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["FEATURES", "MLPClassifier", "load_classifier"]
+__all__ = [
+    "FEATURES",
+    "RANDOM",
+    "MLPClassifier",
+    "hash_classifier",
+    "load_classifier",
+]
 
 log = logging.getLogger(__name__)
 
 FEATURES = 768 + 2560
 """Width of the published features: DNABERT-S, then ESM-2 3B."""
+RANDOM = "random"
+"""Names a classifier with seeded random weights, whose calls mean nothing."""
 _PREFIX = "classifier."
-"""What stands before the names in a Lightning checkpoint of `VirusClassifier`."""
+"""What stands before the names in a Lightning checkpoint of `VirusClassifier` or `VirNucPro`."""
 
 
 class MLPClassifier(nn.Module):
-    """Two linear layers; attribute names are those of the published pickles."""
+    """Two linear layers; attribute names are those of the published pickles. Always FP32."""
 
     def __init__(self, features: int = FEATURES, hidden: int = 512, classes: int = 2) -> None:
         """Create the parameters.
@@ -39,14 +45,20 @@ class MLPClassifier(nn.Module):
             classes: `others` and `virus`.
         """
         super().__init__()
-        self.hidden_layer = nn.Linear(features, hidden)
-        self.bn1 = nn.BatchNorm1d(hidden)
-        self.output_layer = nn.Linear(hidden, classes)
+        # Named, since Lightning changes the default while it builds a model in a true precision.
+        self.hidden_layer = nn.Linear(features, hidden, dtype=torch.float32)
+        self.bn1 = nn.BatchNorm1d(hidden, dtype=torch.float32)
+        self.output_layer = nn.Linear(hidden, classes, dtype=torch.float32)
         self.dropout = nn.Dropout(0.5)
+
+    @property
+    def features(self) -> int:
+        """Width of the feature vectors that it takes."""
+        return self.hidden_layer.in_features
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (N, 2) of features (N, F)."""
-        x = F.relu(self.bn1(self.hidden_layer(features)))
+        x = F.relu(self.bn1(self.hidden_layer(features)))  # (N, hidden)
         return self.output_layer(self.dropout(x))  # type: ignore[no-any-return]
 
     def probabilities(self, features: Tensor) -> Tensor:
@@ -54,68 +66,126 @@ class MLPClassifier(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             return F.softmax(self(features.float()), dim=1)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MLPClassifier:
+        """Move with the model that this is part of, but never take its dtype.
 
-def load_classifier(source: str, features: int = FEATURES) -> MLPClassifier:
+        Lightning casts a whole module in `bf16-true`, `16-true` and `64-true`.
+        """
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(fn(tensor.new_empty(0)).device)
+
+        return super()._apply(move, recurse)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def hash_classifier(source: str) -> str:
+    """SHA-256 of a classifier's file; of `random` a text that says so.
+
+    Raises:
+        WeightsError: If the file cannot be read.
+    """
+    try:
+        return hash_of(source)
+    except OSError as error:
+        raise WeightsError(f"{source}: no such classifier: {error.strerror}") from error
+
+
+def load_classifier(source: str, features: int | None = None) -> MLPClassifier:
     """Load a classifier in FP32, in eval mode, on the CPU.
 
     Args:
-        source: A published `.pth` (the whole pickled module `__main__.MLPClassifier`), a state dict,
-            a Lightning checkpoint of `VirusClassifier`, or `random` for a trial.
-        features: Width of the embeddings that will be classified.
+        source: A published `.pth` (the whole pickled module `__main__.MLPClassifier`), a state
+            dict, a Lightning checkpoint of this package, or `random` for a trial.
+        features: Width of the embeddings that will be classified; None if it is not known yet.
+            Random weights need it.
 
     Raises:
-        WeightsError: If the file is missing, damaged, no classifier, of another width, or wants any
-            class that a classifier has no need of.
+        WeightsError: If the file is missing, damaged, no classifier, of another width, not finite,
+            or wants any class that a classifier has no need of.
     """
-    if source == "random":
-        log.warning("The classifier has RANDOM weights: its calls mean nothing")
-        return _random(features)
+    if source == RANDOM:
+        return _random(FEATURES if features is None else features)
     path = Path(source).expanduser()
     # weights_only unpickling takes an instance of an allowed class, and then its attributes.
-    content = read_torch_file(
-        path,
-        [
-            (MLPClassifier, "__main__.MLPClassifier"),
-            MLPClassifier,
-            nn.Linear,
-            nn.BatchNorm1d,
-            nn.Dropout,
-            nn.ReLU,
-            set,
-            OrderedDict,
-        ],
-    )
-    state = _state(content, path)
+    allowed = [
+        (MLPClassifier, "__main__.MLPClassifier"),
+        *(MLPClassifier, nn.Linear, nn.BatchNorm1d, nn.Dropout, nn.ReLU, set, OrderedDict),
+    ]
+    state = _tensors(_state(read_torch_file(path, allowed), path), path)
     weight = state.get("hidden_layer.weight")
     if weight is None or weight.ndim != 2:
-        raise WeightsError(f"{path} is no classifier: it has {listed(sorted(map(str, state)))}")
-    if weight.shape[1] != features:
-        raise WeightsError(
-            f"{path} takes {weight.shape[1]} features, but DNABERT-S and ESM-2 together give "
-            f"{features}: it belongs to models of other sizes"
-        )
-    classifier = MLPClassifier(features, weight.shape[0])
+        raise WeightsError(f"{path} is no classifier: it has {listed(sorted(state)) or 'nothing'}")
+    if features is not None:
+        _check_width(weight.shape[1], features, source)
+    classifier = MLPClassifier(weight.shape[1], weight.shape[0])
     try:
         classifier.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(f"{path} is no classifier: {error}") from error
-    return classifier.float().eval().requires_grad_(False)
+    return classifier.eval().requires_grad_(False)
+
+
+def _check_width(taken: int, given: int, source: str) -> None:
+    """Refuse a classifier of other features than the embedders give, with both numbers."""
+    if taken != given:
+        raise WeightsError(
+            f"{source} takes {taken} features, but DNABERT-S and ESM-2 together give {given}: "
+            "it belongs to models of other sizes"
+        )
 
 
 def _random(features: int) -> MLPClassifier:
     with torch.device("meta"):
         classifier = MLPClassifier(features)
     assign_random(classifier, device=torch.device("cpu"), matrix_dtype=torch.float32)
-    classifier.bn1.to_empty(device="cpu")
-    classifier.bn1.reset_parameters()
+    classifier.bn1 = nn.BatchNorm1d(classifier.bn1.num_features, dtype=torch.float32)  # identity
     return classifier.eval().requires_grad_(False)
 
 
-def _state(content: Any, path: Path) -> Mapping[str, Tensor]:
-    if isinstance(content, nn.Module):
-        return content.state_dict()
+def _state(content: Any, path: Path) -> Mapping[Any, Any]:
+    """Tensors by name, and whatever else a file of any of the three kinds may hold."""
+    if isinstance(content, MLPClassifier):
+        return _state_of_module(content, path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        return {k.removeprefix(_PREFIX): v for k, v in content["state_dict"].items()}
+        content = content["state_dict"]
+        ours = {k: v for k, v in content.items() if str(k).startswith(_PREFIX)}
+        return {str(name).removeprefix(_PREFIX): v for name, v in (ours or content).items()}
     if isinstance(content, dict):
         return content
     raise WeightsError(f"{path} is no classifier: it holds a {type(content).__name__}")
+
+
+def _state_of_module(module: nn.Module, path: Path) -> dict[str, Any]:
+    """Parameters and buffers, read from the attributes: nothing that a file brings is called."""
+    try:
+        children = vars(module)["_modules"]
+        return {
+            f"{child}.{name}": tensor
+            for child in ("hidden_layer", "bn1", "output_layer")
+            for table in ("_parameters", "_buffers")
+            for name, tensor in vars(children[child])[table].items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} is no classifier: its pickled module lacks {error}") from error
+
+
+def _tensors(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    """Check that all values are plain, finite tensors."""
+    others = [str(name) for name, value in state.items() if not _is_plain(value)]
+    if others:
+        raise WeightsError(f"{path} is no classifier: no tensors are {listed(others)}")
+    bad = [str(name) for name, value in state.items() if not value.isfinite().all()]
+    if bad:
+        raise WeightsError(f"{path} is damaged: not all numbers are finite in {listed(bad)}")
+    return {str(name): value for name, value in state.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value is a tensor, and neither sparse nor quantised nor without numbers."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_complex()
+    )

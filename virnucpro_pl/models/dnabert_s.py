@@ -156,7 +156,7 @@ class DNABERTS(nn.Module):
             tokens: (T,) token numbers, `[CLS]` and `[SEP]` included, no padding.
             cu_seqlens: (N+1,) int32 start of each sequence in the pack, then T.
             max_seqlen: Tokens of the longest sequence.
-            backend: `flex` or `sdpa`, see `models.attention`.
+            backend: `triton` or `sdpa`, see `models.attention`.
             layer: 0 for the token embeddings, k for the output of layer k, None for the last.
             fill_to: Rows that the layers compute, so that a compiled layer always sees one shape;
                 rows behind the T tokens are one more sequence that nobody reads. A longer pack runs

@@ -129,7 +129,7 @@ class ESM2(nn.Module):
         self.final_norm = nn.LayerNorm(config.width)
         # Not a buffer: a conversion of the module to half must leave these fp32 numbers alone.
         self.inverse_frequency = inverse_frequency(config.width // config.heads)
-        self._project, self._between, self._finish = project, between, finish
+        self._steps = project, between, finish
 
     def forward(
         self,
@@ -146,11 +146,12 @@ class ESM2(nn.Module):
             tokens: (T,) token numbers, `<cls>` and `<eos>` included, no padding.
             cu_seqlens: (N+1,) int32 start of each sequence in the pack, then T.
             max_seqlen: Tokens of the longest sequence.
-            backend: `varlen` or `sdpa`, see `models.attention`.
+            backend: `triton`, `varlen` or `sdpa`, see `models.attention`.
             layer: 0 for the scaled token embeddings, k for the output of layer k (before the final
                 LayerNorm, as fair-esm's `repr_layers=[k]`), None or the last for the model's output.
             fill_to: Rows that the layers compute, so that a compiled layer always sees one shape;
-                rows behind the T tokens are no sequence's and hold anything.
+                rows behind the T tokens are no sequence's and hold anything. A longer pack runs
+                uncompiled.
 
         Returns:
             (T, D) hidden states.
@@ -161,23 +162,24 @@ class ESM2(nn.Module):
         last = self.config.layers if layer is None else layer
         if last == 0:
             return x
-        fill = max(0, fill_to - tokens_given)
-        x = F.pad(x, (0, 0, 0, fill))
-        cos, sin = self.rotary_table(F.pad(layout.position, (0, fill)))  # (T, 1, K)
-        layers = self.layers[:last]
-        q, k, v = self._project(layers[0], x, cos, sin)  # (T, H, K)
+        fill = fill_to - tokens_given
+        x = F.pad(x, (0, 0, 0, max(fill, 0)))
+        cos, sin = self.rotary_table(F.pad(layout.position, (0, max(fill, 0))))  # (T, 1, K)
+        first, middle, final = self._steps if fill >= 0 else (project, between, finish)
+        layers: list[Layer] = list(self.layers[:last])  # type: ignore[arg-type]
+        q, k, v = first(layers[0], x, cos, sin)  # (T, H, K)
         for block, following in pairwise(layers):
-            attended = attend(q, k, v, layout)  # (T, H, K)
-            x, q, k, v = self._between(block, following, x, attended, cos, sin)
+            x, q, k, v = middle(block, following, x, attend(q, k, v, layout), cos, sin)
         norm = self.final_norm if last == self.config.layers else nn.Identity()
-        x = self._finish(layers[-1], x, attend(q, k, v, layout), norm)
-        return x[:tokens_given]
+        return final(layers[-1], x, attend(q, k, v, layout), norm)[:tokens_given]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile what lies between two attentions: one graph for all layers, one for each end."""
-        self._project = torch.compile(project, dynamic=False)
-        self._between = torch.compile(between, dynamic=False)
-        self._finish = torch.compile(finish, dynamic=False)
+        self._steps = (
+            torch.compile(project, dynamic=False),
+            torch.compile(between, dynamic=False),
+            torch.compile(finish, dynamic=False),
+        )
 
     def embed(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Token embeddings (T, D), scaled as in training where a share of tokens was masked."""

@@ -232,8 +232,9 @@ def assign_random(
         matrix_dtype: Dtype of the linear layers' parameters; all others are fp32.
         seed: Seed of the block.
     """
-    generator = torch.Generator().manual_seed(seed)
-    block = torch.randn(_BLOCK, generator=generator).to(device)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    # Neither dtype nor device are the defaults, which a true precision changes meanwhile.
+    block = torch.randn(_BLOCK, generator=generator, dtype=torch.float32, device="cpu").to(device)
     offset = 0
     for owner, short, _, parameter in _slots(module):
         if isinstance(owner, nn.LayerNorm | nn.BatchNorm1d):

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from virnucpro_pl.errors import MAX_LISTED, PeerError, UsageError, listed
+from virnucpro_pl.output.launch import lost_another_rank
 from virnucpro_pl.stability import NumericalInstabilityError
 
 __all__ = ["FailureLog", "failures_file"]
@@ -37,6 +38,7 @@ class FailureLog(Callback):
         """
         self.path = Path(path) if path is not None else None
         self._current: tuple[Any, int] | None = None
+        self._recorded: BaseException | None = None
 
     def on_predict_batch_start(
         self,
@@ -64,9 +66,12 @@ class FailureLog(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Record a failure of this rank; that of another rank, or bad input, is none."""
+        """Record a failure of this rank, once; that of another rank, or bad input, is none."""
         if not isinstance(exception, Exception) or isinstance(exception, PeerError | UsageError):
             return
+        if exception is self._recorded or lost_another_rank(exception):
+            return
+        self._recorded = exception
         batch, index = self._current or (None, None)
         ids = getattr(exception, "sequence_ids", None) or list(getattr(batch, "ids", ()))
         self.record(trainer, exception, ids, index)
@@ -102,10 +107,13 @@ class FailureLog(Callback):
                 "error": f"{type(exception).__name__}: {exception}",
             }
         )
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")  # one write in append mode: ranks do not mix their lines
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")  # one write in append mode: ranks do not mix their lines
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # raised here, it would take the place of the failure itself
+            log.error("%s cannot be written: %s", path, error)
 
     @staticmethod
     def _beside_writer(trainer: Trainer) -> Path | None:

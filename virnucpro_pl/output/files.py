@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["published", "write_json"]
+__all__ = ["flush", "published", "write_json"]
 
 TEMPORARY = ".tmp-"
 """Prefix of a file that is still being written."""
 
 
 @contextmanager
-def published(path: Path, scratch: Path | None = None) -> Iterator[Path]:
+def published(
+    path: Path, scratch: Path | None = None, *, durable: bool = True
+) -> Iterator[Path]:
     """Give a temporary path to write to, and rename it to `path` once it is on disk.
 
     After an exception the temporary file is removed and `path` is as it was.
@@ -24,24 +26,28 @@ def published(path: Path, scratch: Path | None = None) -> Iterator[Path]:
     Args:
         path: Final name.
         scratch: Folder of the temporary file, on the same file system; that of `path` by default.
+        durable: Whether to wait until the disk has it.
     """
     temporary = (scratch or path.parent) / f"{TEMPORARY}{os.getpid()}-{path.name}"
     try:
         yield temporary
-        _flush(temporary)
+        if durable:
+            flush(temporary)
         temporary.replace(path)
-        _flush(path.parent)
+        if durable:
+            flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
     """Write one JSON value to a file, whole or not at all."""
-    with published(path) as temporary:
+    with published(path, durable=durable) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until the disk has a file or a folder's list of names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

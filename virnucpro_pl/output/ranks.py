@@ -7,29 +7,36 @@ work where a barrier does not: after a failure, under any backend, and across no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-import signal
 import threading
 import time
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from virnucpro_pl.errors import PeerError
 from virnucpro_pl.output.files import write_json
+from virnucpro_pl.output.launch import kill_rank_0, outlive_rank_0, rank_0_is_gone
 
-__all__ = ["Ranks", "Signals", "launched_by_rank_0", "outlive_rank_0"]
+__all__ = ["Ranks"]
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
 _CHECK_SECONDS = 0.2
-_LEAVE_SECONDS = 45.0
+_BLOCKED_SECONDS = 3.0
+"""How long a rank that computes nothing may ignore another's failure, before its thread ends it."""
+_LEAVE_SECONDS = 40.0
 """How long a failing rank waits for the others, so that the command ends within a minute."""
-_ORPHAN_SECONDS = 10.0
-"""How long a rank whose launcher has died may take to commit."""
+
+
+class _Failure(NamedTuple):
+    message: str
+    """Names the rank and what happened to it."""
+    code: int
+    """Exit code of the run."""
 
 
 class Ranks:
@@ -44,29 +51,32 @@ class Ranks:
             folder: Folder shared by all ranks; made and emptied by rank 0 beforehand.
             rank: This rank.
             count: Ranks in all.
-            children: Processes of the other ranks, where this rank has launched them.
+            children: Processes of the next ranks, where this rank has launched them.
             stall_seconds: Time without progress after which a rank counts as stalled.
         """
         self.folder = folder
         self.rank = rank
         self.count = count
         self.stall_seconds = stall_seconds
-        self._children = children
-        self._parent = os.getppid() if launched_by_rank_0() else None
-        self._orphaned = threading.Event()
+        self._others = [other for other in range(count) if other != rank]
+        self._children = {rank + i: child for i, child in enumerate(children, start=1)}
         self._last_check = 0.0
-        self._last_progress = time.monotonic()
+        self._last_progress = 0.0
+        self._last_told = 0.0
         self._computing = False
+        self._seen: dict[int, tuple[int, float]] = {}
         self._over = threading.Event()
         threading.Thread(target=self._watch, name="rank-watch", daemon=True).start()
 
+    # While rows are computed ------------------------------------------------------------------
+
     def progress(self, counts: dict[str, int]) -> None:
         """Tell how far this rank is; at most once a second."""
-        now = time.monotonic()
+        self._last_progress = now = time.monotonic()
         self._computing = True
-        if now - self._last_progress >= 1 or not self._file("progress").exists():
-            self._last_progress = now
-            write_json(self._file("progress"), counts)
+        if now - self._last_told >= 1:
+            self._last_told = now
+            write_json(self._file("progress"), counts, durable=False)
 
     def totals(self) -> dict[str, int]:
         """Counts of all ranks together, as far as they have told."""
@@ -75,10 +85,6 @@ class Ranks:
             for name, value in (self._read("done", rank) or self._read("progress", rank) or {}).items():
                 total[name] = total.get(name, 0) + value
         return total
-
-    def counts(self) -> list[dict[str, int]]:
-        """Final counts of each rank."""
-        return [self._read("done", rank) or {} for rank in range(self.count)]
 
     def check(self) -> None:
         """Raise if another rank failed, died or stalled, or the launcher is gone.
@@ -92,31 +98,52 @@ class Ranks:
         if now - self._last_check < _CHECK_SECONDS:
             return
         self._last_check = now
-        for rank in range(self.count):
-            failed = self._read("failed", rank) if rank != self.rank else None
-            if failed:
-                raise PeerError(f"rank {rank}: {failed['message']}", failed["code"])
-        for rank, child in enumerate(self._children, start=1):
+        failure = self._told() or self._found(now)
+        if failure:
+            raise PeerError(failure.message, failure.code)
+
+    def _told(self) -> _Failure | None:
+        """The failure that another rank has left a marker for."""
+        for rank in self._others:
+            if told := self._read("failed", rank):
+                return _Failure(told["message"], told["code"])
+        return None
+
+    def _found(self, now: float) -> _Failure | None:
+        """A failure that another rank cannot tell of; this one does for it."""
+        message = "rank 0 died" if rank_0_is_gone() else None
+        for rank, child in self._children.items():
             if child.poll() not in (None, 0) and not self._file("left", rank).exists():
-                raise PeerError(f"rank {rank} died (exit code {child.returncode})")
-        if self._orphaned.is_set():
-            raise PeerError("rank 0 died")
-        self._check_stalls()
+                message = f"rank {rank} died (exit code {child.returncode})"
+        for rank in self._others:
+            if (silent := self._silence(rank, now)) > self.stall_seconds:
+                message = f"rank {rank} stalled: no progress for {silent:.0f} s"
+        if message is None:
+            return None
+        self._mark(message, 1)
+        return _Failure(message, 1)
 
-    def _check_stalls(self) -> None:
-        for rank in range(self.count):
-            file = self._file("progress", rank)
-            if rank == self.rank or self._file("done", rank).exists() or not file.exists():
-                continue
-            try:
-                silent = time.time() - file.stat().st_mtime
-            except FileNotFoundError:  # being replaced
-                continue
-            if silent > self.stall_seconds:
-                raise PeerError(f"rank {rank} stalled: no progress for {silent:.0f} s")
+    def _silence(self, rank: int, now: float) -> float:
+        """Seconds since a rank last told of progress, by this machine's clock alone."""
+        if self._file("done", rank).exists():
+            return 0.0
+        try:
+            written = self._file("progress", rank).stat().st_mtime_ns
+        except OSError:
+            written = 0  # no pack yet
+        before, since = self._seen.get(rank, (-1, now))
+        if written != before:
+            since = now
+        self._seen[rank] = written, since
+        return now - since
 
-    def finish(self, counts: dict[str, int]) -> None:
+    # The end ----------------------------------------------------------------------------------
+
+    def finish(self, counts: dict[str, int]) -> list[dict[str, int]]:
         """Tell that this rank has committed all its rows, and wait until all ranks have.
+
+        Returns:
+            Final counts of each rank.
 
         Raises:
             PeerError: If another rank failed, died or stalled instead.
@@ -126,48 +153,77 @@ class Ranks:
         while any(not self._file("done", rank).exists() for rank in range(self.count)):
             self.check()
             time.sleep(_POLL_SECONDS)
+        self.close()
+        self._touch_left()  # from here on nobody waits for this rank
+        return [self._read("done", rank) or {} for rank in range(self.count)]
 
     def fail(self, message: str, code: int) -> None:
         """Leave the marker that ends the other ranks' loops."""
-        if self.count > 1:
-            write_json(self._file("failed"), {"message": message, "code": code})
+        self._mark(f"rank {self.rank}: {message}", code)
 
-    def leave(self) -> None:
-        """Wait until all ranks are on their way out."""
+    def leave(self) -> bool:
+        """Wait until all ranks are on their way out, and end those that do not react.
+
+        Returns:
+            Whether all of them reacted.
+        """
         self._computing = False
+        self.close()
         if self.count == 1:
-            return
-        self._file("left").touch()
+            return True
+        self._touch_left()
         deadline = time.monotonic() + _LEAVE_SECONDS
-        others = [rank for rank in range(self.count) if rank != self.rank]
-        while time.monotonic() < deadline and not self._orphaned.is_set():
-            if all(self._file("left", r).exists() or self._dead(r) for r in others):
-                break
+        while not rank_0_is_gone() and (late := [r for r in self._others if not self._gone(r)]):
+            if time.monotonic() > deadline:
+                log.error("Rank %d ends ranks %s, which do not react", self.rank, late)
+                for rank in late:
+                    if rank in self._children:
+                        self._children[rank].kill()
+                    elif rank == 0:
+                        kill_rank_0()
+                return False
             time.sleep(_POLL_SECONDS)
-        else:
-            log.warning("Rank %d leaves without waiting any longer for the others", self.rank)
+        return True
 
     def close(self) -> None:
         """Stop the watching thread."""
         self._over.set()
 
-    def _dead(self, rank: int) -> bool:
-        return rank <= len(self._children) and self._children[rank - 1].poll() is not None
+    def _gone(self, rank: int) -> bool:
+        child = self._children.get(rank)
+        return self._file("left", rank).exists() or (child is not None and child.poll() is not None)
 
     def _watch(self) -> None:
-        """End this process if its launcher died or its own loop hangs; a thread, so it always can."""
+        """End this process if its own loop hangs; a thread, so that it always can."""
+        since = None
         while not self._over.wait(0.5):
-            if self._parent is not None and os.getppid() != self._parent:
-                self._orphaned.set()
-                if not self._over.wait(_ORPHAN_SECONDS):
-                    os._exit(1)
-                return
-            silent = time.monotonic() - self._last_progress
+            now = time.monotonic()
+            silent = now - self._last_progress
             if self._computing and silent > self.stall_seconds:
-                message = f"stalled: no progress for {silent:.0f} s"
-                log.error("Rank %d %s; ending the run", self.rank, message)
-                self.fail(message, 1)
-                os._exit(1)
+                message = f"rank {self.rank} stalled: no progress for {silent:.0f} s"
+                self._mark(message, 1)
+                self._end_here(_Failure(message, 1))
+            # While packs are computed the loop itself looks, and commits before it leaves.
+            failure = None if self._computing else self._told()
+            since = None if failure is None else since or now
+            if failure and since and now - since > _BLOCKED_SECONDS:
+                self._end_here(failure)
+
+    def _end_here(self, failure: _Failure) -> None:
+        log.error("%s; rank %d ends, too", failure.message, self.rank)
+        self._touch_left()
+        outlive_rank_0()
+        os._exit(failure.code)
+
+    # Files ------------------------------------------------------------------------------------
+
+    def _mark(self, message: str, code: int) -> None:
+        if self.count > 1 and self.folder.is_dir():
+            write_json(self._file("failed"), {"message": message, "code": code}, durable=False)
+
+    def _touch_left(self) -> None:
+        with contextlib.suppress(FileNotFoundError):  # where rank 0 has cleaned up already
+            self._file("left").touch()
 
     def _file(self, kind: str, rank: int | None = None) -> Path:
         return self.folder / f"rank-{self.rank if rank is None else rank}.{kind}"
@@ -178,59 +234,3 @@ class Ranks:
         except FileNotFoundError:
             return None
         return content
-
-
-def outlive_rank_0() -> None:
-    """Wait for rank 0 to exit, if it launched this process: its launcher kills it when a child fails."""
-    parent = os.getppid()
-    deadline = time.monotonic() + 2 * _LEAVE_SECONDS
-    while launched_by_rank_0() and os.getppid() == parent and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
-
-
-def launched_by_rank_0() -> bool:
-    """Tell whether Lightning's own launcher made this process, so that its parent is rank 0."""
-    external = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" in os.environ
-    return not external and os.environ.get("LOCAL_RANK", "0") != "0"
-
-
-class Signals:
-    """SIGTERM and Ctrl-C as a wish to leave after the current pack.
-
-    Lightning ignores the one, exits 1 on the other, and its SIGTERM handler enters a collective.
-    """
-
-    def __init__(self) -> None:
-        """Start without any signal received; nothing is installed yet."""
-        self.code: int | None = None
-        self.patient = False
-        self._before: dict[int, Any] = {}
-
-    def install(self) -> None:
-        """Take both signals over; again after somebody else has set a handler."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before = signal.signal(number, self._receive)
-            if before != self._receive:
-                self._before.setdefault(number, before)
-
-    def restore(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
-
-    def check(self) -> None:
-        """Leave, if a signal has asked for it.
-
-        Raises:
-            SystemExit: With 143 after SIGTERM, 130 after Ctrl-C.
-        """
-        if self.code is not None:
-            raise SystemExit(self.code)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.code = 128 + number
-        if not self.patient:  # nothing is being computed that would be worth finishing
-            raise SystemExit(self.code)

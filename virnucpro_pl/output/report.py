@@ -34,6 +34,7 @@ class RunReport:
         self.resumed = 0
         self._seconds: dict[str, float] = {}
         self._phase = "prepare"
+        self._first_tokens = 0
         self._began = time.monotonic()
 
     def begin(self, phase: str) -> None:
@@ -46,6 +47,13 @@ class RunReport:
         """Add to the counts."""
         for name, number in more.items():
             self.counts[name] += number
+
+    def packed(self, records: int, tokens: int) -> None:
+        """Count one pack; the first ends the phase in which layers are compiled and memory is taken."""
+        self.count(records=records, tokens=tokens, packs=1)
+        if self._phase == "first pack":
+            self._first_tokens = tokens
+            self.begin("compute")
 
     def reduce(self, trainer: Trainer) -> dict[str, int]:
         """Sum the counts over all ranks; a collective, so every rank must call it."""
@@ -66,8 +74,7 @@ class RunReport:
     ) -> None:
         """Write `<output>.run.json` and the log's last line."""
         self.begin("done")
-        seconds = self._seconds.get("compute", 0.0)
-        speed = totals["tokens"] / seconds if seconds else 0.0
+        speed = self._tokens_per_second(totals["tokens"], len(per_rank))
         budget = trainer.datamodule.tokens_per_batch  # type: ignore[attr-defined]
         fill = totals["tokens"] / (budget * totals["packs"]) if totals["packs"] else 0.0
         content = {
@@ -90,6 +97,15 @@ class RunReport:
             *(totals["records"] + self.resumed, self.resumed, totals["tokens"], speed, 100 * fill),
             *(provenance["precision"], provenance["attention"]),
         )
+
+    def _tokens_per_second(self, tokens: int, ranks: int) -> float:
+        """Throughput after each rank's first pack, or with it where there was no other."""
+        seconds = self._seconds.get("compute", 0.0)
+        later = tokens - ranks * self._first_tokens
+        if later > 0 and seconds > 0:
+            return later / seconds
+        seconds += self._seconds.get("first pack", 0.0)
+        return tokens / seconds if seconds else 0.0
 
 
 class Heartbeat:

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro_pl.errors import listed
+from virnucpro_pl.errors import OutputError, listed
 from virnucpro_pl.output.files import published
 
 __all__ = [
@@ -40,7 +40,7 @@ _CHUNK_BYTES = 1 << 18
 _ID_BLOCK = 65_536
 
 
-class IncompleteError(Exception):
+class IncompleteError(OutputError):
     """The parts do not hold every row exactly once."""
 
 
@@ -131,6 +131,7 @@ def merge(
     lengths: NDArray[np.int64],
     attributes: Mapping[str, Any],
     max_length: int | None = None,
+    width: int | None = None,
 ) -> None:
     """Publish an embedding file, every row exactly once and under its own id.
 
@@ -143,13 +144,14 @@ def merge(
         lengths: (N,) letters of each record of the input.
         attributes: Root attributes beside the format's own; those that are None are left out.
         max_length: Letters at which records were cut; None if they were not.
+        width: Numbers of a vector, where there may be no part that tells.
 
     Raises:
         IncompleteError: If a row is missing, there twice, damaged, or under another id.
     """
     count = len(lengths)
     with published(path, scratch) as temporary, h5py.File(temporary, "w") as file:
-        embeddings = None
+        embeddings = None if width is None else _create(file, count, width)
         for part in each_part(parts, count, ids):
             vectors = part.columns[column]
             if embeddings is None:
@@ -169,6 +171,8 @@ def _verify(
     seen: NDArray[np.bool_],
     ids: Callable[[NDArray[np.int64]], list[str]],
 ) -> None:
+    if len(part.rows) and not 0 <= part.rows.min() <= part.rows.max() < len(seen):
+        raise IncompleteError(f"{name} holds rows that the input of {len(seen)} rows does not have")
     doubled = part.rows[seen[part.rows]]
     if len(doubled) or len(np.unique(part.rows)) < len(part.rows):
         raise IncompleteError(f"{name} holds rows that another part holds already: {doubled[:20]}")
@@ -179,7 +183,8 @@ def _verify(
 
 def _create(file: h5py.File, count: int, width: int) -> h5py.Dataset:
     rows = max(1, min(count, _CHUNK_BYTES // (4 * width)))
-    return file.create_dataset("embeddings", (count, width), np.float32, chunks=(rows, width))
+    chunks = (rows, width) if count else None
+    return file.create_dataset("embeddings", (count, width), np.float32, chunks=chunks)
 
 
 def runs(rows: NDArray[np.int64]) -> list[slice]:
@@ -196,7 +201,8 @@ def _write_table(
     lengths: NDArray[np.int64],
     max_length: int | None,
 ) -> None:
-    names = file.create_dataset("sequence_ids", (count,), h5py.string_dtype(), chunks=(min(count, _ID_BLOCK),))
+    chunks = (min(count, _ID_BLOCK),) if count else None
+    names = file.create_dataset("sequence_ids", (count,), h5py.string_dtype(), chunks=chunks)
     for start in range(0, count, _ID_BLOCK):
         rows = np.arange(start, min(start + _ID_BLOCK, count))
         names[start : start + len(rows)] = ids(rows)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
-import os
-import shutil
 import time
 from abc import ABC, abstractmethod
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,23 +14,19 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 
-from virnucpro_pl.errors import PeerError, UsageError
-from virnucpro_pl.output.failures import failures_file
-from virnucpro_pl.output.files import TEMPORARY, write_json
-from virnucpro_pl.output.ranks import Ranks, Signals
+from virnucpro_pl.errors import OutputError, PeerError, UsageError
+from virnucpro_pl.output.failures import FailureLog
+from virnucpro_pl.output.launch import Signals, announce_rank_0, watch_rank_0
+from virnucpro_pl.output.parts import PartsFolder
+from virnucpro_pl.output.ranks import Ranks
 from virnucpro_pl.output.report import Heartbeat, RunReport
-from virnucpro_pl.output.store import FORMAT_VERSION, Part, read_part, write_part
+from virnucpro_pl.output.store import FORMAT_VERSION, Part
 
 __all__ = ["StreamingWriter"]
 
 log = logging.getLogger(__name__)
 
 _COMMIT_BYTES = 256 << 20
-_MUST_MATCH = (
-    "format_version", "input_sha256", "max_length", "model", "weights_sha256",
-    "tokenizer_sha256", "layer", "pooling", "precision",
-)  # fmt: skip
-"""What an interrupted run and its continuation must have in common."""
 
 
 class Batch(Protocol):
@@ -88,20 +79,28 @@ class StreamingWriter(BasePredictionWriter, ABC):
         self.commit_seconds = commit_seconds
         self.stall_seconds = stall_seconds
         self.config = ""
-        self.parts = self.path.with_name(f"{self.path.name}.parts")
         self.report = RunReport()
+        announce_rank_0()
+        self._folder = PartsFolder(self.path, overwrite)
         self._signals = Signals()
         self._ranks: Ranks | None = None
-        self._lock: TextIOWrapper | None = None
         self._waiting: list[tuple[Batch, dict[str, torch.Tensor]]] = []
         self._waiting_bytes = 0
         self._waiting_since = 0.0
-        self._committed = 0
-        self._manifest_written = False
+        self._computing = False
+
+    @property
+    def parts(self) -> Path:
+        """Folder of the parts; there is room for scratch files in it, too."""
+        return self._folder.path
 
     @abstractmethod
     def columns(self, prediction: Any) -> dict[str, torch.Tensor]:
         """Name the tensors (N, ...) of a prediction that are kept."""
+
+    @abstractmethod
+    def row_bytes(self, pl_module: LightningModule) -> int:
+        """Bytes of the kept numbers of a row."""
 
     @abstractmethod
     def publish(self, trainer: Trainer, parts: list[Path], provenance: dict[str, Any]) -> None:
@@ -126,36 +125,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
         Raises:
             UsageError: If the output exists, cannot be written, or another run is writing it.
         """
-        if self.path.exists() and not self.overwrite:
-            raise UsageError(
-                f"{self.path} exists already; --writer.overwrite true replaces it, "
-                "--writer.path names another file"
-            )
-        records = self.parts / "records"
-        try:
-            self.parts.mkdir(parents=True, exist_ok=True)
-            lock = (self.parts / "lock").open("w")
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(f"Another run is writing {self.path}: wait for it") from error
-            self._lock = lock
-            self._clean()
-            records.mkdir()
-            (self.parts / "ranks").mkdir()
-        except OSError as error:
-            raise UsageError(f"{self.path} cannot be written: {error}") from error
-        return records
-
-    def _clean(self) -> None:
-        """Remove what an earlier run left, but for its committed parts, unless told to start over."""
-        for item in self.parts.iterdir():
-            keep = item.name == "manifest.json" or item.name.startswith("part-")
-            if item.name == "lock" or (keep and not self.overwrite):
-                continue
-            shutil.rmtree(item) if item.is_dir() else item.unlink()
-        if not self._part_files():
-            failures_file(self.path).unlink(missing_ok=True)
+        return self._folder.claim()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Join the other ranks, and keep predictions out of RAM.
@@ -167,6 +137,8 @@ class StreamingWriter(BasePredictionWriter, ABC):
         trainer.predict_loop.return_predictions = False
         if not hasattr(trainer.datamodule, "store"):  # type: ignore[attr-defined]
             raise UsageError(f"{type(self).__name__} needs a data module of this package: it numbers the rows")
+        watch_rank_0()
+        self._folder.join(trainer.global_rank)
         self._ranks = Ranks(
             self.parts / "ranks",
             trainer.global_rank,
@@ -182,7 +154,8 @@ class StreamingWriter(BasePredictionWriter, ABC):
         Raises:
             UsageError: If the earlier run differs in anything that its rows depend on.
         """
-        outcome: NDArray[np.bool_] | UsageError | None = None
+        self._signals.install()  # Lightning has set its own since `setup`
+        outcome: NDArray[np.uint8] | UsageError | None = None
         if trainer.is_global_zero:
             try:
                 outcome = np.packbits(self._resume(count, trainer))
@@ -196,38 +169,10 @@ class StreamingWriter(BasePredictionWriter, ABC):
         return done
 
     def _resume(self, count: int, trainer: Trainer) -> NDArray[np.bool_]:
-        done = np.zeros(count, np.bool_)
-        files = self._part_files()
-        if not files:
-            return done
-        manifest = self.parts / "manifest.json"
-        if not manifest.exists():
-            log.warning("%s: %d part(s) of an unknown run are removed", self.parts, len(files))
-            for file in files:
-                file.unlink()
-            return done
-        self._compare(json.loads(manifest.read_text()), self.provenance(trainer))
-        for file in files:
-            part = read_part(file)
-            if part is None:
-                file.unlink()
-            else:
-                done[part.rows] = True
-        log.info("Continuing: %d of %d records are committed already", done.sum(), count)
+        done = self._folder.resume(count, lambda: self.provenance(trainer))
+        row_bytes = self.row_bytes(trainer.lightning_module)
+        self._folder.require_space(count, count - int(done.sum()), row_bytes)
         return done
-
-    def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
-        different = [
-            f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
-            for key in _MUST_MATCH
-            if before.get(key) != now.get(key)
-        ]
-        if different:
-            raise UsageError(
-                f"{self.parts} holds parts of another run: {'; '.join(different)}. "
-                "Give back what it was, name another --writer.path, or start over with "
-                "--writer.overwrite true"
-            )
 
     def provenance(self, trainer: Trainer) -> dict[str, Any]:
         """What the file records about input, model and software. Waits for the weights' hash."""
@@ -245,10 +190,10 @@ class StreamingWriter(BasePredictionWriter, ABC):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal waits for the end of the pack."""
-        self._signals.install()  # Lightning has set its own since `setup`
-        self._signals.patient = True
+        self._signals.install()  # Lightning has set its own, if nobody asked for finished rows
+        self._signals.patient = self._computing = True
         self._waiting_since = time.monotonic()
-        self.report.begin("compute")
+        self.report.begin("first pack")
         self._heartbeat = Heartbeat(len(trainer.datamodule.store), self.report.resumed)  # type: ignore[attr-defined]
 
     def write_on_batch_end(
@@ -270,7 +215,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
         columns = {name: c.to("cpu") for name, c in self.columns(prediction).items()}
         self._waiting.append((batch, columns))
         self._waiting_bytes += sum(column.nbytes for column in columns.values())
-        self.report.count(records=len(batch.rows), tokens=len(batch.tokens), packs=1)
+        self.report.packed(len(batch.rows), len(batch.tokens))
         late = time.monotonic() - self._waiting_since >= self.commit_seconds
         if late or self._waiting_bytes >= _COMMIT_BYTES:
             self._commit(trainer)
@@ -283,6 +228,8 @@ class StreamingWriter(BasePredictionWriter, ABC):
 
     def _commit(self, trainer: Trainer) -> None:
         self._waiting_since = time.monotonic()
+        if trainer.is_global_zero and self._computing:
+            self._folder.write_manifest(lambda: self.provenance(trainer))
         if not self._waiting:
             return
         batches, columns = zip(*self._waiting, strict=True)
@@ -291,12 +238,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
             [identifier for batch in batches for identifier in batch.ids],
             {name: torch.cat([c[name] for c in columns]).numpy() for name in columns[0]},
         )
-        if trainer.is_global_zero and not self._manifest_written:
-            write_json(self.parts / "manifest.json", self.provenance(trainer))
-            self._manifest_written = True
-        name = f"part-{trainer.global_rank:05d}-{time.time_ns():x}-{self._committed:06d}.h5"
-        write_part(self.parts / name, part)
-        self._committed += 1
+        self._folder.commit(trainer.global_rank, part)
         self._waiting.clear()
         self._waiting_bytes = 0
 
@@ -313,63 +255,63 @@ class StreamingWriter(BasePredictionWriter, ABC):
             return
         self._signals.install()  # Lightning has given them back
         self._commit(trainer)
-        self._ranks.finish(self.report.counts)
-        self._signals.check()
-        self._signals.patient = False
+        per_rank = self._ranks.finish(self.report.counts)
         totals = self.report.reduce(trainer)
+        self._signals.patient = False
+        self._signals.check()
         if trainer.is_global_zero:
-            self._publish(trainer, totals)
+            self._publish(trainer, totals, per_rank)
         self._close()
 
-    def _publish(self, trainer: Trainer, totals: dict[str, int]) -> None:
+    def _publish(
+        self, trainer: Trainer, totals: dict[str, int], per_rank: list[dict[str, int]]
+    ) -> None:
         self.report.begin("merge")
         provenance = self.provenance(trainer)
-        self.publish(trainer, self._part_files(), provenance)
-        self.report.write(self.path, trainer, totals, self._joined().counts(), provenance)
-        shutil.rmtree(self.parts)
+        try:
+            self.publish(trainer, self._folder.files(), provenance)
+        except (OSError, RuntimeError) as error:  # h5py raises either on a full disk
+            raise OutputError(
+                f"{self.path} cannot be written: {error}. All rows are committed: make room and run "
+                "the same command again"
+            ) from error
+        self.report.write(self.path, trainer, totals, per_rank, provenance)
+        self._folder.remove()
         log.info("Wrote %s. Look at it with: %s", self.path, self.look())
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Commit what is finished, tell the other ranks, and wait until all are on their way out."""
-        if isinstance(exception, UsageError):
-            self._forget(trainer)
+        self._signals.patient = True  # a second signal shall not interrupt this
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, FailureLog):  # now: once rank 0 ends, nobody waits for it
+                callback.on_exception(trainer, pl_module, exception)
+        if isinstance(exception, UsageError) or self._ranks is None:
+            self._folder.discard()
+            self._close()
             return
-        if self._ranks is None:
-            return
-        code = _exit_code(exception)
         try:
             self._commit(trainer)
-        except OSError as error:
-            log.error("Rank %d could not commit its last rows: %s", trainer.global_rank, error)
+        except OutputError as error:
+            log.error("Rank %d: %s", trainer.global_rank, error)
         if not isinstance(exception, PeerError):
-            self._ranks.fail(f"{type(exception).__name__}: {exception}", code)
-        self._ranks.leave()
-        self._close()
-
-    def _forget(self, trainer: Trainer) -> None:
-        """Nothing was computed: leave no folder behind, unless an earlier run's parts are in it."""
-        if trainer.is_global_zero and self._lock is not None and not self._part_files():
-            shutil.rmtree(self.parts, ignore_errors=True)
+            self._ranks.fail(f"{type(exception).__name__}: {exception}", _exit_code(exception))
+        if self._ranks.leave():
+            self._folder.discard()
         self._close()
 
     def _close(self) -> None:
         self._signals.restore()
-        self._signals.patient = False
+        self._signals.patient = self._computing = False
         if self._ranks is not None:
             self._ranks.close()
             self._ranks = None
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._folder.release()
 
     def _joined(self) -> Ranks:
         assert self._ranks is not None, "setup has not run"
         return self._ranks
-
-    def _part_files(self) -> list[Path]:
-        return sorted(self.parts.glob("part-*.h5"))
 
 
 def _exit_code(exception: BaseException) -> int:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import os
+import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 
-from virnucpro_pl.errors import UsageError
+from virnucpro_pl.errors import UsageError, listed
+from virnucpro_pl.output.files import flush
 from virnucpro_pl.output.store import each_part, merge
 from virnucpro_pl.output.streaming import StreamingWriter
 from virnucpro_pl.output.tables import (
+    STATUSES,
     Contigs,
+    is_scored,
     summarise_contigs,
     write_contigs,
     write_highest_scores,
@@ -32,7 +34,12 @@ __all__ = ["TableWriter"]
 log = logging.getLogger(__name__)
 
 _LINE = 60
-_BLOCK = 65_536
+"""Bases of a line of FASTA."""
+_OURS = re.compile(
+    r"prediction_results\.txt|prediction_results_highestscore\.csv|contigs\.tsv|summary\.json"
+    r"|virus\.fasta(\.gz)?|esm2\.h5|dnabert_s\.h5|.*_identified_(nucleotide\.fa|protein\.faa)"
+)
+"""Files that a folder of this writer may hold."""
 
 
 class TableWriter(StreamingWriter):
@@ -40,7 +47,8 @@ class TableWriter(StreamingWriter):
 
     `prediction_results.txt` and `prediction_results_highestscore.csv` are those of VirNucPro. In
     `contigs.tsv` the virus_score of a record is the mean over its chunks of the chunk's best
-    P(virus); a record is called virus when that is at or above the threshold.
+    P(virus), that of the best of its up to six open frames; chunks without one do not enter. A
+    record is called virus when its virus_score is at or above the threshold.
     """
 
     def __init__(
@@ -60,7 +68,8 @@ class TableWriter(StreamingWriter):
             overwrite: Whether to replace an existing folder and discard an interrupted run's parts.
             commit_seconds: Longest time that finished rows stay uncommitted.
             stall_seconds: Time without progress after which a rank is reported as stalled.
-            threshold: Least virus_score of a record that is called virus, from 0 to 1.
+            threshold: Least virus_score of a record that is called virus, from 0 to 1. The
+                virus_score is the mean over the record's chunks of the chunk's best P(virus).
             save_embeddings: Whether to write `esm2.h5` and `dnabert_s.h5` as well.
             compress: Whether to write `virus.fasta.gz` instead of `virus.fasta`.
         """
@@ -70,6 +79,7 @@ class TableWriter(StreamingWriter):
         self.threshold = threshold
         self.save_embeddings = save_embeddings
         self.compress = compress
+        self._shown = "prediction_results.txt"
 
     @property
     def kept(self) -> list[str]:
@@ -79,6 +89,42 @@ class TableWriter(StreamingWriter):
     def columns(self, prediction: Any) -> dict[str, torch.Tensor]:
         """Keep scores (N, 2), and embeddings if asked for."""
         return {name: getattr(prediction, name) for name in self.kept}
+
+    def row_bytes(self, pl_module: LightningModule) -> int:
+        """Bytes of two scores, and of both vectors if asked for."""
+        embedders = getattr(pl_module, "embedders", ()) if self.save_embeddings else ()
+        return 8 + 4 * sum(int(embedder.width) for embedder in embedders)
+
+    def claim(self) -> Path:
+        """Lock the output for this run, and make room for the record store. Called on rank 0.
+
+        Raises:
+            UsageError: If the folder exists, cannot be written, another run is writing it, or
+                overwriting it would delete what this writer has not made.
+        """
+        if self.overwrite and self.path.exists():
+            if not self.path.is_dir():
+                raise UsageError(f"{self.path} is a file, and calls are a folder: name another")
+            others = sorted(p.name for p in self.path.iterdir() if not _OURS.fullmatch(p.name))
+            if others:
+                raise UsageError(
+                    f"{self.path} is not overwritten, since it holds more than calls: "
+                    f"{listed(others)}. Name another --writer.path"
+                )
+        return super().claim()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Join the other ranks, and keep predictions out of RAM.
+
+        Raises:
+            UsageError: If the model gives nothing that this writer could write.
+        """
+        model = type(pl_module).__name__
+        if not hasattr(pl_module, "classifier_source"):
+            raise UsageError(f"A TableWriter writes calls, and {model} makes none: use HDF5Writer")
+        if self.save_embeddings and not hasattr(pl_module, "embedders"):
+            raise UsageError(f"save_embeddings is not for {model}: its embeddings exist already")
+        super().setup(trainer, pl_module, stage)
 
     def provenance(self, trainer: Trainer) -> dict[str, Any]:
         """What the folder records about input, models and software."""
@@ -97,22 +143,23 @@ class TableWriter(StreamingWriter):
         scores = np.full((len(store), 2), np.nan, np.float32)
         for part in each_part(parts, len(store), store.ids):
             scores[part.rows] = part.columns["scores"]
-        ids = store.ids(np.arange(len(store)))
-        write_prediction_results(folder / "prediction_results.txt", ids, scores)
-        write_highest_scores(folder / "prediction_results_highestscore.csv", ids, scores)
-        summary: dict[str, Any] = {"orfs": len(store), "orfs_scored": _count_scored(scores)}
+        write_prediction_results(folder / "prediction_results.txt", store.ids, scores)
+        chunks = folder / "prediction_results_highestscore.csv"
+        write_highest_scores(chunks, store.ids, scores, self.parts)
+        ledger = _orf_ledger(scores)
         if hasattr(store, "contigs"):
             contigs = self._write_contigs(folder, store, scores)
             data.write_orfs(folder)
-            summary |= _ledger(contigs)
+            ledger = {**_record_ledger(contigs), **ledger}
+            self._shown = "contigs.tsv"
         if self.save_embeddings:
-            self._write_embeddings(folder, store, parts, provenance)
-        self._write_summary(folder, summary, provenance)
+            self._write_embeddings(folder, trainer.lightning_module, store, parts, provenance)
+        self._write_summary(folder, ledger, provenance)
         self._rename(folder)
 
     def look(self) -> str:
         """A command that shows the calls."""
-        return f"column -t {self.path}/contigs.tsv | head"
+        return f"column -t {self.path}/{self._shown} | head"
 
     def _write_contigs(self, folder: Path, store: Any, scores: NDArray[np.float32]) -> Contigs:
         columns, records = store.columns, store.contigs
@@ -124,21 +171,31 @@ class TableWriter(StreamingWriter):
             scores,
             self.threshold,
         )
-        write_contigs(folder / "contigs.tsv", _all_ids(records), contigs)
-        path = folder / ("virus.fasta.gz" if self.compress else "virus.fasta")
-        opened = gzip.open(path, "wt") if self.compress else path.open("w")
-        with opened as file:
-            for row in np.flatnonzero(contigs.is_virus):
-                [name], [letters] = records.ids(row[None]), records.sequences(row[None])
-                lines = [letters[i : i + _LINE].decode() for i in range(0, len(letters), _LINE)]
-                file.write("\n".join([f">{name}", *lines, ""]))
+        write_contigs(folder / "contigs.tsv", records.ids, contigs)
+        self._write_viruses(folder, records, np.flatnonzero(contigs.is_virus))
         return contigs
 
+    def _write_viruses(self, folder: Path, records: Any, rows: NDArray[np.int64]) -> None:
+        path = folder / ("virus.fasta.gz" if self.compress else "virus.fasta")
+        with path.open("wb") as raw:
+            # Without name and time, so that the same calls give the same bytes.
+            file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if self.compress else raw
+            for row in rows:
+                [name], [letters] = records.ids(row[None]), records.sequences(row[None])
+                lines = [letters[i : i + _LINE] for i in range(0, len(letters), _LINE)]
+                file.write(b"\n".join([b">%b" % name.encode(), *lines, b""]))
+            if self.compress:
+                file.close()
+
     def _write_embeddings(
-        self, folder: Path, store: Any, parts: list[Path], provenance: dict[str, Any]
+        self,
+        folder: Path,
+        model: Any,
+        store: Any,
+        parts: list[Path],
+        provenance: dict[str, Any],
     ) -> None:
-        lengths = {"esm2": store.letter_counts("protein"), "dnabert_s": store.letter_counts("nucleotide")}
-        for name in ("dnabert_s", "esm2"):
+        for name, kind in (("dnabert_s", "nucleotide"), ("esm2", "protein")):
             own = {
                 key.removesuffix(f"_{name}"): value
                 for key, value in provenance.items()
@@ -152,44 +209,85 @@ class TableWriter(StreamingWriter):
                 parts,
                 column=name,
                 ids=store.ids,
-                lengths=lengths[name],
+                lengths=store.letter_counts(kind),
                 attributes={**attributes, "config": self.config},
+                width=getattr(model, name).width,
             )
 
     def _write_summary(
-        self, folder: Path, summary: dict[str, Any], provenance: dict[str, Any]
+        self, folder: Path, ledger: dict[str, Any], provenance: dict[str, Any]
     ) -> None:
-        content = {**summary, "threshold": self.threshold, **provenance, "config": self.config}
-        (folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n")
+        warnings = _warnings(ledger, provenance)
+        for warning in warnings:
+            log.warning("%s", warning)
+        content = {
+            "warnings": warnings,
+            **ledger,
+            "threshold": self.threshold,
+            **provenance,
+            "config": self.config,
+        }
+        text = json.dumps(content, indent=2)
+        (folder / "summary.json").write_text(f"{text}\n", encoding="utf-8")
 
     def _rename(self, folder: Path) -> None:
-        for file in folder.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        if self.path.exists():  # overwrite was asked for, or claim would have refused
-            replaced = self.parts / "replaced"
+        for file in (*folder.iterdir(), folder):
+            flush(file)
+        replaced = self.parts / "replaced"
+        if self.overwrite and self.path.exists():
             self.path.rename(replaced)
-            folder.rename(self.path)
+        folder.rename(self.path)
+        flush(self.path.parent)
+        if replaced.is_symlink():
+            replaced.unlink()
+        elif replaced.exists():
             shutil.rmtree(replaced)
-        else:
-            folder.rename(self.path)
 
 
-def _all_ids(records: Any) -> Iterator[str]:
-    for start in range(0, len(records), _BLOCK):
-        yield from records.ids(np.arange(start, min(start + _BLOCK, len(records))))
+def _orf_ledger(scores: NDArray[np.float32]) -> dict[str, Any]:
+    """Account for every ORF: scored and skipped ones add up to all."""
+    scored = int(is_scored(scores).sum())
+    return {
+        "orfs": len(scores),
+        "orfs_scored": scored,
+        "orfs_skipped": {"embedding_not_finite": len(scores) - scored},
+    }
 
 
-def _count_scored(scores: NDArray[np.float32]) -> int:
-    return int(np.isfinite(scores).all(axis=1).sum())
-
-
-def _ledger(contigs: Contigs) -> dict[str, Any]:
-    """Account for every record: their statuses add up to the records of the input."""
-    names, counts = np.unique(contigs.status, return_counts=True)
+def _record_ledger(contigs: Contigs) -> dict[str, Any]:
+    """Account for every record and chunk: the parts of each add up to all."""
+    chunks, with_orf = int(contigs.n_chunks.sum()), int(contigs.n_orf_chunks.sum())
+    scored = int(contigs.n_scored_chunks.sum())
+    by_status = np.bincount(contigs.status, minlength=len(STATUSES)).tolist()
+    viruses = int(contigs.is_virus.sum())
+    has_score = by_status[STATUSES.index("ok")]
     return {
         "records": len(contigs.lengths),
-        "records_by_status": dict(zip(names.tolist(), counts.tolist(), strict=True)),
-        "records_called_virus": int(contigs.is_virus.sum()),
-        "chunks": int(contigs.n_chunks.sum()),
+        "records_by_status": dict(zip(STATUSES, by_status, strict=True)),
+        "records_by_prediction": {
+            "virus": viruses,
+            "others": has_score - viruses,
+            "NA": len(contigs.lengths) - has_score,
+        },
+        "chunks": chunks,
+        "chunks_by_status": {
+            "ok": scored,
+            "no_orf": chunks - with_orf,
+            "failed": with_orf - scored,
+        },
     }
+
+
+def _warnings(ledger: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
+    """What a reader of the tables must know before anything else."""
+    random = [str(value) for value in provenance.values() if str(value).startswith("random:")]
+    warnings = []
+    if random:
+        names = listed([value.split(":")[1] for value in random])
+        warnings.append(f"These calls mean nothing: RANDOM weights of {names}")
+    if lost := ledger["orfs_skipped"]["embedding_not_finite"]:
+        warnings.append(
+            f"{lost} of {ledger['orfs']} ORFs have no score (NA in the tables), since their "
+            "embeddings are not finite"
+        )
+    return warnings

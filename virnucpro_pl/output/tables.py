@@ -6,24 +6,44 @@
 
 Scores are (M, 2) float32, P(others) and P(virus) of each ORF. A row with a number that is not
 finite is an ORF that could not be scored: it stays in the tables, as `NA`, and counts for nothing.
+Ids are asked for a block of rows at a time, so that six million of them are never held at once.
 """
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import heapq
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+__all__ = [
+    "STATUSES",
+    "Contigs",
+    "is_scored",
+    "summarise_contigs",
+    "write_contigs",
+    "write_highest_scores",
+    "write_prediction_results",
+]
 
 PREDICTION_HEADER = "Sequence_ID\tPrediction\tscore1\tscore2\n"
 HIGHEST_SCORE_HEADER = "Modified_ID\tIs_Virus\n"
 CONTIGS_HEADER = (
     "seq_name\tlength\tn_chunks\tn_orfs\tn_viral_chunks\tprediction\tvirus_score\tstatus\n"
 )
+STATUSES = ("ok", "no_orf", "too_short", "failed")
+"""Of a record; all but the first are reasons why it has no score."""
 _CODON_BASES = 3
-_ROWS_PER_WRITE = 1 << 14
+_ROWS = 1 << 14
+_SORTED_ROWS = 1 << 18
+"""ORFs that are sorted at a time; the sorted runs are merged from disk."""
+
+Ids = Callable[[NDArray[np.int64]], list[str]]
+"""Gives the ids of some rows."""
 
 
 class Contigs(NamedTuple):
@@ -33,86 +53,48 @@ class Contigs(NamedTuple):
     """(R,) bases."""
     n_chunks: NDArray[np.int64]
     """(R,) chunks, those without an ORF included."""
-    n_orfs: NDArray[np.int64]
-    """(R,) ORFs, those that could not be scored included."""
+    n_orf_chunks: NDArray[np.int64]
+    """(R,) chunks with an ORF."""
+    n_scored_chunks: NDArray[np.int64]
+    """(R,) chunks with an ORF that could be scored."""
     n_viral_chunks: NDArray[np.int64]
     """(R,) chunks that `prediction_results_highestscore.csv` calls True."""
+    n_orfs: NDArray[np.int64]
+    """(R,) ORFs, those that could not be scored included."""
     virus_score: NDArray[np.float32]
     """(R,) mean over the scored chunks of the best P(virus) in the chunk; NaN without one."""
     is_virus: NDArray[np.bool_]
     """(R,) virus_score is at or above the threshold; False without a score."""
-    status: NDArray[np.str_]
-    """(R,) `ok`, or the reason why there is no score: `too_short`, `no_orf` or `failed`."""
+    status: NDArray[np.int8]
+    """(R,) index into STATUSES."""
 
 
-@contextmanager
-def replace_when_written(path: str | os.PathLike[str]) -> Iterator[TextIO]:
-    """Open a text file that gets its name only when it is whole.
-
-    Args:
-        path: The file to make or replace. What is written lies in `<path>.tmp` until the end of the
-            `with` block, and is removed if that ends by an exception.
-
-    Yields:
-        The open file, UTF-8 with Unix line ends.
-    """
-    temporary = Path(f"{os.fspath(path)}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def format_predictions(ids: Sequence[str], scores: NDArray[np.float32]) -> str:
-    """Format rows of `prediction_results.txt`, each with its line end.
+def write_prediction_results(path: Path, ids: Ids, scores: NDArray[np.float32]) -> None:
+    """Write `prediction_results.txt`: one row per ORF, in their order.
 
     The label is the first maximum, so that a tie is `others`. Scores are written as numpy writes a
-    float32: the shortest text that reads back as the same number.
-
-    Args:
-        ids: M ORF ids.
-        scores: (M, 2) float32.
-
-    Returns:
-        M lines; an ORF that could not be scored has the label `NA`.
-
-    Raises:
-        ValueError: If there is not one pair of scores per id.
-    """
-    scores = _check_scores(scores, len(ids))
-    labels = np.where(scores[:, 1] > scores[:, 0], "virus", "others")
-    labels[~_is_scored(scores)] = "NA"
-    rows = zip(ids, labels, scores[:, 0], scores[:, 1], strict=True)
-    return "".join(f"{row}\t{label}\t{others!s}\t{virus!s}\n" for row, label, others, virus in rows)
-
-
-def write_prediction_results(
-    path: str | os.PathLike[str], ids: Sequence[str], scores: NDArray[np.float32]
-) -> None:
-    """Write `prediction_results.txt`: one row per ORF, in the order given.
+    float32: the shortest text that reads back as the same number. An ORF that could not be scored
+    has the label `NA`.
 
     Args:
         path: The file to write.
-        ids: M ORF ids.
-        scores: (M, 2) float32; a memory map is read a block at a time.
-
-    Raises:
-        ValueError: If there is not one pair of scores per id.
+        ids: Gives the ids of the ORFs.
+        scores: (M, 2) float32.
     """
-    scores = _check_scores(scores, len(ids))
-    with replace_when_written(path) as file:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(PREDICTION_HEADER)
-        for lo in range(0, len(ids), _ROWS_PER_WRITE):
-            rows = slice(lo, lo + _ROWS_PER_WRITE)
-            file.write(format_predictions(ids[rows], scores[rows]))
+        for rows in _blocks(len(scores), _ROWS):
+            file.writelines(_prediction_lines(ids(rows), scores[rows]))
 
 
-def write_highest_scores(
-    path: str | os.PathLike[str], ids: Sequence[str], scores: NDArray[np.float32]
-) -> None:
+def _prediction_lines(ids: Sequence[str], scores: NDArray[np.float32]) -> Iterator[str]:
+    labels = np.where(scores[:, 1] > scores[:, 0], "virus", "others")
+    labels[~is_scored(scores)] = "NA"
+    for name, label, others, virus in zip(ids, labels, *scores.T, strict=True):
+        yield f"{name}\t{label}\t{others!s}\t{virus!s}\n"
+
+
+def write_highest_scores(path: Path, ids: Ids, scores: NDArray[np.float32], scratch: Path) -> None:
     """Write `prediction_results_highestscore.csv`: is the chunk viral, over all its frames?
 
     Modified_ID is the ORF id without its last two characters, the frame. Is_Virus is max(score2) >=
@@ -122,21 +104,44 @@ def write_highest_scores(
 
     Args:
         path: The file to write.
-        ids: M ORF ids, in any order.
+        ids: Gives the ids of the ORFs; those of one chunk may stand anywhere.
         scores: (M, 2) float32.
-
-    Raises:
-        ValueError: If there is not one pair of scores per id.
+        scratch: Folder for sorted runs, which are removed.
     """
-    scores = _check_scores(scores, len(ids))
-    places: dict[str, int] = {}
-    group = np.array([places.setdefault(row[:-2], len(places)) for row in ids], dtype=np.int64)
-    best = _best_scores(scores, group, len(places))
-    calls = np.where(best[:, 1] >= best[:, 0], "True", "False")
-    calls[np.isnan(best[:, 1])] = "NA"
-    with replace_when_written(path) as file:
+    runs = []
+    for number, rows in enumerate(_blocks(len(scores), _SORTED_ROWS)):
+        run = scratch / f"sorted-{number}"
+        # A tab sorts before whatever stands in ids, so that lines sort as their first column does.
+        run.write_text("".join(sorted(_best_lines(ids(rows), scores[rows]))), encoding="utf-8")
+        runs.append(run)
+    with ExitStack() as stack:
+        file = stack.enter_context(path.open("w", encoding="utf-8", newline="\n"))
         file.write(HIGHEST_SCORE_HEADER)
-        file.writelines(f"{chunk}\t{calls[places[chunk]]}\n" for chunk in sorted(places))
+        opened = [stack.enter_context(run.open(encoding="utf-8", newline="\n")) for run in runs]
+        for chunk, lines in groupby(heapq.merge(*opened), lambda line: line.partition("\t")[0]):
+            file.write(f"{chunk}\t{_call(lines)}\n")
+    for run in runs:
+        run.unlink()
+
+
+def _best_lines(ids: Sequence[str], scores: NDArray[np.float32]) -> list[str]:
+    """Give chunk, best score1 and best score2 of each stretch of ORFs of one chunk."""
+    chunks = [name[:-2] for name in ids]
+    starts = [i for i, chunk in enumerate(chunks) if i == 0 or chunk != chunks[i - 1]]
+    best = np.fmax.reduceat(_without_unscored(scores), starts, axis=0).tolist()
+    return [
+        f"{chunks[start]}\t{others!r}\t{virus!r}\n"
+        for start, (others, virus) in zip(starts, best, strict=True)
+    ]
+
+
+def _call(lines: Iterable[str]) -> str:
+    """Call a chunk by the lines of its stretches."""
+    pairs = [tuple(map(float, line.split("\t")[1:])) for line in lines]
+    scored = [pair for pair in pairs if not math.isnan(pair[0])]
+    if not scored:
+        return "NA"
+    return str(max(virus for _, virus in scored) >= max(others for others, _ in scored))
 
 
 def summarise_contigs(
@@ -169,75 +174,82 @@ def summarise_contigs(
     Raises:
         ValueError: If scores and ORFs differ in number, or an ORF names a chunk that is not there.
     """
-    scores = _check_scores(scores, len(record))
     n_records, n_orfs = len(lengths), np.bincount(record, minlength=len(lengths))
+    if scores.shape != (len(record), 2):
+        raise ValueError(f"{len(record)} ORFs need two scores each, not {scores.shape}")
     if len(n_orfs) > n_records or np.any((chunk < 0) | (chunk >= n_chunks[record])):
         raise ValueError(f"an ORF lies outside the chunks of the {n_records} records")
-    best = _best_scores(scores, (np.cumsum(n_chunks) - n_chunks)[record] + chunk, n_chunks.sum())
-    is_scored = ~np.isnan(best[:, 1])
-    best, owner = best[is_scored], np.repeat(np.arange(n_records), n_chunks)[is_scored]
-    n_scored = np.bincount(owner, minlength=n_records)
-    total = np.bincount(owner, weights=best[:, 1], minlength=n_records)  # float64
-    mean = np.divide(total, n_scored, out=np.full(n_records, np.nan), where=n_scored > 0)
+    owner = np.repeat(np.arange(n_records), n_chunks)  # (K,) record of each chunk
+    group = (np.cumsum(n_chunks) - n_chunks)[record] + chunk  # (M,) chunk of each ORF
+    has_orf = np.bincount(group, minlength=len(owner)) > 0
+    others, virus = _best_of_groups(scores, group, len(owner))
+    scored = ~np.isnan(virus)
+    n_scored_chunks = np.bincount(owner[scored], minlength=n_records)
+    total = np.bincount(owner[scored], weights=virus[scored], minlength=n_records)  # float64
+    mean = np.full(n_records, np.nan)
+    np.divide(total, n_scored_chunks, out=mean, where=n_scored_chunks > 0)
     virus_score = mean.astype(np.float32)
     return Contigs(
         lengths=lengths,
         n_chunks=n_chunks,
+        n_orf_chunks=np.bincount(owner[has_orf], minlength=n_records),
+        n_scored_chunks=n_scored_chunks,
+        n_viral_chunks=np.bincount(owner[virus >= others], minlength=n_records),
         n_orfs=n_orfs,
-        n_viral_chunks=np.bincount(owner[best[:, 1] >= best[:, 0]], minlength=n_records),
         virus_score=virus_score,
         is_virus=virus_score >= np.float32(threshold),
         status=np.select(
-            [lengths < _CODON_BASES, n_orfs == 0, n_scored == 0],
-            ["too_short", "no_orf", "failed"],
-            default="ok",
+            [lengths < _CODON_BASES, n_orfs == 0, n_scored_chunks == 0],
+            [np.int8(STATUSES.index(name)) for name in ("too_short", "no_orf", "failed")],
+            np.int8(STATUSES.index("ok")),
         ),
     )
 
 
-def format_contigs(ids: Iterable[str], contigs: Contigs) -> Iterator[str]:
-    """Format the rows of `contigs.tsv`, one line per record, `NA` where there is no score."""
-    prediction = np.where(contigs.is_virus, "virus", "others")
-    prediction[np.isnan(contigs.virus_score)] = "NA"
-    for name, label, row in zip(ids, prediction, zip(*contigs, strict=True), strict=True):
-        length, chunks, orfs, viral, score, _, status = row
-        text = "NA" if np.isnan(score) else str(score)
-        yield f"{name}\t{length}\t{chunks}\t{orfs}\t{viral}\t{label}\t{text}\t{status}\n"
-
-
-def write_contigs(path: str | os.PathLike[str], ids: Iterable[str], contigs: Contigs) -> None:
-    """Write `contigs.tsv`: one row for every input record, in their order.
+def write_contigs(path: Path, ids: Ids, contigs: Contigs) -> None:
+    """Write `contigs.tsv`: one row for every input record, in their order, `NA` without a score.
 
     Args:
         path: The file to write.
-        ids: R record ids.
+        ids: Gives the ids of the records.
         contigs: Their summary.
-
-    Raises:
-        ValueError: If there is not one entry per id.
     """
-    with replace_when_written(path) as file:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(CONTIGS_HEADER)
-        file.writelines(format_contigs(ids, contigs))
+        for rows in _blocks(len(contigs.lengths), _ROWS):
+            file.writelines(_contig_lines(ids(rows), contigs, rows))
 
 
-def _check_scores(scores: NDArray[np.float32], n: int) -> NDArray[np.float32]:
-    """Return the scores as float32, or raise when they are not n pairs."""
-    if scores.shape != (n, 2):
-        raise ValueError(f"{n} ORFs need scores of shape ({n}, 2), not {scores.shape}")
-    return np.asarray(scores, dtype=np.float32)
+def _contig_lines(ids: Sequence[str], of: Contigs, rows: NDArray[np.int64]) -> Iterator[str]:
+    counts = (of.lengths, of.n_chunks, of.n_orfs, of.n_viral_chunks)
+    columns = (*counts, of.is_virus, of.virus_score, of.status)
+    lines = zip(ids, *(column[rows] for column in columns), strict=True)
+    for name, length, chunks, orfs, viral, is_virus, score, status in lines:
+        called = "virus" if is_virus else "others"
+        call = "NA\tNA" if np.isnan(score) else f"{called}\t{score!s}"
+        yield f"{name}\t{length}\t{chunks}\t{orfs}\t{viral}\t{call}\t{STATUSES[status]}\n"
 
 
-def _is_scored(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+def is_scored(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Tell which of the ORFs have a score; (M,)."""
     return np.asarray(np.isfinite(scores).all(axis=1))
 
 
-def _best_scores(
+def _without_unscored(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Give both scores of an ORF that could not be scored as NaN, which a maximum ignores."""
+    return np.where(is_scored(scores)[:, None], scores, np.float32(np.nan))
+
+
+def _best_of_groups(
     scores: NDArray[np.float32], group: NDArray[np.int64], n_groups: int
 ) -> NDArray[np.float32]:
-    """Take the maximum of each score over the scored rows of a group; (G, 2), NaN without one."""
-    best = np.full((n_groups, 2), np.nan, dtype=np.float32)
-    scored = _is_scored(scores)
-    np.fmax.at(best, group[scored], scores[scored])
+    """Take the maximum of each score over the scored rows of a group; (2, G), NaN without one."""
+    best = np.full((2, n_groups), np.nan, dtype=np.float32)
+    for score, column in zip(best, _without_unscored(scores).T, strict=True):
+        np.fmax.at(score, group, column)
     return best
+
+
+def _blocks(count: int, size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, count, size):
+        yield np.arange(start, min(start + size, count))

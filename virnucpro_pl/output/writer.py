@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from virnucpro_pl.errors import UsageError
 from virnucpro_pl.output.store import merge
 from virnucpro_pl.output.streaming import StreamingWriter
 
@@ -37,6 +38,18 @@ class HDF5Writer(StreamingWriter):
     def columns(self, prediction: Any) -> dict[str, torch.Tensor]:
         """Keep the vectors (N, D)."""
         return {"embeddings": prediction.vectors}
+
+    def row_bytes(self, pl_module: LightningModule) -> int:
+        """Bytes of a vector.
+
+        Raises:
+            UsageError: If the model gives no vectors.
+        """
+        width = getattr(pl_module, "width", None)
+        if width is None:
+            model = type(pl_module).__name__
+            raise UsageError(f"HDF5Writer writes embeddings, {model} gives none: use TableWriter")
+        return 4 * int(width)
 
     def publish(self, trainer: Trainer, parts: list[Path], provenance: dict[str, Any]) -> None:
         """Merge all parts into the file.

@@ -54,10 +54,5 @@ PROTEIN = _alphabet(
 DNA = _alphabet("base", b"ACGTNRYSWKMBDHV", b"U", "read as T", stored=b"T")
 """Bases of DNABERT-S with the IUPAC codes; U, the base of RNA, is stored as T."""
 
-PRINTABLE = _alphabet(
-    "character",
-    b"ACGTN",
-    bytes(c for c in range(33, 127) if c not in b"ACGTN" and not chr(c).islower()),
-    "kept as they are: a codon with one yields no residue, as in VirNucPro",
-)
-"""Contigs for VirNucPro, which takes any printable ASCII character."""
+PRINTABLE = _alphabet("character", bytes(range(33, 127)), b"", "")
+"""Contigs for VirNucPro, which takes any printable ASCII character as it is."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from virnucpro_pl.errors import UsageError
+from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.sequences.alphabets import PRINTABLE
 from virnucpro_pl.sequences.datamodule import SequenceDataModule
-from virnucpro_pl.sequences.orfs import Orfs, find_orfs, orf_id
+from virnucpro_pl.sequences.orfs import Orfs, count_unusual_letters, find_orfs, orf_id
 from virnucpro_pl.sequences.packing import plan_packs
 from virnucpro_pl.sequences.records import RecordStore, map_array, read_records
 from virnucpro_pl.sequences.tokens import PackedBatch, Tokenizer, pack
@@ -29,6 +30,8 @@ POOLED_RESIDUES = 1024
 """VirNucPro stops its mean over residues here, its input not being cut (Li et al. 2025)."""
 _BLOCK = 64 << 20
 """Bases of contigs that are searched for ORFs at a time."""
+_ROWS = 65_536
+"""ORFs that are written at a time."""
 _COLUMNS: dict[str, type[np.generic]] = {
     "nucleotides": np.uint8,
     "nucleotide_ends": np.int64,
@@ -113,10 +116,7 @@ class OrfStore:
         """Ids of some ORFs."""
         record, chunk, frame = (self.columns[name][rows] for name in ("record", "chunk", "frame"))
         names = self.contigs.ids(record)
-        return [
-            orf_id(*place)
-            for place in zip(names, chunk.tolist(), frame.tolist(), strict=True)
-        ]
+        return [orf_id(*place) for place in zip(names, chunk.tolist(), frame.tolist(), strict=True)]
 
     def sequences(self, kind: str, rows: NDArray[np.int64]) -> list[bytes]:
         """`protein` or `nucleotide` strings of some ORFs."""
@@ -131,17 +131,22 @@ def write_orfs(contigs: RecordStore, size: int) -> OrfStore:
     Args:
         contigs: The input's records.
         size: Bases of a chunk.
+
+    Raises:
+        UsageError: If there is no room for them.
     """
     folder = contigs.folder
-    files = {name: (folder / f"orfs.{name}").open("wb") for name in _COLUMNS}
     try:
-        ends = {"nucleotide": 0, "protein": 0}
-        for first, orfs in _blocks(contigs, size):
-            _append(files, orfs, first, ends)
-    finally:
-        for file in files.values():
-            file.close()
-    (folder / "orfs.size").write_text(str(size))
+        with ExitStack() as stack:
+            files = {
+                name: stack.enter_context((folder / f"orfs.{name}").open("wb")) for name in _COLUMNS
+            }
+            ends = {"nucleotide": 0, "protein": 0}
+            for first, orfs in _blocks(contigs, size):
+                _append(files, orfs, first, ends)
+        (folder / "orfs.size").write_text(str(size))
+    except OSError as error:
+        raise UsageError(f"The ORFs cannot be stored in {folder}: {error}") from error
     return OrfStore(folder)
 
 
@@ -151,7 +156,7 @@ def _blocks(contigs: RecordStore, size: int) -> Iterator[tuple[int, Orfs]]:
         yield block.start, find_orfs(contigs.residues, offsets, size)
 
 
-def _append(files: dict[str, IO[bytes]], orfs: Orfs, first: int, ends: dict[str, int]) -> None:
+def _append(files: Mapping[str, IO[bytes]], orfs: Orfs, first: int, ends: dict[str, int]) -> None:
     """Write a block's columns; records are numbered from `first`, ends go on from `ends`."""
     columns: dict[str, NDArray[Any]] = {
         "nucleotides": orfs.nucleotides,
@@ -248,8 +253,22 @@ class ContigDataModule(SequenceDataModule):
 
         Raises:
             InputError: If the file cannot be read completely and exactly.
+            UsageError: If nobody will embed or write the ORFs.
         """
-        store = write_orfs(read_records(self.path, PRINTABLE, folder), self.length)
+        trainer = self._trainer()
+        if not hasattr(trainer.lightning_module, "embedders"):
+            model = type(trainer.lightning_module).__name__
+            raise UsageError(f"A ContigDataModule is for VirNucPro, not for {model}")
+        if self.save_orfs and self._workspace() is None:
+            raise UsageError("save_orfs writes to the folder of a TableWriter, and there is none")
+        contigs = read_records(self.path, PRINTABLE, folder)
+        unusual = count_unusual_letters(contigs.residues)
+        if unusual:
+            log.warning(
+                "%s: kept as they are, though a codon with one yields no residue: %s",
+                *(self.path, listed([f"{count} {letter}" for letter, count in unusual.items()])),
+            )
+        store = write_orfs(contigs, self.length)
         log.info(
             "%s: %d records, %d chunks, %d open reading frames",
             *(self.path, len(store.contigs), store.columns["n_chunks"].sum(), len(store)),
@@ -279,16 +298,21 @@ class ContigDataModule(SequenceDataModule):
         return {**super().provenance(), "chunk_length": self.length}
 
     def write_orfs(self, folder: Path) -> None:
-        """Write both ORF files as VirNucPro does, if they are asked for."""
+        """Write both ORF files as VirNucPro does, if they are asked for.
+
+        Args:
+            folder: Where.
+        """
         if not self.save_orfs:
             return
         for kind, suffix in (("nucleotide", "fa"), ("protein", "faa")):
             path = folder / f"{input_stem(self.path)}_identified_{kind}.{suffix}"
             with path.open("w", encoding="ascii") as file:
-                for block in plan_packs(self.store.lengths, _BLOCK):
-                    rows = np.arange(block.start, block.stop)
-                    records = zip(self.store.ids(rows), self.store.sequences(kind, rows), strict=True)
-                    file.writelines(f">{name}\n{letters.decode()}\n" for name, letters in records)
+                for start in range(0, len(self.store), _ROWS):
+                    rows = np.arange(start, min(start + _ROWS, len(self.store)))
+                    names, letters = self.store.ids(rows), self.store.sequences(kind, rows)
+                    pairs = zip(names, letters, strict=True)
+                    file.writelines(f">{name}\n{text.decode()}\n" for name, text in pairs)
 
 
 def input_stem(path: Path) -> str:

@@ -129,7 +129,7 @@ def _unchanged(batches: list[PackedBatch]) -> list[PackedBatch]:
 
 
 def _leave_signals_to_the_rank(worker: int) -> None:
-    """A signal to the process group must not kill workers while the rank still finishes its pack."""
+    """A signal to the process group must not kill workers while the rank finishes its pack."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -181,7 +181,7 @@ class SequenceDataModule(LightningDataModule):
         self._scratch: Path | None = None
 
     def prepare_data(self) -> None:
-        """Read and validate the input on rank 0; a fault is kept for all ranks to raise in setup."""
+        """Read and validate the input on rank 0; a fault is kept for all to raise in setup."""
         try:
             folder = self._workspace_folder()
             self.read(folder)
@@ -202,10 +202,10 @@ class SequenceDataModule(LightningDataModule):
         warnings.filterwarnings("ignore", "Couldn't infer the batch indices")  # rows travel along
 
     def predict_dataloader(self) -> PackLoader:
-        """Plan the packs, leave out the rows that are committed already, and take this rank's share.
+        """Plan the packs, leave out the rows that are committed, and take this rank's share.
 
-        All rows are planned, not only those that lack: with the same budget a continued run computes
-        the very packs that the interrupted one would have.
+        All rows are planned, not only those that lack: with the same budget a continued run
+        computes the very packs that the interrupted one would have.
         """
         trainer, workspace = self._trainer(), self._workspace()
         plan = self.plan()

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from virnucpro_pl.errors import InputError, listed
+from virnucpro_pl.errors import InputError, UsageError, listed
 from virnucpro_pl.sequences.datamodule import SequenceDataModule
+from virnucpro_pl.sequences.embedding_file import EmbeddingFile, IdTable, write_ids
 from virnucpro_pl.sequences.packing import plan_packs
+from virnucpro_pl.sequences.records import map_array
 
 __all__ = ["EmbeddingPairDataModule", "PairBatch"]
 
@@ -24,8 +27,10 @@ log = logging.getLogger(__name__)
 
 BLOCK = 256
 """Rows that are classified together, as in VirNucPro: the last float32 digit depends on it."""
-_FORMAT = "virnucpro-pl embeddings"
-_HASH_BYTES = 64 << 20
+_POOLED_RESIDUES = 1024
+"""VirNucPro stops its mean over residues here; an embedding file holds the mean over all."""
+_ID_BLOCK = 65_536
+_FRAME = re.compile(r"[FR][123]$")
 
 
 class PairBatch(NamedTuple):
@@ -44,68 +49,119 @@ class PairBatch(NamedTuple):
         return self.rows
 
 
-class EmbeddingFile:
-    """An embedding file, opened when it is first read in a process; pickled by its path alone."""
+class PairStore:
+    """Two embedding files, joined by id in the order of the DNABERT-S file."""
 
-    def __init__(self, path: Path) -> None:
-        """Keep the path.
+    def __init__(self, folder: Path, dnabert_s: Path, esm2: Path) -> None:
+        """Map what `join` wrote.
 
         Args:
-            path: The file.
+            folder: Where.
+            dnabert_s: DNABERT-S embeddings.
+            esm2: ESM-2 embeddings of the same ORFs, in any order.
         """
-        self.path = path
-        self._file: h5py.File | None = None
+        self.folder = folder
+        self.dnabert_s = EmbeddingFile(dnabert_s)
+        self.esm2 = EmbeddingFile(esm2)
+        self.ids = IdTable(folder, "dnabert_s")
+        self.partner: NDArray[np.int64] = map_array(folder / "partner", np.int64)
+        self.width = self.dnabert_s.width + self.esm2.width
 
-    def __reduce__(self) -> tuple[type[EmbeddingFile], tuple[Path]]:
-        """Send the path to a worker, not an open file."""
-        return EmbeddingFile, (self.path,)
+    def __reduce__(self) -> tuple[type[PairStore], tuple[Path, Path, Path]]:
+        """Send the paths to a worker, not the ids."""
+        return PairStore, (self.folder, self.dnabert_s.path, self.esm2.path)
+
+    def __len__(self) -> int:
+        """Count the ORFs."""
+        return len(self.ids)
 
     @property
-    def file(self) -> h5py.File:
-        """The open file.
+    def lengths(self) -> NDArray[np.int64]:
+        """(M,) one for each ORF: what a block is bounded by."""
+        return np.ones(len(self), np.int64)
 
-        Raises:
-            InputError: If it is missing, damaged, unfinished, or no embedding file.
-        """
-        if self._file is None:
-            self._file = self._open()
-        return self._file
+    def features(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(N, F) features of some ORFs: DNABERT-S, then ESM-2."""
+        return np.hstack((self.dnabert_s.rows(rows), self.esm2.rows(self.partner[rows])))
 
-    def _open(self) -> h5py.File:
-        try:
-            file = h5py.File(self.path, "r")
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be read as HDF5: {error}") from error
-        attributes = file.attrs
-        if attributes.get("format") != _FORMAT or attributes.get("format_version") != 1:
-            raise InputError(
-                f"{self.path} is no embedding file of this version: format is "
-                f"{attributes.get('format')!r}, format_version {attributes.get('format_version')!r}"
-            )
-        if not attributes.get("complete"):
-            raise InputError(f"{self.path} was never completed")
-        missing = [name for name in ("embeddings", "sequence_ids") if name not in file]
-        if missing:
-            raise InputError(f"{self.path} lacks {listed(missing)}")
-        if file["embeddings"].ndim != 2 or len(file["embeddings"]) != len(file["sequence_ids"]):
-            raise InputError(f"{self.path} does not have one vector for each id")
-        return file
 
-    def ids(self) -> NDArray[np.object_]:
-        """All ids, as bytes."""
-        ids: NDArray[np.object_] = self.file["sequence_ids"][()]
-        return ids
+def join(folder: Path, dnabert_s: EmbeddingFile, esm2: EmbeddingFile) -> None:
+    """Find for each row of the DNABERT-S file the row of the ESM-2 file that has its id.
 
-    def rows(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Vectors of some rows, in the order asked for."""
-        ordered, back = np.unique(rows, return_inverse=True)  # HDF5 reads in ascending order only
-        vectors: NDArray[np.float32] = self.file["embeddings"][ordered].astype(np.float32)
-        return vectors[back]
+    Args:
+        folder: Where the result is written, for `PairStore`.
+        dnabert_s: DNABERT-S embeddings.
+        esm2: ESM-2 embeddings of the same ORFs.
 
-    def sha256(self) -> str:
-        """Hash of the file's bytes."""
-        with self.path.open("rb", buffering=0) as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+    Raises:
+        InputError: If a file is of another model, names an id twice, or lacks an id of the other.
+    """
+    for file, kind, other in ((dnabert_s, "DNABERT-S", "esm"), (esm2, "ESM-2", "dnabert")):
+        model = str(file.file.attrs.get("model", kind))
+        if other in model.lower():
+            raise InputError(f"{file.path} holds embeddings of {model}, not of {kind}")
+    first, first_hashes = write_ids(dnabert_s, folder, "dnabert_s")
+    second, second_hashes = write_ids(esm2, folder, "esm2")
+    first_order, second_order = np.argsort(first_hashes), np.argsort(second_hashes)
+    sides = (
+        (dnabert_s, first, first_hashes, first_order),
+        (esm2, second, second_hashes, second_order),
+    )
+    for file, table, hashes, order in sides:
+        twice = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
+        if len(twice):
+            names = listed(table(twice[:1000]))
+            raise InputError(f"{file.path} has {len(twice)} id(s) more than once: {names}")
+    for (file, _, own, _), (_, table, others, _) in (sides, sides[::-1]):
+        lacking = np.flatnonzero(~np.isin(others, own))
+        if len(lacking):
+            names = listed(table(lacking[:1000]))
+            raise InputError(f"{file.path} lacks {len(lacking)} id(s) of the other file: {names}")
+    partner = np.empty(len(first), np.int64)
+    partner[first_order] = second_order
+    for rows in _blocks(len(first)):
+        if first(rows) != second(partner[rows]):  # different ids with one hash
+            raise InputError(f"{dnabert_s.path} and {esm2.path} do not hold the same ids")
+    partner.tofile(folder / "partner")
+    _check_lengths(dnabert_s, esm2, first, partner)
+
+
+def _check_lengths(
+    dnabert_s: EmbeddingFile, esm2: EmbeddingFile, ids: IdTable, partner: NDArray[np.int64]
+) -> None:
+    """Where both files say how long their strings are, check that they are those of ORFs.
+
+    Raises:
+        InputError: If strings were cut, or a nucleotide string does not code for its protein.
+    """
+    for file in (dnabert_s, esm2):
+        lengths = file.file.get("lengths")
+        if lengths is None:
+            return
+        if lengths.shape != (len(file),):
+            raise InputError(f"{file.path}: /lengths has not one number for each id")
+        if cut := lengths.attrs.get("truncated_records", 0):
+            raise InputError(f"{file.path}: {cut} records were cut before they were embedded")
+    bases = dnabert_s.file["lengths"][()]
+    residues = esm2.file["lengths"][()][partner]
+    wrong = np.flatnonzero((bases < 3 * residues) | (bases > 3 * residues + 1))
+    if len(wrong):
+        raise InputError(
+            f"{dnabert_s.path} and {esm2.path} are not of the same ORFs: {len(wrong)} have a "
+            f"protein of a length that they do not code for: {listed(ids(wrong[:1000]))}"
+        )
+    longer = int(np.count_nonzero(residues > _POOLED_RESIDUES))
+    if longer:
+        log.warning(
+            "%s: %d proteins are longer than %d residues; VirNucPro stops its mean there, these "
+            "embeddings do not",
+            *(esm2.path, longer, _POOLED_RESIDUES),
+        )
+
+
+def _blocks(count: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, count, _ID_BLOCK):
+        yield np.arange(start, min(start + _ID_BLOCK, count))
 
 
 class Pairs(Dataset[list[PairBatch]]):
@@ -128,73 +184,8 @@ class Pairs(Dataset[list[PairBatch]]):
     def __getitem__(self, index: int) -> list[PairBatch]:
         """Read one block."""
         rows = self.packs[index]
-        features = np.hstack((
-            self.store.dnabert_s.rows(rows),
-            self.store.esm2.rows(self.store.partner[rows]),
-        ))  # fmt: skip
-        ids = tuple(self.store.ids(rows))
-        return [PairBatch(torch.from_numpy(rows), ids, torch.from_numpy(features))]
-
-
-class PairStore:
-    """Two embedding files, joined by id in the order of the DNABERT-S file."""
-
-    def __init__(self, dnabert_s: Path, esm2: Path) -> None:
-        """Join them.
-
-        Args:
-            dnabert_s: DNABERT-S embeddings.
-            esm2: ESM-2 embeddings of the same ORFs, in any order.
-
-        Raises:
-            InputError: If a file cannot be used, names an id twice, or lacks an id of the other.
-        """
-        self.dnabert_s = EmbeddingFile(dnabert_s)
-        self.esm2 = EmbeddingFile(esm2)
-        for kind, file in (("DNABERT-S", self.dnabert_s), ("esm2", self.esm2)):
-            model = str(file.file.attrs.get("model", kind))
-            if not model.lower().startswith(kind.lower()):
-                raise InputError(f"{file.path} holds embeddings of {model}, not of {kind}")
-        self._ids = self.dnabert_s.ids()
-        self.partner = _join(dnabert_s, self._ids, esm2, self.esm2.ids())
-        self.width = sum(f.file["embeddings"].shape[1] for f in (self.dnabert_s, self.esm2))
-
-    def __len__(self) -> int:
-        """Count the ORFs."""
-        return len(self._ids)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """(M,) one for each ORF: what a block is bounded by."""
-        return np.ones(len(self), np.int64)
-
-    def ids(self, rows: NDArray[np.int64]) -> list[str]:
-        """Ids of some ORFs."""
-        return [identifier.decode() for identifier in self._ids[rows].tolist()]
-
-
-def _join(
-    first_path: Path, first: NDArray[np.object_], second_path: Path, second: NDArray[np.object_]
-) -> NDArray[np.int64]:
-    """For each row of the first file the row of the second that has its id."""
-    orders = []
-    for path, ids in ((first_path, first), (second_path, second)):
-        order = np.argsort(ids, kind="stable")
-        twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
-        if len(twice):
-            names = [ids[order[i]].decode() for i in twice[:1000]]
-            raise InputError(f"{path} has {len(twice)} id(s) more than once: {listed(names)}")
-        orders.append(order)
-    for path, ids, other in ((first_path, second, first), (second_path, first, second)):
-        lacking = np.setdiff1d(ids, other, assume_unique=True)
-        if len(lacking):
-            names = [identifier.decode() for identifier in lacking[:1000].tolist()]
-            raise InputError(
-                f"{path} lacks {len(lacking)} id(s) of the other file: {listed(names)}"
-            )
-    partner = np.empty(len(first), np.int64)
-    partner[orders[0]] = orders[1]
-    return partner
+        features = torch.from_numpy(self.store.features(rows))
+        return [PairBatch(torch.from_numpy(rows), tuple(self.store.ids(rows)), features)]
 
 
 class EmbeddingPairDataModule(SequenceDataModule):
@@ -206,7 +197,6 @@ class EmbeddingPairDataModule(SequenceDataModule):
     """
 
     store: PairStore  # type: ignore[assignment]
-    save_orfs = False
 
     def __init__(self, dnabert_s: str | Path, esm2: str | Path, num_workers: int = 1) -> None:
         """Configure the input; nothing is read yet.
@@ -221,18 +211,35 @@ class EmbeddingPairDataModule(SequenceDataModule):
         self.width: int | None = None
 
     def read(self, folder: Path) -> None:
-        """Check both files, and hash them.
+        """Check, join and hash both files.
 
         Raises:
             InputError: If a file cannot be used, or they do not hold the same ORFs.
         """
-        PairStore(*self.files)
-        hashes = "\n".join(EmbeddingFile(path).sha256() for path in self.files)
-        (folder / "sha256").write_text(hashes)
+        files = [EmbeddingFile(path) for path in self.files]
+        try:
+            join(folder, *files)
+            hashes = [file.sha256() for file in files]
+            (folder / "sha256").write_text("\n".join(hashes))
+        except OSError as error:
+            raise UsageError(f"The ids cannot be stored in {folder}: {error}") from error
+        finally:
+            for file in files:
+                file.close()
+        ids = IdTable(folder, "dnabert_s")
+        names = ids(np.arange(min(len(ids), 1000)))
+        strange = [name for name in names if not _FRAME.search(name)]
+        if strange:
+            log.warning(
+                "%s: ids such as %s do not end in a frame (F1 to R3), the two characters that are "
+                "taken off to name a chunk",
+                *(self.path, listed(strange, 3)),
+            )
+        log.info("%s and %s: %d open reading frames", *self.files, len(ids))
 
     def open(self, folder: Path) -> None:
-        """Join both files."""
-        self.store = PairStore(*self.files)
+        """Map the join."""
+        self.store = PairStore(folder, *self.files)
         self.width = self.store.width
         self.input_sha256 = hashlib.sha256((folder / "sha256").read_bytes()).hexdigest()
 

@@ -1,0 +1,296 @@
+import json
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from virnucpro_pl.errors import InputError, UsageError
+from virnucpro_pl.sequences.datamodule import SequenceDataModule
+from virnucpro_pl.sequences.packing import plan_packs
+from virnucpro_pl.sequences.tokens import ProteinTokenizer
+
+
+class Output:
+    """Stands for a writer that has committed some rows already."""
+
+    def __init__(self, folder, done):
+        self.folder = folder
+        self.done = np.array(done, np.bool_)
+
+    def claim(self):
+        return self.folder
+
+    def finished_rows(self, count, trainer):
+        assert count == len(self.done)
+        return self.done
+
+
+def modules(path, world, *, callbacks=(), tokenizer=None, **options):
+    """A data module of each rank after `prepare_data` and `setup`; no process, no Trainer."""
+    made = []
+    for rank in range(world):
+        data = SequenceDataModule(path, **{"num_workers": 0, **options})
+        first = made[0] if made else data
+        data.trainer = SimpleNamespace(
+            global_rank=rank,
+            world_size=world,
+            is_global_zero=rank == 0,
+            callbacks=list(callbacks),
+            lightning_module=SimpleNamespace(tokenizer=tokenizer or ProteinTokenizer()),
+            strategy=SimpleNamespace(
+                broadcast=lambda value, first=first: first.fault or first._folder,
+                root_device=torch.device("cpu"),
+            ),
+        )
+        if rank == 0:
+            data.prepare_data()
+        made.append(data)
+    for data in made:
+        data.setup("predict")
+    return made
+
+
+def batches(made):
+    """The batches of each rank."""
+    found = [list(data.predict_dataloader()) for data in made]
+    made[0].teardown("predict")
+    return found
+
+
+def sequences(lengths):
+    """Proteins that differ, where they are long enough, so that they tell their row."""
+    letters = "ACDEFGHIKLMNPQRSTVWY"
+    return [
+        "".join(letters[(row // 20**place + place) % 20] for place in range(length))
+        for row, length in enumerate(lengths)
+    ]
+
+
+def write(path, proteins):
+    path.write_text("".join(f">id{row} x\n{protein}\n" for row, protein in enumerate(proteins)))
+    return path
+
+
+def check_rows(found, proteins, rows):
+    """Each of these rows once, with its own id, length and tokens."""
+    seen = []
+    for batch in found:
+        starts = batch.cu_seqlens.tolist()
+        for i, row in enumerate(batch.rows.tolist()):
+            expected, _ = ProteinTokenizer().encode([proteins[row].encode()])
+            assert batch.tokens[starts[i] : starts[i + 1]].tolist() == expected.tolist()
+            assert batch.ids[i] == f"id{row}"
+            assert batch.lengths[i] == len(proteins[row])
+            seen.append(row)
+    assert sorted(seen) == list(rows)
+
+
+quick = settings(
+    max_examples=150,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+some_lengths = st.lists(st.one_of(st.integers(1, 8), st.integers(1, 90)), min_size=1, max_size=40)
+
+
+@quick
+@given(lengths=some_lengths, budget=st.integers(1, 120), world=st.integers(1, 9))
+def test_rows_each_on_one_rank_once_within_the_budget(tmp_path, lengths, budget, world):
+    proteins = sequences(lengths)
+    made = modules(write(tmp_path / "x.faa", proteins), world, tokens_per_batch=budget)
+    found = batches(made)
+    check_rows([batch for rank in found for batch in rank], proteins, range(len(proteins)))
+    for batch in (batch for rank in found for batch in rank):
+        assert len(batch.tokens) <= budget or len(batch.rows) == 1
+    counts = [len(rank) for rank in found]
+    assert max(counts) - min(counts) <= 1
+
+
+@quick
+@given(lengths=some_lengths, budget=st.integers(1, 120), world=st.integers(1, 4), data=st.data())
+def test_finished_rows_left_out_of_the_same_packs(tmp_path, lengths, budget, world, data):
+    proteins = sequences(lengths)
+    path = write(tmp_path / "x.faa", proteins)
+    done = data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)))
+    output = Output(tmp_path, done)
+    made = modules(path, world, callbacks=[output], tokens_per_batch=budget)
+    found = [batch for rank in batches(made) for batch in rank]
+    check_rows(found, proteins, np.flatnonzero(~output.done))
+    plan = plan_packs([len(protein) for protein in proteins], budget)
+    left = [[row for row in pack if not done[row]] for pack in plan]
+    assert sorted(batch.rows.tolist() for batch in found) == [rows for rows in left if rows]
+
+
+@quick
+@given(lengths=some_lengths, budget=st.integers(1, 60), longest=st.integers(1, 30))
+def test_records_cut_to_max_length_planned_and_laid_as_cut(tmp_path, lengths, budget, longest):
+    proteins = sequences(lengths)
+    path = write(tmp_path / "x.faa", proteins)
+    options = {"tokens_per_batch": budget, "max_length": longest}
+    made = modules(path, 2, **options)
+    found = [batch for rank in batches(made) for batch in rank]
+    cut = [protein[:longest] for protein in proteins]
+    check_rows(found, cut, range(len(proteins)))
+    plan = plan_packs([len(protein) for protein in cut], budget)
+    assert sorted(batch.rows.tolist() for batch in found) == [list(pack) for pack in plan]
+
+
+class Guesser(ProteinTokenizer):
+    """Estimates that a record has one token, so that packs must be cut by real counts."""
+
+    def estimate(self, lengths):
+        return np.ones_like(lengths)
+
+
+@quick
+@given(lengths=some_lengths, budget=st.integers(3, 60), world=st.integers(1, 3))
+def test_packs_estimated_too_low_cut_again_and_complete(tmp_path, lengths, budget, world):
+    proteins = sequences(lengths)
+    path = write(tmp_path / "x.faa", proteins)
+    made = modules(path, world, tokenizer=Guesser(), tokens_per_batch=budget)
+    found = [batch for rank in batches(made) for batch in rank]
+    check_rows(found, proteins, range(len(proteins)))
+    assert all(len(batch.tokens) <= budget or len(batch.rows) == 1 for batch in found)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize(("count", "world"), [(1, 2), (37, 1), (37, 3)])
+def test_rows_complete_and_in_order_for_any_workers(tmp_path, workers, count, world):
+    proteins = sequences([row % 11 + 1 for row in range(count)])
+    path = write(tmp_path / "x.faa", proteins)
+    found = batches(modules(path, world, tokens_per_batch=30, num_workers=workers))
+    check_rows([batch for rank in found for batch in rank], proteins, range(count))
+    for rank in found:
+        order = [batch.rows[0].item() for batch in rank]
+        assert order == sorted(order)
+
+
+def test_ranks_beyond_the_packs_get_nothing(tmp_path):
+    proteins = sequences([3, 3])
+    path = write(tmp_path / "x.faa", proteins)
+    for workers in (0, 1):
+        found = batches(modules(path, 5, tokens_per_batch=5, num_workers=workers))
+        assert [len(rank) for rank in found] == [1, 1, 0, 0, 0]
+
+
+def test_max_length_warns_with_a_count(tmp_path, caplog):
+    path = write(tmp_path / "x.faa", sequences([3, 5, 4, 9]))
+    with caplog.at_level(logging.WARNING):
+        made = modules(path, 2, max_length=4)
+    assert caplog.text.count("2 records are cut to 4 letters") == 1
+    made[0].teardown("predict")
+
+
+def test_bad_input_raised_on_every_rank(tmp_path):
+    (tmp_path / "x.faa").write_text(">a\nM1\n")
+    with pytest.raises(InputError, match=r"record 1 \(a\)"):
+        modules(tmp_path / "x.faa", 1)
+    data = SequenceDataModule(tmp_path / "x.faa")
+    data.trainer = SimpleNamespace(
+        strategy=SimpleNamespace(broadcast=lambda value: InputError("of rank 0"))
+    )
+    with pytest.raises(InputError, match="of rank 0"):
+        data.setup("predict")
+
+
+@pytest.mark.parametrize(
+    "options", [{"tokens_per_batch": 0}, {"num_workers": -1}, {"max_length": 0}]
+)
+def test_option_out_of_range_usage_error(options):
+    with pytest.raises(UsageError, match="at least"):
+        SequenceDataModule("x.faa", **options)
+
+
+def test_data_module_without_a_trainer_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="inside Trainer"):
+        SequenceDataModule(tmp_path / "x.faa").setup("predict")
+
+
+def test_scratch_folder_removed_after_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made = modules(write(tmp_path / "x.faa", sequences([3, 4])), 1)
+    assert len(list(tmp_path.iterdir())) == 2
+    made[0].on_exception(RuntimeError())
+    assert [file.name for file in tmp_path.iterdir()] == ["x.faa"]
+
+
+# Within Lightning ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("distributed", [True, False])
+def test_trainer_predict_returns_every_row_once(tmp_path, distributed):
+    from lightning.pytorch import Trainer
+
+    from virnucpro_pl import ESM2Embedder
+
+    proteins = sequences([7, 1, 30, 12, 80, 3, 3, 5, 21])
+    path = write(tmp_path / "x.faa", proteins)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=distributed,
+    )
+    model = ESM2Embedder("esm2_t6_8M_UR50D", weights="random", enable_fp16=False)
+    found = trainer.predict(model, SequenceDataModule(path, tokens_per_batch=40, num_workers=1))
+    assert torch.cat([part.rows for part in found]).tolist() == list(range(9))
+    vectors = torch.cat([part.vectors for part in found])
+    assert vectors.shape == (9, 320)
+    assert vectors.dtype == torch.float32
+    assert vectors.isfinite().all()
+    assert len({tuple(vector) for vector in vectors.tolist()}) == 9
+
+
+RANKS = """
+import json
+from pathlib import Path
+from lightning.pytorch import LightningModule, Trainer
+from virnucpro_pl.sequences.datamodule import SequenceDataModule
+from virnucpro_pl.sequences.tokens import ProteinTokenizer
+
+class Counter(LightningModule):
+    tokenizer = ProteinTokenizer()
+    def predict_step(self, batch, batch_idx=0):
+        return batch.rows.tolist()
+
+for distributed in (True, False):
+    for count, workers in ((1, 0), (1, 2), (19, 2)):
+        trainer = Trainer(
+            accelerator="cpu", devices=2, strategy="ddp", use_distributed_sampler=distributed,
+            logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        data = SequenceDataModule(f"{count}.faa", tokens_per_batch=20, num_workers=workers)
+        rows = sum(trainer.predict(Counter(), data) or [], [])
+        name = f"rows-{distributed}-{count}-{workers}-{trainer.global_rank}.json"
+        Path(name).write_text(json.dumps(rows))
+"""
+
+
+def test_two_ranks_in_lightning_share_the_rows_whatever_its_sampler(tmp_path, start):
+    for count in (1, 19):
+        write(tmp_path / f"{count}.faa", sequences([row % 7 + 1 for row in range(count)]))
+    (tmp_path / "ranks.py").write_text(RANKS)
+    command = start(launcher=["ranks.py"])
+    ended = command.wait(120)
+    assert ended.code == 0, ended.log
+    command.assert_nothing_left()
+    found = {}
+    for file in tmp_path.glob("rows-*.json"):
+        case, _, _ = file.stem.rpartition("-")
+        found.setdefault(case, []).append(json.loads(file.read_text()))
+    assert len(found) == 6
+    for case, ranks in found.items():
+        count = int(case.split("-")[2])
+        assert len(ranks) == 2
+        assert sorted(ranks[0] + ranks[1]) == list(range(count)), case
+        assert count == 1 or all(ranks), case

@@ -1,0 +1,215 @@
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+from virnucpro_pl.cli import main
+from virnucpro_pl.shipped import find_config, shipped_configs
+
+CHECKOUT = Path(__file__).parents[1]
+SMALL = (
+    *("predict", "--config", "esm2.yaml", "--data.path", "sample.faa", "--data.num_workers", "0"),
+    *("--model.name", "esm2_t6_8M_UR50D", "--model.weights", "random", "--writer.path", "out.h5"),
+)
+
+
+def run(*words, folder, **options):
+    return subprocess.run(
+        [*words], cwd=folder, capture_output=True, text=True, timeout=120, check=False, **options
+    )
+
+
+def readme_blocks(text):
+    """The ```bash blocks of README.md that stand behind a comment `<!-- tested: NAME -->`."""
+    pattern = re.compile(r"<!-- tested: (\S+) -->\s*```bash\n(.*?)```", re.DOTALL)
+    return dict(pattern.findall(text))
+
+
+def test_help_names_exit_codes_and_subcommand(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for part in ("predict", "exit codes", "3 numerical", "instability", "130 Ctrl-C"):
+        assert part in text
+
+
+def test_help_takes_little_longer_than_importing_the_cli(tmp_path):
+    best = {}
+    for _ in range(2):
+        for name, words in (
+            ("import", ("-c", "import lightning.pytorch.cli")),
+            ("help", ("-m", "virnucpro_pl", "--help")),
+        ):
+            began = time.monotonic()
+            assert run(sys.executable, *words, folder=tmp_path).returncode == 0
+            best[name] = min(best.get(name, 1e9), time.monotonic() - began)
+    assert best["help"] <= 1.5 * best["import"]
+
+
+def test_import_cli_does_not_import_models():
+    code = """if True:
+        import sys, lightning.pytorch.cli
+        before = set(sys.modules)
+        import virnucpro_pl.cli
+        print(*sorted({m.partition(".")[0] for m in set(sys.modules) - before}))
+    """
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["virnucpro_pl"]
+
+
+def test_print_config_shows_rule_free_options(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--config", "esm2.yaml", "--data.path", "x.faa", "--print_config"])
+    assert ended.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["data"]["init_args"]["path"] == "x.faa"
+    assert config["model"]["init_args"]["name"] == "esm2_t36_3B_UR50D"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("esm2.yaml", ["--model.weights", "--model.layer", "--data.tokens_per_batch",
+                       "--data.max_length", "--writer.commit_seconds", "--model.attention"]),
+        ("demo.yaml", ["--model.enable_fp16", "--data.num_workers", "--writer.overwrite"]),
+        ("classify.yaml", ["--model.classifier", "--data.esm2", "--writer.threshold"]),
+    ],
+)  # fmt: skip
+def test_class_help_lists_options_of_the_config(capsys, name, options):
+    main(["predict", "--config", name, "--help"])
+    text = capsys.readouterr().out
+    for option in options:
+        assert option in text
+    assert "as stalled" in text  # docstrings are shown
+
+
+@pytest.mark.parametrize(
+    "content", [None, "- 1\n", "", "model: 3\n", "model: {class_path: no.Such}\n", "{"]
+)
+def test_class_help_bad_config_exits_2(capsys, tmp_path, content):
+    path = tmp_path / "c.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--config", str(path), "--help"])
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["fit"],
+        ["predict", "--config", "absent.yaml"],
+        [*SMALL, "--model.layers", "3"],
+        [*SMALL, "--trainer.device", "3"],
+        [*SMALL, "--trainer.precision", "17"],
+        [*SMALL, "--model.attention", "fast"],
+        [*SMALL, "--data.tokens_per_batch", "0"],
+        [*SMALL, "--data.num_workers", "many"],
+        [*SMALL, "--data.path", "absent.faa"],
+        [*SMALL, "--trainer.accelerator", "gpu"],
+        [*SMALL, "--trainer.accelerator", "toaster"],
+        [*SMALL, "--trainer.strategy", "ddpp"],
+        [*SMALL, "--model.name", "esm2_3B"],
+        [*SMALL, "--model.layer", "7"],
+        [*SMALL, "--model.weights", "absent.pt"],
+    ],
+)
+def test_bad_usage_exits_2_and_writes_nothing(capsys, caplog, tmp_path, monkeypatch, words):
+    if "gpu" in words and __import__("torch").cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_find_config_bare_name_is_the_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Path(find_config("esm2.yaml")) == shipped_configs() / "esm2.yaml"
+    assert find_config("other.yaml") == "other.yaml"
+    assert find_config("./esm2.yaml") == "./esm2.yaml"
+    (tmp_path / "esm2.yaml").touch()
+    assert find_config("esm2.yaml") == "esm2.yaml"
+
+
+@pytest.mark.parametrize("path", sorted(shipped_configs().glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_config_is_parsed(path, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    missing = {
+        "classify.yaml": ["--data.esm2=a.h5", "--data.dnabert_s=b.h5", "--model.classifier=c.pth"]
+    }
+    needed = missing.get(path.name, ["--data.path=x"])
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--config", path.name, *needed, "--writer.path=y", "--print_config"])
+    printed = capsys.readouterr()
+    assert ended.value.code == 0, printed.err
+    given, parsed = yaml.safe_load(path.read_text()), yaml.safe_load(printed.out)
+    for key in ("model", "data", "writer"):
+        name = given[key]["class_path"].rpartition(".")[2]
+        assert parsed[key]["class_path"].endswith(name)
+    if path.name != "classify.yaml":
+        assert given["trainer"]["precision"] == "16-mixed"
+
+
+def test_esm2_config_runs_on_a_tiny_model(weights_file, random_proteins, write_fasta, tmp_path,
+                                          monkeypatch, fair_esm_vectors):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    proteins = random_proteins([30, 4, 61])
+    main([
+        "predict", "--config", "esm2.yaml", "--model.weights", str(weights_file), "--data.path",
+        str(write_fasta(tmp_path / "in.faa", proteins)), "--writer.path", "out.h5",
+        "--trainer.accelerator", "cpu", "--trainer.precision", "32", "--data.num_workers", "0",
+    ])  # fmt: skip
+    with h5py.File("out.h5") as file:
+        np.testing.assert_allclose(
+            file["embeddings"], fair_esm_vectors(proteins), rtol=0, atol=1e-5
+        )
+        assert file["sequence_ids"].asstr()[:].tolist() == ["p0", "p1", "p2"]
+        assert file["lengths"][:].tolist() == [30, 4, 61]
+        assert file.attrs["precision"] == "32-true"
+        assert file.attrs["complete"]
+        assert yaml.safe_load(file.attrs["config"])["model"]["init_args"]["enable_fp16"] is False
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.faa", "out.h5", "out.h5.run.json"]
+
+
+def test_demo_config_runs_from_any_folder(tmp_path):
+    words = ("-m", "virnucpro_pl", "predict", "--config", "demo.yaml", "--trainer.accelerator=cpu")
+    ended = run(sys.executable, *words, folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"Wrote demo\S*\. Look at it with: ", ended.stderr)
+    assert not list(tmp_path.glob("*.parts"))
+    again = run(sys.executable, *words, folder=tmp_path)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+def test_readme_blocks_are_found():
+    text = "x\n<!-- tested: run -->\n```bash\na b\nc\n```\n```bash\nnot this\n```\n"
+    assert readme_blocks(text) == {"run": "a b\nc\n"}
+
+
+@pytest.mark.parametrize(
+    ("name", "block"), sorted(readme_blocks((CHECKOUT / "README.md").read_text()).items())
+)
+def test_readme_commands_run(name, block, tmp_path):
+    """Each block runs, but for lines that set an environment up or run the tests."""
+    set_up = re.compile(r"\s*(#|pip |python -m venv|source |pytest|git |cd )")
+    lines = [line for line in block.splitlines() if line.strip() and not set_up.match(line)]
+    path = shlex.quote(str(Path(sys.executable).parent))
+    script = "\n".join(["set -e", f"export PATH={path}:$PATH", *lines])
+    ended = run("bash", "-c", script, folder=tmp_path)
+    assert ended.returncode == 0, f"README block {name}:\n{ended.stdout}{ended.stderr}"

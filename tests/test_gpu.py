@@ -1,0 +1,380 @@
+import subprocess
+import sys
+import time
+import warnings
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from virnucpro_pl import DNABERTSEmbedder, ESM2Embedder, PrecisionFromEnv, SequenceDataModule
+from virnucpro_pl.models.dnabert_s import alibi_slopes, load_dnabert_s
+from virnucpro_pl.models.esm2 import load_esm2
+from virnucpro_pl.models.pooling import pool
+from virnucpro_pl.sequences.dna_tokens import DNATokenizer
+from virnucpro_pl.sequences.tokens import ProteinTokenizer, pack
+from virnucpro_pl.stability import check_numerical_stability
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+CUDA = torch.device("cuda")
+NAME = "esm2_t12_35M_UR50D"
+BUDGET = 32_768
+
+
+def draw(lengths, letters, seed=0):
+    generator = np.random.default_rng(seed)
+    return [generator.choice(list(letters), n).tobytes() for n in lengths]
+
+
+def proteins(lengths, seed=0):
+    return draw(lengths, b"LAGVSERTIDPKQNFYMHWC", seed)
+
+
+def batch_of(sequences, tokenizer):
+    ids = [str(i) for i in range(len(sequences))]
+    return pack(np.arange(len(sequences)), ids, sequences, tokenizer).to(CUDA)
+
+
+def load(kind, dtype, name=NAME):
+    if kind == "esm2":
+        encoder = load_esm2(name, None, device=CUDA, matrix_dtype=dtype)[0]
+        return encoder, ProteinTokenizer()
+    encoder = load_dnabert_s("published", None, device=CUDA, matrix_dtype=dtype)[0]
+    return encoder, DNATokenizer()
+
+
+def vectors(encoder, batch, backend, *, half, fill_to=0):
+    with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=half):
+        hidden = encoder(batch.tokens, batch.cu_seqlens, batch.max_seqlen, backend, None, fill_to)
+        return pool(hidden, batch.pool_tokens, batch.pool_offsets)
+
+
+def centred(a, b):
+    mean = a.mean(0)
+    return F.cosine_similarity(a - mean, b - mean)
+
+
+LENGTHS = {
+    "short": range(1, 50),
+    "medium": range(50, 201, 3),
+    "long": range(201, 1001, 16),
+}
+
+
+@pytest.mark.parametrize("kind", ["esm2", "dnabert_s"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_fp16_every_length_close_to_fp32(kind, length, capsys):
+    full, tokenizer = load(kind, torch.float32)
+    half, _ = load(kind, torch.float16)
+    lengths = [n * 5 if kind == "dnabert_s" else n for n in LENGTHS[length]]
+    sequences = draw(lengths, b"ACGT") if kind == "dnabert_s" else proteins(lengths)
+    batch = batch_of(sequences, tokenizer)
+    exact = vectors(full, batch, "sdpa", half=False)
+    backends = ["triton", "sdpa"] + (["varlen"] if kind == "esm2" else [])
+    for backend in backends:
+        found = vectors(half, batch, backend, half=True)
+        plain, centre = F.cosine_similarity(exact, found), centred(exact, found)
+        ratio = found.norm(dim=1) / exact.norm(dim=1)
+        with capsys.disabled():
+            print(
+                f"\n{kind} {length} {backend}: plain {plain.min():.7f} centred {centre.min():.6f} "
+                f"norm {ratio.min():.5f}..{ratio.max():.5f} mean {exact.mean():.5f}/{found.mean():.5f} "
+                f"std {exact.std():.5f}/{found.std():.5f}"
+            )
+        assert plain.min() > 0.99999
+        assert centre.min() > 0.999
+        assert (ratio - 1).abs().max() < 1e-3
+        assert abs(found.mean() - exact.mean()) < 1e-3 * exact.std()
+        assert abs(found.std() / exact.std() - 1) < 1e-3
+        outliers = [(v.abs() > 3 * v.std()).sum().item() for v in (exact, found)]
+        assert abs(outliers[0] - outliers[1]) <= 2 + 0.01 * outliers[0]
+
+
+@pytest.mark.parametrize("kind", ["esm2", "dnabert_s"])
+def test_fp32_packed_equals_alone(kind):
+    encoder, tokenizer = load(kind, torch.float32)
+    lengths = [1, 17, 300, 64, 700, 5]
+    sequences = draw(lengths, b"ACGT") if kind == "dnabert_s" else proteins(lengths)
+    together = vectors(encoder, batch_of(sequences, tokenizer), "sdpa", half=False)
+    for sequence, packed in zip(sequences, together, strict=True):
+        alone = vectors(encoder, batch_of([sequence], tokenizer), "sdpa", half=False)[0]
+        torch.testing.assert_close(alone, packed, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [16, 24, 32, 64, 128])
+@pytest.mark.parametrize("biased", [False, True])
+def test_packed_attention_any_length_equals_fp32(width, biased):
+    from virnucpro_pl.models.triton_attention import packed_attention
+
+    lengths = [1, 2, 63, 64, 65, 127, 128, 129, 168, 700, 1025]
+    heads = 12
+    cu = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=CUDA)
+    qkv = torch.randn(sum(lengths) + 50, 3, heads, width, device=CUDA, dtype=torch.float16)
+    slopes = alibi_slopes(heads).to(CUDA) if biased else None
+    q, k, v = qkv.unbind(1)
+    found = packed_attention(q, k, v, cu, max(lengths), slopes)
+    for start, stop in zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True):
+        x, y, z = (t[start:stop].float().transpose(0, 1) for t in (q, k, v))
+        scores = x @ y.transpose(1, 2) * width**-0.5
+        if biased:
+            place = torch.arange(stop - start, device=CUDA)
+            scores -= slopes[:, None, None] * (place[:, None] - place).abs()
+        expected = (scores.softmax(-1) @ z).transpose(0, 1)
+        torch.testing.assert_close(found[start:stop].float(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_packed_attention_nan_of_a_neighbour_stays_there():
+    from virnucpro_pl.models.triton_attention import packed_attention
+
+    cu = torch.tensor([0, 70, 200, 270], dtype=torch.int32, device=CUDA)
+    qkv = torch.randn(270, 3, 4, 64, device=CUDA, dtype=torch.float16)
+    before = packed_attention(*qkv.unbind(1), cu, 130)
+    qkv[70:200] = torch.nan
+    after = packed_attention(*qkv.unbind(1), cu, 130)
+    assert torch.equal(before[:70], after[:70])
+    assert torch.equal(before[200:], after[200:])
+
+
+@pytest.mark.parametrize("kind", ["esm2", "dnabert_s"])
+def test_compiled_first_pack_again_bit_identical_and_equal_to_eager(kind):
+    encoder, tokenizer = load(kind, torch.float16)
+    letters = b"ACGT" if kind == "dnabert_s" else b"LAGVSERTIDPKQNFYMHWC"
+    one = batch_of(draw([300, 20, 166, 80] * 12, letters, 1), tokenizer)
+    two = batch_of(draw([90, 700, 3] * 9, letters, 2), tokenizer)
+    eager = vectors(encoder, one, "triton", half=True)
+    encoder.compile()
+    fill = 16_384
+    first = vectors(encoder, one, "triton", half=True, fill_to=fill)
+    vectors(encoder, two, "triton", half=True, fill_to=fill)
+    again = vectors(encoder, one, "triton", half=True, fill_to=fill)
+    assert torch.equal(first, again)
+    assert centred(eager, first).min() > 0.9999
+    long = batch_of(draw([fill * 6 if kind == "dnabert_s" else fill + 5], letters), tokenizer)
+    assert vectors(encoder, long, "triton", half=True, fill_to=fill).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["esm2", "dnabert_s"])
+def test_sequence_other_neighbours_same_vector_in_fp16(kind):
+    encoder, tokenizer = load(kind, torch.float16)
+    letters = b"ACGT" if kind == "dnabert_s" else b"LAGVSERTIDPKQNFYMHWC"
+    sequences = draw([100] * 40, letters, 3)
+    before = vectors(encoder, batch_of(sequences, tokenizer), "triton", half=True)
+    others = [sequences[0], *draw([100] * 39, letters, 4)]
+    after = vectors(encoder, batch_of(others, tokenizer), "triton", half=True)
+    assert centred(before, before.roll(1, 0)).abs().max() < 0.9  # the sequences do differ
+    torch.testing.assert_close(after[0], before[0], rtol=0, atol=2e-3)
+
+
+@pytest.fixture
+def count_waits(monkeypatch):
+    """Count device synchronisations: those that torch knows, and every explicit wait."""
+
+    def count(step):
+        explicit = []
+
+        def counted(name, original):
+            def wait(*args, **kwargs):
+                explicit.append(name)
+                return original(*args, **kwargs)
+
+            return wait
+
+        for owner, name in (
+            (torch.cuda, "synchronize"),
+            (torch.cuda.Event, "synchronize"),
+            (torch.cuda.Stream, "synchronize"),
+        ):
+            monkeypatch.setattr(owner, name, counted(name, getattr(owner, name)))
+        torch.cuda.synchronize()
+        explicit.clear()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchroniz" in str(w.message) for w in caught) + len(explicit)
+
+    return count
+
+
+def embedder_of(kind):
+    module = (
+        ESM2Embedder(NAME, weights="random")
+        if kind == "esm2"
+        else DNABERTSEmbedder(weights="random")
+    )
+    module.load_encoder(None, CUDA, torch.float16)
+    module.attention_used = "triton"
+    return module
+
+
+@pytest.mark.parametrize("kind", ["esm2", "dnabert_s"])
+def test_predict_step_healthy_data_one_wait(kind, count_waits):
+    module = embedder_of(kind)
+    letters = b"ACGT" if kind == "dnabert_s" else b"LAGVSERTIDPKQNFYMHWC"
+    batch = batch_of(draw([300, 20, 166], letters), module.tokenizer)
+    with torch.inference_mode(), torch.autocast("cuda", torch.float16):
+        module.predict_step(batch)  # kernels are built at the first call
+        assert count_waits(lambda: module.predict_step(batch)) <= 1
+
+
+def test_predict_step_of_virnucpro_healthy_data_one_wait(count_waits):
+    from virnucpro_pl import VirNucPro
+    from virnucpro_pl.models.classifier import load_classifier
+    from virnucpro_pl.sequences.contigs import OrfBatch
+
+    esm2, dnabert_s = embedder_of("esm2"), embedder_of("dnabert_s")
+    module = VirNucPro(esm2, dnabert_s, "random")
+    module.classifier = load_classifier("random", esm2.width + dnabert_s.width).to(CUDA)
+    batch = OrfBatch(
+        batch_of(proteins([166, 90]), esm2.tokenizer),
+        batch_of(draw([500, 271], b"ACGT"), dnabert_s.tokenizer),
+    )
+    with torch.inference_mode(), torch.autocast("cuda", torch.float16):
+        module.predict_step(batch)
+        assert count_waits(lambda: module.predict_step(batch)) <= 1
+
+
+def test_check_large_tensor_under_a_millisecond(capsys):
+    hidden = torch.randn(16_384, 2560, device=CUDA, dtype=torch.float16)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    times = []
+    for _ in range(20):
+        begin.record()
+        check_numerical_stability(hidden)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end))
+    with capsys.disabled():
+        print(f"\ncheck: {np.median(times):.3f} ms")
+    assert np.median(times) < 1
+
+
+TF32_ON = {
+    "old": "torch.backends.cuda.matmul.allow_tf32 = True; torch.backends.cudnn.allow_tf32 = True",
+    "new": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "everywhere": "torch.backends.fp32_precision = 'tf32'",
+    "setter": "torch.set_float32_matmul_precision('medium')",
+}
+
+
+@pytest.mark.parametrize("api", TF32_ON)
+def test_fp32_switch_tf32_turned_on_by_others_matches_cpu(api, tmp_path):
+    fasta = tmp_path / "x.faa"
+    sequences = proteins([1, 20, 166, 300, 90, 410, 33])
+    fasta.write_text("".join(f">{i}\n{s.decode()}\n" for i, s in enumerate(sequences)))
+    script = f"""
+import torch
+from lightning.pytorch import Trainer
+from virnucpro_pl import ESM2Embedder, SequenceDataModule
+{TF32_ON[api]}
+def run(accelerator, attention):
+    trainer = Trainer(accelerator=accelerator, devices=1, logger=False, enable_progress_bar=False,
+                      enable_checkpointing=False, enable_model_summary=False)
+    out = trainer.predict(ESM2Embedder("esm2_t6_8M_UR50D", weights="random", attention=attention),
+                          SequenceDataModule({str(fasta)!r}, tokens_per_batch=400, num_workers=0))
+    assert trainer.precision == "32-true"
+    return torch.cat([o.vectors for o in out])
+expected = run("cpu", "sdpa")
+for attention in ("auto", "sdpa"):
+    found = run("cuda", attention)
+    print((found - expected).abs().max().item())
+    assert torch.allclose(found, expected, rtol=0, atol=1e-5)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment(VIRNUCPRO_DISABLE_FP16="1"),
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def environment(**more):
+    import os
+
+    return {**os.environ, **more}
+
+
+def predict(weights, fasta, out, **env):
+    words = ["--config", "esm2.yaml", "--model.weights", str(weights), "--data.path", str(fasta),
+             "--writer.path", str(out), "--data.num_workers", "0"]  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "virnucpro_pl", "predict", *words],
+        env=environment(**env), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_overflow_real_fp16_exits_3_and_fp32_succeeds(reference, save_published, tmp_path):
+    state = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    state["layers.1.fc2.weight"] *= 1e6  # an activation of some 1e6 passes 65,504 under autocast
+    weights = save_published(state, tmp_path / "large.pt")
+    fasta = tmp_path / "x.faa"
+    fasta.write_text(
+        "".join(f">p{i}\n{s.decode()}\n" for i, s in enumerate(proteins([30, 166, 9])))
+    )
+    failed = predict(weights, fasta, tmp_path / "a.h5")
+    assert failed.returncode == 3, failed.stderr[-3000:]
+    assert all(f"p{i}" in failed.stderr for i in range(3))
+    assert "VIRNUCPRO_DISABLE_FP16=1" in failed.stderr
+    assert not (tmp_path / "a.h5").exists()
+    passed = predict(weights, fasta, tmp_path / "b.h5", VIRNUCPRO_DISABLE_FP16="1")
+    assert passed.returncode == 0, passed.stderr[-3000:]
+    on_cpu = predict(weights, fasta, tmp_path / "c.h5", VIRNUCPRO_DISABLE_FP16="1",
+                     CUDA_VISIBLE_DEVICES="")  # fmt: skip
+    assert on_cpu.returncode == 0, on_cpu.stderr[-3000:]
+    with h5py.File(tmp_path / "b.h5") as b, h5py.File(tmp_path / "c.h5") as c:
+        assert b.attrs["precision"] == "32-true"
+        found, expected = b["embeddings"][()], c["embeddings"][()]
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_layer_norm_very_large_values_under_autocast_finite():
+    norm = torch.nn.LayerNorm(2560, device=CUDA)
+    x = torch.randn(64, 2560, device=CUDA) * 1e6
+    with torch.autocast("cuda", torch.float16):
+        out = norm(x)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, norm(x))
+
+
+def test_peak_memory_fp16_below_fp32(capsys):
+    peaks = {}
+    for dtype, half in ((torch.float32, False), (torch.float16, True)):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        encoder, tokenizer = load("esm2", dtype, "esm2_t33_650M_UR50D")
+        batch = batch_of(proteins([166] * 97), tokenizer)
+        began = time.perf_counter()
+        vectors(encoder, batch, "triton" if half else "sdpa", half=half)
+        torch.cuda.synchronize()
+        peaks[half] = torch.cuda.max_memory_allocated() / 2**30
+        with capsys.disabled():
+            print(f"\n650M, {dtype}: {peaks[half]:.2f} GiB, {time.perf_counter() - began:.2f} s")
+        del encoder
+    assert peaks[True] < 0.6 * peaks[False]
+
+
+def test_vectors_end_to_end_16_mixed_stored_as_fp32(tmp_path):
+    from lightning.pytorch import Trainer
+
+    fasta = tmp_path / "x.faa"
+    fasta.write_text("".join(f">{i}\n{s.decode()}\n" for i, s in enumerate(proteins([50] * 20))))
+    trainer = Trainer(
+        accelerator="gpu", devices=1, logger=False, enable_progress_bar=False,
+        enable_checkpointing=False, enable_model_summary=False, callbacks=[PrecisionFromEnv()],
+    )  # fmt: skip
+    module = ESM2Embedder("esm2_t6_8M_UR50D", weights="random")
+    out = trainer.predict(module, SequenceDataModule(fasta, tokens_per_batch=300, num_workers=1))
+    assert trainer.precision == "16-mixed"
+    assert module.attention_used == "triton"
+    assert module.encoder.layers[0].fc1.weight.dtype == torch.float16
+    assert torch.cat([o.rows for o in out]).tolist() == list(range(20))
+    assert all(o.vectors.dtype == torch.float32 for o in out)

@@ -1,0 +1,147 @@
+"""Who launched this process, and the signals that reach it.
+
+Lightning's own launcher makes the other ranks of a node child processes of rank 0; torchrun and
+Slurm start every rank themselves.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+
+__all__ = [
+    "Signals",
+    "announce_rank_0",
+    "kill_rank_0",
+    "launched_by_rank_0",
+    "leave_process_group",
+    "lost_another_rank",
+    "outlive_rank_0",
+    "rank_0_is_gone",
+    "watch_rank_0",
+]
+
+log = logging.getLogger(__name__)
+
+_RANK_0 = "VIRNUCPRO_PL_RANK_0"
+"""Environment variable that tells child processes the process id of rank 0."""
+_ORPHAN_SECONDS = 10.0
+"""How long a rank whose launcher has died may take to commit."""
+_OUTLIVE_SECONDS = 20.0
+"""How long a failed rank waits for rank 0, which may know nothing of it until the ranks have met."""
+
+
+def announce_rank_0() -> None:
+    """Let the ranks that Lightning will launch know their launcher; call before it does."""
+    if "LOCAL_RANK" not in os.environ:
+        os.environ[_RANK_0] = str(os.getpid())
+
+
+def launched_by_rank_0() -> bool:
+    """Tell whether Lightning's own launcher made this process, as a child of rank 0."""
+    external = "TORCHELASTIC_RUN_ID" in os.environ
+    return not external and _RANK_0 in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def rank_0_is_gone() -> bool:
+    """Tell whether the rank 0 that launched this process has died."""
+    return launched_by_rank_0() and os.getppid() != int(os.environ[_RANK_0])
+
+
+def outlive_rank_0() -> None:
+    """Wait for rank 0 to exit first: Lightning kills it when it sees a child that failed."""
+    deadline = time.monotonic() + _OUTLIVE_SECONDS
+    while launched_by_rank_0() and not rank_0_is_gone() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def kill_rank_0() -> None:
+    """Kill the rank 0 that launched this process."""
+    if launched_by_rank_0() and not rank_0_is_gone():
+        os.kill(os.getppid(), signal.SIGKILL)
+
+
+def lost_another_rank(error: BaseException) -> bool:
+    """Tell whether an error only says that another rank has closed its connection."""
+    text = str(error)
+    return isinstance(error, torch.distributed.DistNetworkError) or "closed by peer" in text
+
+
+@functools.cache
+def watch_rank_0() -> None:
+    """From now on, end this process soon after the rank 0 that launched it; a thread, so it can."""
+
+    def watch() -> None:
+        while not rank_0_is_gone():
+            time.sleep(0.5)
+        time.sleep(_ORPHAN_SECONDS)
+        os._exit(1)
+
+    if launched_by_rank_0():
+        threading.Thread(target=watch, name="rank-0-watch", daemon=True).start()
+
+
+def leave_process_group(*, failed: bool) -> None:
+    """Close the connections to the other ranks: gloo's threads may abort a process at its exit.
+
+    Args:
+        failed: Whether another rank may be missing; NCCL would wait for it.
+    """
+    group = torch.distributed
+    if group.is_available() and group.is_initialized():
+        if not failed or group.get_backend() == "gloo":
+            group.destroy_process_group()
+
+
+class Signals:
+    """SIGTERM and Ctrl-C as a wish to leave, after the current pack where one is computed.
+
+    Lightning ignores the one, exits 1 on the other, and its SIGTERM handler enters a collective.
+
+    Attributes:
+        code: Exit code that a signal has asked for.
+        patient: Whether to note a signal only; otherwise it ends the run where it arrives.
+    """
+
+    def __init__(self) -> None:
+        """Start without any signal received; nothing is installed yet."""
+        self.code: int | None = None
+        self.patient = False
+        self._before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Take both signals over; again after somebody else has set a handler."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before = signal.signal(number, self._receive)
+            if before != self._receive:
+                self._before.setdefault(number, before)
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def check(self) -> None:
+        """Leave, if a signal has asked for it.
+
+        Raises:
+            SystemExit: With 143 after SIGTERM, 130 after Ctrl-C.
+        """
+        if self.code is not None:
+            raise SystemExit(self.code)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.code = 128 + number
+        if not self.patient:  # nothing is being computed that would be worth finishing
+            raise SystemExit(self.code)
