@@ -265,7 +265,7 @@ class Ended(NamedTuple):
     """Standard output and error together."""
 
 
-def free_port():
+def find_free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -277,7 +277,7 @@ class Command:
     def __init__(self, words, folder, env):
         self.log_file = folder / f"log-{time.monotonic_ns()}.txt"
         mine = {k: v for k, v in os.environ.items() if k not in PACKAGE_VARIABLES}
-        mine |= {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
+        mine |= {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(find_free_port())}
         self.mark = f"VIRNUCPRO_PL_TEST={os.getpid()}-{time.monotonic_ns()}"
         mine |= {"PYTHONUNBUFFERED": "1", "COLUMNS": "200"} | dict([self.mark.split("=")])
         with self.log_file.open("w") as log:
@@ -346,6 +346,12 @@ class Command:
                 os.kill(pid, number)
             except ProcessLookupError:
                 pass
+
+
+@pytest.fixture
+def free_port():
+    """Find a port that nobody listens on."""
+    return find_free_port
 
 
 @pytest.fixture

@@ -27,8 +27,14 @@ BUDGET = 32_768
 
 
 def draw(lengths, letters, seed=0):
+    """Sequences that differ in composition, as real ones do."""
     generator = np.random.default_rng(seed)
-    return [generator.choice(list(letters), n).tobytes() for n in lengths]
+    return [
+        generator.choice(list(letters), n, p=generator.dirichlet([0.5] * len(letters)))
+        .astype(np.uint8)
+        .tobytes()
+        for n in lengths
+    ]
 
 
 def proteins(lengths, seed=0):
@@ -103,7 +109,8 @@ def test_fp32_packed_equals_alone(kind):
     together = vectors(encoder, batch_of(sequences, tokenizer), "sdpa", half=False)
     for sequence, packed in zip(sequences, together, strict=True):
         alone = vectors(encoder, batch_of([sequence], tokenizer), "sdpa", half=False)[0]
-        torch.testing.assert_close(alone, packed, rtol=0, atol=1e-5)
+        # Twelve layers of FP32; TF32 would be off by 1e-3.
+        torch.testing.assert_close(alone, packed, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("width", [16, 24, 32, 64, 128])

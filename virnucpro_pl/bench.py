@@ -15,22 +15,27 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder, SequenceEmbedder
 from virnucpro_pl.models.esm2 import SIZES
+from virnucpro_pl.output.streaming import StreamingWriter
+from virnucpro_pl.output.table_writer import TableWriter
 from virnucpro_pl.output.writer import HDF5Writer
+from virnucpro_pl.sequences.contigs import ContigDataModule
 from virnucpro_pl.sequences.datamodule import SequenceDataModule
 from virnucpro_pl.sequences.tokens import PackedBatch, pack
+from virnucpro_pl.virnucpro import VirNucPro
 
 __all__ = ["bench"]
 
@@ -69,7 +74,7 @@ def bench(
     """Measure this program, its peers and the hardware's limit in one run, on random weights.
 
     Args:
-        model: `dnabert_s`, or the name of an ESM-2 such as esm2_t36_3B_UR50D.
+        model: `virnucpro`, `dnabert_s`, or the name of an ESM-2 such as esm2_t36_3B_UR50D.
         workload: `500-base` (166 residues, or 500 bases of DNA) or `proteome` (log-normal lengths,
             30 to 1022 residues).
         seconds: Length of the run end to end; everything else takes a third of it.
@@ -80,9 +85,12 @@ def bench(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="virnucpro-pl-bench-") as scratch:
-        run = Run(model, workload, seconds, tokens_per_batch, num_workers, device, Path(scratch))
-        rows = list(run.rows(peers))
-    _print(rows, run)
+        options = (seconds, tokens_per_batch, num_workers, device, Path(scratch))
+        if model == "virnucpro":
+            rows = list(fused(*options))
+        else:
+            rows = list(Run(model, workload, *options).rows(peers))
+    _print(rows, f"{model} on {device}")
     content = {
         "model": model,
         "workload": workload,
@@ -152,12 +160,25 @@ class Run:
 
     def end_to_end(self, rate: float) -> Row:
         """`Trainer.predict` from a FASTA file to a finished HDF5 file."""
-        fasta, out = self.scratch / "input.fasta", self.scratch / "out.h5"
-        count = max(len(self.sample), int(rate * self.seconds))
-        with fasta.open("w") as file:
-            for i in range(count):
-                file.write(f">{i}\n{self.sample[i % len(self.sample)].decode()}\n")
-        writer = HDF5Writer(out)
+        fasta = self.write_input(self.sample, max(len(self.sample), int(rate * self.seconds)))
+        return self.predict(
+            "virnucpro-pl, end to end",
+            self.embedder(compile=self.device.type == "cuda"),
+            SequenceDataModule(fasta, self.budget, self.workers),
+            HDF5Writer(self.scratch / "out"),
+        )
+
+    def write_input(self, sample: list[bytes], count: int) -> Path:
+        """A FASTA file of so many records, taken from a sample in turn."""
+        path = self.scratch / "input.fasta"
+        with path.open("w") as file:
+            file.writelines(f">{i}\n{sample[i % len(sample)].decode()}\n" for i in range(count))
+        return path
+
+    def predict(
+        self, name: str, model: LightningModule, data: SequenceDataModule, writer: StreamingWriter
+    ) -> Row:
+        """One whole run; its first pack, compilation included, is timed apart."""
         trainer = Trainer(
             accelerator="auto",
             devices=1,
@@ -168,24 +189,15 @@ class Run:
             enable_progress_bar=False,
             callbacks=[writer],
         )
-        data = SequenceDataModule(fasta, self.budget, self.workers)
         with self.measured() as state:
-            trainer.predict(self.embedder(compile=self.device.type == "cuda"), data)
-        report = json.loads(out.with_name("out.h5.run.json").read_text())
-        phases = report["seconds"]
-        took = phases["compute"] + phases["merge"]
-        first = report["totals"]["tokens"] - report["tokens_per_second"] * phases["compute"]
-        tokens = report["totals"]["tokens"] - max(first, 0.0)
-        share = tokens / report["totals"]["tokens"]
+            trainer.predict(model, data)
+        report = json.loads(writer.path.with_name(f"{writer.path.name}.run.json").read_text())
+        phases, totals = report["seconds"], report["totals"]
         log.info("Phases end to end: %s", phases)
-        return self.row(
-            "virnucpro-pl, end to end",
-            tokens,
-            count * share,
-            took,
-            phases["first pack"],
-            state,
-        )
+        tokens = min(report["tokens_per_second"] * phases["compute"], totals["tokens"])
+        records = totals["records"] * tokens / totals["tokens"]
+        took = phases["compute"] + phases["merge"]
+        return self.row(name, tokens, records, took, phases["first pack"], state)
 
     def encoder_alone(self) -> Row:
         """This program's encoder on one pack that lies on the device already."""
@@ -239,24 +251,22 @@ class Run:
         from transformers import EsmConfig, EsmModel
 
         config = SIZES[self.model]
+        esm = EsmConfig(
+            vocab_size=33,
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=4 * config.width,
+            position_embedding_type="rotary",
+            token_dropout=True,
+            emb_layer_norm_before=False,
+            mask_token_id=32,
+            pad_token_id=1,
+        )
+        esm._attn_implementation = "sdpa"
         with torch.device(self.device):
-            network = EsmModel(
-                EsmConfig(
-                    vocab_size=33,
-                    hidden_size=config.width,
-                    num_hidden_layers=config.layers,
-                    num_attention_heads=config.heads,
-                    intermediate_size=4 * config.width,
-                    position_embedding_type="rotary",
-                    token_dropout=True,
-                    emb_layer_norm_before=False,
-                    mask_token_id=32,
-                    pad_token_id=1,
-                    attn_implementation="sdpa",
-                ),
-                add_pooling_layer=False,
-            )
-        network = network.to(self.dtype).eval()
+            network: nn.Module = EsmModel(esm, add_pooling_layer=False)
+        network.to(self.dtype).eval()
         return self.padded(
             "transformers, half, SDPA",
             PEER_TOKENS,
@@ -345,7 +355,9 @@ class Run:
         """Tokens per second of the matrix products alone, at the model's own shapes."""
         layers, products = self.products()
         tokens = 16_384 if self.device.type == "cuda" else 512
-        inputs = {i: torch.randn(tokens, i, device=self.device, dtype=self.dtype) for i, _ in products}
+        inputs = {
+            i: torch.randn(tokens, i, device=self.device, dtype=self.dtype) for i, _ in products
+        }
         weights = [torch.randn(o, i, device=self.device, dtype=self.dtype) for i, o in products]
 
         def step() -> None:
@@ -356,7 +368,7 @@ class Run:
         with torch.inference_mode():
             step()
             self.wait()
-            times = []
+            times: list[float] = []
             while sum(times) < min(2.0, self.seconds / 10) or len(times) < 3:
                 began = time.perf_counter()
                 step()
@@ -399,6 +411,37 @@ class Run:
         return row
 
 
+def fused(
+    seconds: float, budget: int, workers: int, device: torch.device, scratch: Path
+) -> Iterator[Row]:
+    """VirNucPro in one pass beside both of its encoders alone, for the same ORFs."""
+    esm2 = Run("esm2_t36_3B_UR50D", "500-base", seconds, budget, workers, device, scratch)
+    dnabert_s = Run("dnabert_s", "500-base", seconds, budget, workers, device, scratch)
+    alone = [run.encoder_alone()._replace(name=f"{run.model}, alone") for run in (esm2, dnabert_s)]
+    yield from alone
+    rate = 1 / sum(1 / row.sequences_per_second for row in alone)
+    contigs = esm2.write_input(draw_genes(), max(_SAMPLE // 8, int(rate * seconds)))
+    compiled = device.type == "cuda"
+    yield esm2.predict(
+        f"virnucpro-pl, end to end; both encoders' own times allow {rate:,.0f} sequences/s",
+        VirNucPro(
+            ESM2Embedder(weights="random", compile=compiled),
+            DNABERTSEmbedder(weights="random", compile=compiled),
+            "random",
+        ),
+        ContigDataModule(contigs, tokens_per_batch=budget, num_workers=workers),
+        TableWriter(scratch / "tables"),
+    )
+
+
+def draw_genes() -> list[bytes]:
+    """Random chunks of 500 bases with an open first frame; the others have stops, as a rule."""
+    generator = np.random.default_rng(0)
+    codons = [a + b + c for a, b, c in product("ACGT", repeat=3)]
+    sense = [codon for codon in codons if codon not in ("TAA", "TAG", "TGA")]
+    return ["".join([*generator.choice(sense, 166), "AC"]).encode() for _ in range(_SAMPLE // 8)]
+
+
 def draw(workload: Workload, *, dna: bool) -> list[bytes]:
     """Random sequences of a workload, always the same."""
     generator = np.random.default_rng(0)
@@ -422,12 +465,12 @@ def _padded_batches(tokenizer: Any, sample: list[bytes], budget: int) -> Iterato
     yield torch.nn.utils.rnn.pad_sequence(waiting, batch_first=True, padding_value=1)
 
 
-def _print(rows: list[Row], run: Run) -> None:
-    table = Table(title=f"{run.model} on {run.device}")
-    table.add_column("", no_wrap=True)
+def _print(rows: list[Row], title: str) -> None:
+    table = Table(title=title)
+    table.add_column("")
     for column in ("tokens/s", "sequences/s", "GiB", "warm-up s", "over limit", "ours over it"):
         table.add_column(column, justify="right")
-    ours = rows[1].tokens_per_second
+    ours = next(row for row in rows if "end to end" in row.name).tokens_per_second
     for row in rows:
         table.add_row(
             row.name,

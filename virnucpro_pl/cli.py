@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from virnucpro_pl.errors import UsageError
+from virnucpro_pl.errors import UnwritableError, UsageError
 from virnucpro_pl.output.launch import (
     Signals,
     announce_rank_0,
@@ -140,6 +140,9 @@ def main(args: Sequence[str] | None = None) -> None:
         elif not launched_by_rank_0():
             log.error("%s", error)
         outlive_rank_0()
+        if isinstance(error, UnwritableError):
+            sys.stderr.flush()
+            os._exit(error.exit_code)
         raise SystemExit(1 if code is None else code) from error
     except SystemExit as end:
         if end.code:

@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -67,7 +67,18 @@ def bring_along(trainer: Trainer) -> list[Callback]:
     return [callback for callback in mine if type(callback) not in present]
 
 
-class SequenceEmbedder(LightningModule, ABC):
+class StaysOnDevice(LightningModule):
+    """A module that Lightning does not copy to the host when a run is over.
+
+    It would before the output is published, and billions of parameters take seconds.
+    """
+
+    def cpu(self) -> Self:
+        """Stay where the weights are."""
+        return self
+
+
+class SequenceEmbedder(StaysOnDevice, ABC):
     """What all embedders share: when weights are loaded, the forward pass, the check, the mean.
 
     A subclass says which tokenizer, weights and network it has.
@@ -81,7 +92,7 @@ class SequenceEmbedder(LightningModule, ABC):
 
     tokenizer: Tokenizer
     biased: ClassVar[bool] = False
-    encoder: nn.Module
+    encoder: esm2.ESM2 | dnabert_s.DNABERTS
     attention_used: str
 
     def __init__(

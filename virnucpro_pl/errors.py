@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "OutputError", "PeerError", "UsageError", "WeightsError"]
+__all__ = [
+    "InputError",
+    "OutputError",
+    "PeerError",
+    "UnwritableError",
+    "UsageError",
+    "WeightsError",
+]
 
 MAX_LISTED = 20
 """How many offending records or ids a message names before it only counts."""
@@ -26,6 +33,10 @@ class OutputError(Exception):
     """The output cannot be written, or does not hold every row; what is committed is kept."""
 
     exit_code = 1
+
+
+class UnwritableError(OutputError):
+    """HDF5 could not write a file; it crashes if the process then ends in the ordinary way."""
 
 
 class PeerError(Exception):

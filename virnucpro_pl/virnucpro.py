@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from torch import Tensor
 
-from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder, bring_along
+from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder, StaysOnDevice, bring_along
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.models.classifier import (
     RANDOM,
@@ -40,7 +40,7 @@ class Scores(NamedTuple):
     """(N, 2560) fp32 embeddings of the proteins."""
 
 
-class _Caller(LightningModule):
+class _Caller(StaysOnDevice):
     """What both modules share: the classifier, whose faults are found before all else is loaded.
 
     Attributes:

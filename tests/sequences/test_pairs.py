@@ -169,6 +169,18 @@ def test_input_hash_depends_on_both_files(files, tmp_path):
     assert len(hashes) == 2
 
 
+def test_provenance_tells_the_models_where_the_files_do(files, tmp_path):
+    weights = "random:DNABERT-S-tiny:0"
+    paths = files(["aF1"], model="DNABERT-S-tiny", weights_sha256=weights, layer=2)
+    told = opened(paths, tmp_path).provenance()
+    del told["input_sha256"], told["max_length"]
+    assert told == {
+        "model_dnabert_s": "DNABERT-S-tiny",
+        "weights_sha256_dnabert_s": weights,
+        "layer_dnabert_s": "2",
+    }
+
+
 def test_pair_store_is_sent_by_its_paths(files, tmp_path):
     store = opened(files([f"id{i}" for i in range(1000)]), tmp_path).store
     sent = pickle.dumps(store)

@@ -92,7 +92,8 @@ class Layer(nn.Module):
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Output (T, D) from the layer's input x (T, D) and what attention (T, H, K) made of it."""
         x = x + self.out(attended.flatten(1))
-        return x + self.fc2(F.gelu(self.fc1(self.feedforward_norm(x))))
+        x = x + self.fc2(F.gelu(self.fc1(self.feedforward_norm(x))))
+        return x
 
 
 def project(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -370,7 +371,10 @@ def _split(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]
     prefix = re.compile(r"^encoder\.(sentence_encoder\.)?" if fair_esm else r"^esm\.")
     plain = {prefix.sub("", name): tensor for name, tensor in tensors.items()}
     # transformers 5 saves the norms of ESM under TensorFlow's names.
-    for old, new in ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")):
+    for old, new in (
+        (".LayerNorm.gamma", ".LayerNorm.weight"),
+        (".LayerNorm.beta", ".LayerNorm.bias"),
+    ):
         plain = {name.replace(old, new): tensor for name, tensor in plain.items()}
     frequencies = [plain.pop(name) for name in list(plain) if name.endswith(".inv_freq")]
     return plain, frequencies

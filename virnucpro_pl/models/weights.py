@@ -297,7 +297,9 @@ def hash_files(files: Sequence[Path]) -> Future[str]:
 
 def hash_of(source: str) -> str:
     """SHA-256 of a small weights file; for `random` a text that says so."""
-    return f"random:classifier:{SEED}" if source == "random" else _sha256([Path(source).expanduser()])
+    return (
+        f"random:classifier:{SEED}" if source == "random" else _sha256([Path(source).expanduser()])
+    )
 
 
 def _sha256(files: list[Path]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import logging
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +60,7 @@ class PartsFolder:
         self._claimed = False
         self._committed = 0
         self._manifest_written = False
+        self._manifest_lock = threading.Lock()
 
     def files(self) -> list[Path]:
         """Committed parts."""
@@ -200,9 +203,23 @@ class PartsFolder:
 
     def write_manifest(self, provenance: Callable[[], dict[str, Any]]) -> None:
         """Tell a continuation what the parts depend on; once. Called on rank 0."""
-        if not self._manifest_written:
-            write_json(self.path / "manifest.json", provenance())
-            self._manifest_written = True
+        with self._manifest_lock:
+            if not self._manifest_written:
+                write_json(self.path / "manifest.json", provenance())
+                self._manifest_written = True
+
+    def write_manifest_soon(self, provenance: Callable[[], dict[str, Any]]) -> None:
+        """Do so from a thread, since the hash of the weights may take a while.
+
+        Other ranks may commit long before rank 0 does.
+        """
+
+        def write() -> None:
+            # The first commit says why it cannot write; and the folder may be gone with the run.
+            with contextlib.suppress(OSError):
+                self.write_manifest(provenance)
+
+        threading.Thread(target=write, name="manifest", daemon=True).start()
 
     def commit(self, rank: int, part: Part) -> None:
         """Write one part.
@@ -213,7 +230,7 @@ class PartsFolder:
         name = f"part-{rank:05d}-{time.time_ns():x}-{self._committed:06d}.h5"
         try:
             write_part(self.path / name, part)
-        except (OSError, RuntimeError) as error:  # h5py raises either on a full disk
+        except OSError as error:
             raise OutputError(
                 f"{self.path / name}: {len(part.rows)} finished rows cannot be written: {error}. "
                 "What is committed is safe: make room and run the same command again"

@@ -18,7 +18,12 @@ from typing import Any, NamedTuple
 
 from virnucpro_pl.errors import PeerError
 from virnucpro_pl.output.files import write_json
-from virnucpro_pl.output.launch import kill_rank_0, outlive_rank_0, rank_0_is_gone
+from virnucpro_pl.output.launch import (
+    kill_rank_0,
+    launched_by_rank_0,
+    outlive_rank_0,
+    rank_0_is_gone,
+)
 
 __all__ = ["Ranks"]
 
@@ -65,6 +70,7 @@ class Ranks:
         self._last_told = 0.0
         self._computing = False
         self._seen: dict[int, tuple[int, float]] = {}
+        self._stalled: set[int] = set()
         self._over = threading.Event()
         threading.Thread(target=self._watch, name="rank-watch", daemon=True).start()
 
@@ -117,9 +123,12 @@ class Ranks:
                 message = f"rank {rank} died (exit code {child.returncode})"
         for rank in self._others:
             if (silent := self._silence(rank, now)) > self.stall_seconds:
+                self._stalled.add(rank)
                 message = f"rank {rank} stalled: no progress for {silent:.0f} s"
         if message is None:
             return None
+        if launched_by_rank_0():  # otherwise rank 0 says it at its end
+            log.error("Rank %d: %s", self.rank, message)
         self._mark(message, 1)
         return _Failure(message, 1)
 
@@ -172,18 +181,25 @@ class Ranks:
         if self.count == 1:
             return True
         self._touch_left()
+        self._end(self._stalled)
         deadline = time.monotonic() + _LEAVE_SECONDS
-        while not rank_0_is_gone() and (late := [r for r in self._others if not self._gone(r)]):
+        while not rank_0_is_gone() and (late := {r for r in self._others if not self._gone(r)}):
+            if late <= self._stalled:
+                return False
             if time.monotonic() > deadline:
-                log.error("Rank %d ends ranks %s, which do not react", self.rank, late)
-                for rank in late:
-                    if rank in self._children:
-                        self._children[rank].kill()
-                    elif rank == 0:
-                        kill_rank_0()
+                self._end(late - self._stalled)
                 return False
             time.sleep(_POLL_SECONDS)
         return True
+
+    def _end(self, ranks: set[int]) -> None:
+        """Kill ranks that do not react, as far as they are this rank's relatives."""
+        for rank in ranks:
+            log.error("Rank %d ends rank %d, which does not react", self.rank, rank)
+            if rank in self._children:
+                self._children[rank].kill()
+            elif rank == 0:
+                kill_rank_0()
 
     def close(self) -> None:
         """Stop the watching thread."""
@@ -191,7 +207,10 @@ class Ranks:
 
     def _gone(self, rank: int) -> bool:
         child = self._children.get(rank)
-        return self._file("left", rank).exists() or (child is not None and child.poll() is not None)
+        if child is not None and child.poll() is not None:
+            return True
+        # Rank 0 removes the folder once all have left.
+        return self._file("left", rank).exists() or not self.folder.is_dir()
 
     def _watch(self) -> None:
         """End this process if its own loop hangs; a thread, so that it always can."""

@@ -56,13 +56,23 @@ class Part(NamedTuple):
 
 
 def write_part(path: Path, part: Part) -> None:
-    """Commit a part: afterwards it is on disk whole, or there is none."""
-    with published(path) as temporary, h5py.File(temporary, "w") as file:
+    """Commit a part: afterwards it is on disk whole, or there is none.
+
+    The file is made in memory: HDF5 crashes when a process ends in which it could not write.
+
+    Raises:
+        OSError: If the disk is full, for example.
+    """
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         file["rows"] = part.rows
         file["ids"] = np.frombuffer(_joined(part.ids), np.uint8)
         for name, column in part.columns.items():
             file[f"columns/{name}"] = column
         file.attrs["checksum"] = _checksum(part)
+        file.flush()
+        image = file.id.get_file_image()
+    with published(path) as temporary:
+        temporary.write_bytes(image)
 
 
 def read_part(path: Path) -> Part | None:

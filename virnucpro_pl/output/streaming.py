@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,13 +15,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 
-from virnucpro_pl.errors import OutputError, PeerError, UsageError
+from virnucpro_pl.errors import OutputError, PeerError, UnwritableError, UsageError
 from virnucpro_pl.output.failures import FailureLog
 from virnucpro_pl.output.launch import Signals, announce_rank_0, watch_rank_0
 from virnucpro_pl.output.parts import PartsFolder
 from virnucpro_pl.output.ranks import Ranks
 from virnucpro_pl.output.report import Heartbeat, RunReport
-from virnucpro_pl.output.store import FORMAT_VERSION, Part
+from virnucpro_pl.output.store import FORMAT_VERSION, IncompleteError, Part
 
 __all__ = ["StreamingWriter"]
 
@@ -84,10 +85,9 @@ class StreamingWriter(BasePredictionWriter, ABC):
         self._folder = PartsFolder(self.path, overwrite)
         self._signals = Signals()
         self._ranks: Ranks | None = None
-        self._waiting: list[tuple[Batch, dict[str, torch.Tensor]]] = []
+        self._waiting: list[tuple[torch.Tensor, tuple[str, ...], dict[str, torch.Tensor]]] = []
         self._waiting_bytes = 0
         self._waiting_since = 0.0
-        self._computing = False
 
     @property
     def parts(self) -> Path:
@@ -191,7 +191,9 @@ class StreamingWriter(BasePredictionWriter, ABC):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal waits for the end of the pack."""
         self._signals.install()  # Lightning has set its own, if nobody asked for finished rows
-        self._signals.patient = self._computing = True
+        self._signals.patient = True
+        if trainer.is_global_zero:
+            self._folder.write_manifest_soon(lambda: self.provenance(trainer))
         self._waiting_since = time.monotonic()
         self.report.begin("first pack")
         self._heartbeat = Heartbeat(len(trainer.datamodule.store), self.report.resumed)  # type: ignore[attr-defined]
@@ -211,9 +213,13 @@ class StreamingWriter(BasePredictionWriter, ABC):
         Raises:
             SystemExit: If a signal has asked to leave.
             PeerError: If another rank failed, died or stalled.
+            IncompleteError: If the prediction is not of the batch's rows, one each.
         """
         columns = {name: c.to("cpu") for name, c in self.columns(prediction).items()}
-        self._waiting.append((batch, columns))
+        counts = {len(column) for column in columns.values()}
+        if counts != {len(batch.rows)} or not torch.equal(prediction.rows, batch.rows):
+            raise IncompleteError(f"Batch {batch_idx} has no prediction for each of its rows")
+        self._waiting.append((batch.rows, batch.ids, columns))  # not its tokens on the device
         self._waiting_bytes += sum(column.nbytes for column in columns.values())
         self.report.packed(len(batch.rows), len(batch.tokens))
         late = time.monotonic() - self._waiting_since >= self.commit_seconds
@@ -228,14 +234,14 @@ class StreamingWriter(BasePredictionWriter, ABC):
 
     def _commit(self, trainer: Trainer) -> None:
         self._waiting_since = time.monotonic()
-        if trainer.is_global_zero and self._computing:
-            self._folder.write_manifest(lambda: self.provenance(trainer))
         if not self._waiting:
             return
-        batches, columns = zip(*self._waiting, strict=True)
+        if trainer.is_global_zero:
+            self._folder.write_manifest(lambda: self.provenance(trainer))
+        rows, ids, columns = zip(*self._waiting, strict=True)
         part = Part(
-            np.concatenate([batch.rows.numpy() for batch in batches]),
-            [identifier for batch in batches for identifier in batch.ids],
+            torch.cat(rows).numpy(),
+            list(chain.from_iterable(ids)),
             {name: torch.cat([c[name] for c in columns]).numpy() for name in columns[0]},
         )
         self._folder.commit(trainer.global_rank, part)
@@ -271,7 +277,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
         try:
             self.publish(trainer, self._folder.files(), provenance)
         except (OSError, RuntimeError) as error:  # h5py raises either on a full disk
-            raise OutputError(
+            raise UnwritableError(
                 f"{self.path} cannot be written: {error}. All rows are committed: make room and run "
                 "the same command again"
             ) from error
@@ -291,23 +297,27 @@ class StreamingWriter(BasePredictionWriter, ABC):
             self._folder.discard()
             self._close()
             return
+        if not isinstance(exception, PeerError):
+            self._ranks.fail(f"{type(exception).__name__}: {exception}", _exit_code(exception))
         try:
             self._commit(trainer)
         except OutputError as error:
-            log.error("Rank %d: %s", trainer.global_rank, error)
-        if not isinstance(exception, PeerError):
-            self._ranks.fail(f"{type(exception).__name__}: {exception}", _exit_code(exception))
-        if self._ranks.leave():
-            self._folder.discard()
-        self._close()
+            if not isinstance(exception, OutputError):
+                log.error("Rank %d: %s", trainer.global_rank, error)
+        finally:
+            if self._ranks.leave():
+                self._folder.discard()
+            self._close()
 
     def _close(self) -> None:
         self._signals.restore()
-        self._signals.patient = self._computing = False
         if self._ranks is not None:
             self._ranks.close()
-            self._ranks = None
         self._folder.release()
+        # As new, for another run of the same Trainer.
+        self._ranks, self._signals, self.report = None, Signals(), RunReport()
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     def _joined(self) -> Ranks:
         assert self._ranks is not None, "setup has not run"

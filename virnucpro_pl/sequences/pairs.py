@@ -257,6 +257,23 @@ class EmbeddingPairDataModule(SequenceDataModule):
         """Copy the features to the device."""
         return batch._replace(features=batch.features.to(device, non_blocking=True))
 
+    def teardown(self, stage: str) -> None:
+        """Close both files, and remove the join where no writer owns its folder."""
+        if hasattr(self, "store"):
+            self.store.dnabert_s.close()
+            self.store.esm2.close()
+        super().teardown(stage)
+
     def provenance(self) -> dict[str, Any]:
-        """What an output records about its input."""
-        return {"input_sha256": self.input_sha256, "max_length": None}
+        """What an output records about its input: of the embeddings what their files tell."""
+        files = (("dnabert_s", self.store.dnabert_s), ("esm2", self.store.esm2))
+        return {
+            "input_sha256": self.input_sha256,
+            "max_length": None,
+            **{
+                f"{key}_{name}": str(file.file.attrs[key])
+                for name, file in files
+                for key in ("model", "weights_sha256", "layer", "precision")
+                if key in file.file.attrs
+            },
+        }

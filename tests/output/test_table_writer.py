@@ -1,0 +1,265 @@
+"""The folder of calls: every record accounted for, and nothing of anybody else's deleted."""
+
+import gzip
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from lightning.pytorch import Trainer
+
+from virnucpro_pl import (
+    ContigDataModule,
+    DNABERTSEmbedder,
+    EmbeddingPairDataModule,
+    ESM2Embedder,
+    SequenceDataModule,
+    TableWriter,
+    VirNucPro,
+    VirusClassifier,
+)
+from virnucpro_pl.errors import UsageError
+
+LONG = "GCCAACGGCTGG" * 120
+RECORDS = {
+    "long": LONG,
+    "short": "AC",
+    "closed": "TAATTAATTAA" * 3,
+    "b.1|x": "GGCTGGCGGCTGG",
+    "tiny": "ATG",
+}
+CALLS = [
+    *("contigs.tsv", "prediction_results.txt", "prediction_results_highestscore.csv"),
+    *("summary.json", "virus.fasta"),
+]
+
+
+@pytest.fixture
+def call(weights_file, save_classifier, tmp_path):
+    """Call the records with small networks; the folder of calls."""
+    (tmp_path / "in").mkdir()
+    classifier = save_classifier(tmp_path / "in" / "c.pth", 192 + 32, 16)
+
+    def run(name="calls", records=RECORDS, save_orfs=False, classifier=classifier, **options):
+        path = tmp_path / "in" / "in.fna"
+        path.write_text("".join(f">{n} text\n{s}\n" for n, s in records.items()))
+        model = VirNucPro(
+            ESM2Embedder(weights=str(weights_file)),
+            DNABERTSEmbedder(weights="random", size="tiny"),
+            str(classifier),
+            enable_fp16=False,
+        )
+        predict(
+            model,
+            ContigDataModule(path, save_orfs=save_orfs, num_workers=0),
+            TableWriter(tmp_path / name, **options),
+        )
+        return tmp_path / name
+
+    return run
+
+
+def predict(model, data, *callbacks):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    trainer = Trainer(
+        accelerator="cpu", callbacks=list(callbacks), enable_checkpointing=False, **quiet
+    )
+    return trainer.predict(model, data)
+
+
+def table(path):
+    """Rows of a table, without its header."""
+    return [line.split("\t") for line in path.read_text().splitlines()[1:]]
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_table_writer_folder_holds_the_calls_only(call, tmp_path):
+    folder = call()
+    assert sorted(p.name for p in folder.iterdir()) == CALLS
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["calls", "calls.run.json", "in"]
+
+
+def test_contigs_follow_from_the_scores_of_the_orfs(call):
+    folder = call()
+    rows = {row[0]: row[1:] for row in table(folder / "contigs.tsv")}
+    assert list(rows) == list(RECORDS)
+    best = {}
+    for orf, _, _, score in table(folder / "prediction_results.txt"):
+        chunk = orf[:-2]
+        best[chunk] = max(best.get(chunk, 0.0), float(score))
+    viral = {chunk for chunk, call in table(folder / "prediction_results_highestscore.csv")
+             if call == "True"}  # fmt: skip
+    assert len(best) == 3 + 2
+    for name, letters in RECORDS.items():
+        length, n_chunks, n_orfs, n_viral, prediction, score, status = rows[name]
+        mine = {chunk: s for chunk, s in best.items() if chunk.rpartition("_chunk_")[0] == name}
+        assert (int(length), int(n_chunks)) == (len(letters), -(-len(letters) // 500))
+        assert int(n_viral) == len(viral & mine.keys())
+        if mine:
+            assert status == "ok"
+            assert float(score) == pytest.approx(np.mean(list(mine.values())), abs=1e-6)
+            assert prediction == ("virus" if float(score) >= 0.5 else "others")
+        else:
+            assert (n_orfs, prediction, score) == ("0", "NA", "NA")
+            assert status == ("too_short" if len(letters) < 3 else "no_orf")
+
+
+def test_summary_accounts_for_records_chunks_and_orfs(call):
+    content = summary(call())
+    assert content["records"] == sum(content["records_by_status"].values()) == 5
+    assert content["records_by_status"] == {"ok": 3, "no_orf": 1, "too_short": 1, "failed": 0}
+    assert sum(content["records_by_prediction"].values()) == 5
+    assert content["chunks"] == sum(content["chunks_by_status"].values()) == 7
+    assert content["chunks_by_status"] == {"ok": 5, "no_orf": 2, "failed": 0}
+    assert content["orfs"] == content["orfs_scored"] + sum(content["orfs_skipped"].values()) > 5
+    assert content["warnings"] == ["These calls mean nothing: RANDOM weights of DNABERT-S-tiny"]
+
+
+def test_random_classifier_is_loud_in_log_and_summary(call, caplog):
+    content = summary(call(classifier="random"))
+    assert "The classifier has RANDOM weights: its calls mean nothing" in caplog.text
+    expected = "These calls mean nothing: RANDOM weights of classifier, DNABERT-S-tiny"
+    assert content["warnings"] == [expected]
+    assert expected in caplog.text
+    assert content["classifier"] == "random"
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_virus_fasta_holds_exactly_the_records_called_virus(call, read_fasta, threshold):
+    folder = call(threshold=threshold)
+    names, letters = read_fasta(folder / "virus.fasta")
+    called = [row[0] for row in table(folder / "contigs.tsv") if row[5] == "virus"]
+    assert names == called == (["long", "b.1|x", "tiny"] if threshold == 0 else [])
+    assert letters == [RECORDS[name] for name in called]
+    assert max(map(len, (folder / "virus.fasta").read_text().splitlines()), default=0) <= 60
+
+
+def test_virus_fasta_compressed_is_the_same_every_time(call):
+    plain = (call("plain", threshold=0.0) / "virus.fasta").read_bytes()
+    first, second = (call(n, threshold=0.0, compress=True) / "virus.fasta.gz" for n in "ab")
+    assert gzip.decompress(first.read_bytes()) == plain
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_saved_embeddings_give_the_same_calls_again(call, tmp_path):
+    folder = call(save_embeddings=True, save_orfs=True)
+    paths = [folder / "dnabert_s.h5", folder / "esm2.h5"]
+    with h5py.File(paths[0]) as dna, h5py.File(paths[1]) as esm:
+        assert (dna.attrs["model"], esm.attrs["model"]) == ("DNABERT-S-tiny", "esm2_t36_3B_UR50D")
+        assert (dna["embeddings"].shape[1], esm["embeddings"].shape[1]) == (192, 32)
+        proteins = (folder / "in_identified_protein.faa").read_text().splitlines()[1::2]
+        assert esm["lengths"][()].tolist() == [len(s) for s in proteins]
+    predict(
+        VirusClassifier(str(tmp_path / "in" / "c.pth")),
+        EmbeddingPairDataModule(*paths, num_workers=0),
+        TableWriter(tmp_path / "again"),
+    )
+    again = tmp_path / "again"
+    assert sorted(p.name for p in again.iterdir()) == [*CALLS[1:3], "summary.json"]
+    for old, new in zip(*(table(f / CALLS[1]) for f in (folder, again)), strict=True):
+        assert old[:2] == new[:2]
+        assert float(old[3]) == pytest.approx(float(new[3]), abs=1e-6)
+    assert (again / CALLS[2]).read_bytes() == (folder / CALLS[2]).read_bytes()
+    assert summary(again)["warnings"] == summary(folder)["warnings"]  # of the embeddings' weights
+
+
+def test_input_without_orf_gives_headers_and_empty_files(call):
+    records = {name: RECORDS[name] for name in ("closed", "short")}
+    folder = call(records=records, save_embeddings=True, save_orfs=True)
+    assert [row[-1] for row in table(folder / "contigs.tsv")] == ["no_orf", "too_short"]
+    assert [len(f.read_text().splitlines()) for f in map(folder.joinpath, CALLS[1:3])] == [1, 1]
+    for name in ("in_identified_nucleotide.fa", "in_identified_protein.faa", "virus.fasta"):
+        assert (folder / name).read_bytes() == b""
+    for name, width in (("dnabert_s.h5", 192), ("esm2.h5", 32)):
+        with h5py.File(folder / name) as file:
+            assert file["embeddings"].shape == (0, width)
+            assert len(file["sequence_ids"]) == len(file["lengths"]) == 0
+            assert file.attrs["complete"]
+    assert summary(folder)["orfs"] == 0
+    report = json.loads(folder.with_name("calls.run.json").read_text())
+    assert report["totals"]["records"] == 0
+
+
+def test_row_without_embedding_is_na_and_counted(
+    write_embeddings, save_classifier, tmp_path, caplog
+):
+    vectors = np.random.default_rng(0).normal(size=(4, 10)).astype(np.float32)
+    vectors[1] = np.nan
+    ids = ["a_chunk_1F1", "a_chunk_1R1", "b_chunk_1F1", "b_chunk_1F2"]
+    dna = write_embeddings(tmp_path / "dna.h5", ids, vectors)
+    vectors[2:] = np.inf
+    esm = write_embeddings(tmp_path / "esm.h5", ids, vectors[:, :5])
+    model = VirusClassifier(str(save_classifier(tmp_path / "c.pth", 15, 4)))
+    predict(model, EmbeddingPairDataModule(dna, esm, 0), TableWriter(tmp_path / "out"))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [*CALLS[1:3], "summary.json"]
+    labels = [row[1] for row in table(tmp_path / "out" / "prediction_results.txt")]
+    assert labels[0] in ("virus", "others")
+    assert labels[1:] == ["NA"] * 3
+    assert [row[1] for row in table(tmp_path / "out" / CALLS[2])][1] == "NA"
+    content = summary(tmp_path / "out")
+    assert (content["orfs"], content["orfs_scored"]) == (4, 1)
+    assert content["orfs_skipped"] == {"embedding_not_finite": 3}
+    assert "3 of 4 ORFs have no score" in content["warnings"][0]
+    assert content["warnings"][0] in caplog.text
+
+
+def test_existing_folder_is_refused_or_replaced_whole(call):
+    before = {p.name: p.read_bytes() for p in call(save_orfs=True).iterdir()}
+    with pytest.raises(UsageError, match="exists already"):
+        call(threshold=1.0)
+    folder = call(threshold=1.0, overwrite=True)
+    assert sorted(p.name for p in folder.iterdir()) == CALLS
+    assert (folder / "contigs.tsv").read_bytes() != before["contigs.tsv"]
+    assert not folder.with_name("calls.parts").exists()
+
+
+def test_overwrite_never_deletes_what_it_did_not_write(call, tmp_path):
+    folder = call()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"not overwritten, since it holds more .*: notes\.txt"):
+        call(overwrite=True)
+    assert (folder / "notes.txt").read_text() == "mine"
+    with pytest.raises(UsageError, match="holds more than calls"):
+        call("in", overwrite=True)  # the folder of the input
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="is a file"):
+        call("file", overwrite=True)
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_overwrite_of_a_link_leaves_its_target(call, tmp_path):
+    call("target")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    call("link", overwrite=True)
+    assert not (tmp_path / "link").is_symlink()
+    assert sorted(p.name for p in (tmp_path / "target").iterdir()) == CALLS
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
+def test_threshold_outside_probabilities_raises(threshold):
+    with pytest.raises(UsageError, match="from 0 to 1"):
+        TableWriter("calls", threshold=threshold)
+
+
+def test_table_writer_refuses_models_without_calls_or_embeddings(
+    weights_file, write_embeddings, save_classifier, tmp_path
+):
+    (tmp_path / "p.faa").write_text(">a\nMKV\n")
+    with pytest.raises(UsageError, match="ESM2Embedder makes none"):
+        predict(
+            ESM2Embedder(weights=str(weights_file)),
+            SequenceDataModule(tmp_path / "p.faa", num_workers=0),
+            TableWriter(tmp_path / "out"),
+        )
+    paths = [write_embeddings(tmp_path / n, ["aF1"], np.ones((1, 3))) for n in ("d.h5", "e.h5")]
+    with pytest.raises(UsageError, match="its embeddings exist already"):
+        predict(
+            VirusClassifier(str(save_classifier(tmp_path / "c.pth", 6, 4))),
+            EmbeddingPairDataModule(*paths, num_workers=0),
+            TableWriter(tmp_path / "out", save_embeddings=True),
+        )
+    assert [p for p in tmp_path.iterdir() if Path(p).name.startswith("out")] == []

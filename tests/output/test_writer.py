@@ -1,0 +1,177 @@
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from virnucpro_pl import HDF5Writer, SequenceDataModule
+from virnucpro_pl.embedder import Embeddings
+from virnucpro_pl.errors import UsageError
+from virnucpro_pl.output.parts import PartsFolder
+from virnucpro_pl.output.store import IncompleteError
+from virnucpro_pl.sequences.tokens import ProteinTokenizer
+
+
+class Counting(LightningModule):
+    """Its vector is (row, length): a stand-in without weights."""
+
+    width = 2
+
+    def __init__(self, spoil=None):
+        super().__init__()
+        self.tokenizer = ProteinTokenizer()
+        self.spoil = spoil
+
+    def provenance(self):
+        return {"model": "counting", "precision": "32-true", "attention": "none"}
+
+    def predict_step(self, batch, batch_idx=0):
+        rows = batch.rows
+        vectors = torch.stack((rows, batch.lengths), dim=1).float()
+        return self.spoil(batch_idx, rows, vectors) if self.spoil else Embeddings(rows, vectors)
+
+
+@pytest.fixture
+def fasta(tmp_path, write_fasta):
+    return write_fasta(tmp_path / "in.faa", ["A" * n for n in range(1, 30)])
+
+
+def predict(fasta, writer, spoil=None, **options):
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[writer], **options,
+    )  # fmt: skip
+    data = SequenceDataModule(fasta, tokens_per_batch=70, num_workers=0)
+    return trainer, trainer.predict(Counting(spoil), data)
+
+
+def test_predict_python_writes_the_file_and_keeps_nothing_in_memory(fasta, tmp_path):
+    writer = HDF5Writer(tmp_path / "out.h5", commit_seconds=0)
+    trainer, returned = predict(fasta, writer)
+    assert not returned
+    assert not trainer.predict_loop.predictions
+    with h5py.File(tmp_path / "out.h5") as file:
+        expected = np.stack((np.arange(29), np.arange(1, 30)), axis=1)
+        np.testing.assert_array_equal(file["embeddings"], expected)
+        assert file.attrs["model"] == "counting"
+        for name in ("input_sha256", "package_version", "torch_version", "format_version"):
+            assert name in file.attrs
+    report = json.loads((tmp_path / "out.h5.run.json").read_text())
+    assert report["totals"]["records"] == 29
+    assert report["totals"]["tokens"] == sum(range(3, 32))
+    assert 0.5 < report["pack_fill"] <= 1
+    assert report["resumed_records"] == 0
+    assert report["devices"] == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.faa", "out.h5", "out.h5.run.json"]
+
+
+def test_stop_iteration_in_a_step_is_no_success(fasta, tmp_path):
+    def stop(index, rows, vectors):
+        if index == 2:
+            raise StopIteration
+        return Embeddings(rows, vectors)
+
+    with pytest.raises(IncompleteError, match="15 of 29 records have no result: p14"):
+        predict(fasta, HDF5Writer(tmp_path / "out.h5"), stop)
+    assert not (tmp_path / "out.h5").exists()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda index, rows, vectors: Embeddings(rows, vectors[:1]),
+        lambda index, rows, vectors: Embeddings(rows + 1, vectors),
+        lambda index, rows, vectors: Embeddings(rows.flip(0), vectors),
+    ],
+)
+def test_prediction_of_other_rows_raises(fasta, tmp_path, spoil):
+    with pytest.raises(IncompleteError, match="Batch 0 has no prediction for each of its rows"):
+        predict(fasta, HDF5Writer(tmp_path / "out.h5"), spoil)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.faa"]
+
+
+def test_limited_run_raises_and_its_rows_are_kept(fasta, tmp_path):
+    with pytest.raises(IncompleteError, match="records have no result: p14, p15"):
+        predict(fasta, HDF5Writer(tmp_path / "out.h5"), limit_predict_batches=2)
+    assert not (tmp_path / "out.h5").exists()
+    names = {path.name.partition("-")[0] for path in (tmp_path / "out.h5.parts").iterdir()}
+    assert names == {"part", "manifest.json", "lock"}  # no records, no markers
+    predict(fasta, HDF5Writer(tmp_path / "out.h5"))
+    report = json.loads((tmp_path / "out.h5.run.json").read_text())
+    assert report["resumed_records"] == 14
+    assert report["totals"]["records"] == 15
+
+
+def test_same_writer_twice_starts_anew(fasta, tmp_path):
+    writer = HDF5Writer(tmp_path / "out.h5", overwrite=True)
+    for _ in range(2):
+        predict(fasta, writer)
+        report = json.loads((tmp_path / "out.h5.run.json").read_text())
+        assert report["totals"]["records"] == 29
+
+
+def test_without_data_module_raises(fasta, tmp_path):
+    trainer = Trainer(accelerator="cpu", logger=False, callbacks=[HDF5Writer(tmp_path / "o.h5")])
+    with pytest.raises(UsageError, match="needs a data module"):
+        trainer.predict(Counting(), torch.utils.data.DataLoader([1]))
+
+
+# The folder of parts --------------------------------------------------------------------------
+
+
+def test_claim_refuses_existing_output(tmp_path):
+    (tmp_path / "out.h5").touch()
+    with pytest.raises(UsageError, match="exists already"):
+        PartsFolder(tmp_path / "out.h5", overwrite=False).claim()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.h5"]
+
+
+def test_claim_then_discard_leaves_nothing(tmp_path):
+    folder = PartsFolder(tmp_path / "a" / "b" / "out.h5", overwrite=False)
+    assert folder.claim().is_dir()
+    folder.discard()
+    folder.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_discard_keeps_parts_of_an_earlier_run(tmp_path):
+    earlier = tmp_path / "out.h5.parts"
+    earlier.mkdir()
+    (earlier / "part-00000-0-0.h5").touch()
+    (earlier / "manifest.json").write_text("{}")
+    folder = PartsFolder(tmp_path / "out.h5", overwrite=True)
+    folder.claim()
+    folder.discard()
+    folder.release()
+    assert {path.name for path in earlier.iterdir()} == {
+        *("part-00000-0-0.h5", "manifest.json", "lock"),
+    }
+
+
+def test_discard_without_claim_touches_nothing(tmp_path):
+    (tmp_path / "out.h5.parts").mkdir()
+    PartsFolder(tmp_path / "out.h5", overwrite=False).discard()
+    assert (tmp_path / "out.h5.parts").is_dir()
+
+
+def test_parts_without_manifest_are_not_trusted(tmp_path, caplog):
+    earlier = tmp_path / "out.h5.parts"
+    earlier.mkdir()
+    (earlier / "part-00000-0-0.h5").touch()
+    folder = PartsFolder(tmp_path / "out.h5", overwrite=False)
+    folder.claim()
+    assert not folder.resume(5, dict).any()
+    assert "unknown run" in caplog.text
+    assert not folder.files()
+
+
+def test_stale_manifest_without_parts_is_removed(tmp_path):
+    earlier = tmp_path / "out.h5.parts"
+    earlier.mkdir()
+    (earlier / "manifest.json").write_text('{"model": "other"}')
+    folder = PartsFolder(tmp_path / "out.h5", overwrite=False)
+    folder.claim()
+    folder.resume(5, dict)
+    assert not (earlier / "manifest.json").exists()

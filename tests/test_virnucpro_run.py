@@ -1,0 +1,287 @@
+"""The whole job through the command line: VirNucPro's own files, ranks, faults and resuming."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from virnucpro_pl.embedder import DNABERTSEmbedder
+from virnucpro_pl.sequences.alphabets import PRINTABLE
+from virnucpro_pl.sequences.contigs import write_orfs
+from virnucpro_pl.sequences.records import read_records
+
+DATA = Path(__file__).parent / "data" / "virnucpro"
+TABLES = ("prediction_results.txt", "prediction_results_highestscore.csv")
+CLASSIFIER_SHA256 = "90b5b88a9430a3a31d95875111364fac4d50307daa3b167eaa324af5ea636c18"
+"""Of the numbers of the seeded classifier with which VirNucPro wrote its tables."""
+CODONS = ["GCC", "AAC", "GGC", "CTG", "ACC", "GCA", "CAG"]  # few stops in any frame
+
+
+@pytest.fixture(scope="module")
+def contigs(tmp_path_factory):
+    """Nine records: one to five chunks, one too short, one without an ORF."""
+    generator = np.random.default_rng(0)
+    lengths = (1400, 90, 501, 2300, 33, 700, 1000)
+    records = ["".join(generator.choice(CODONS, n // 3 + 1))[:n] for n in lengths]
+    records[3:3] = ["AC", "TAATTAATTAA" * 9]
+    path = tmp_path_factory.mktemp("contigs") / "some.contigs.fna"
+    path.write_text("".join(f">r{i} text\n{s}\n" for i, s in enumerate(records)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def dnabert_folder(plain_dnabert_s, tmp_path_factory):
+    return plain_dnabert_s(4).save(tmp_path_factory.mktemp("weights") / "dnabert")
+
+
+@pytest.fixture(scope="module")
+def classifier_file(save_classifier, tmp_path_factory):
+    return save_classifier(tmp_path_factory.mktemp("weights") / "c.pth", 48 + 32, 16)
+
+
+@pytest.fixture
+def words(contigs, weights_file, dnabert_folder, classifier_file):
+    """Words of the whole job with small networks in FP32, its packs small."""
+    return [
+        *("--config", "virnucpro.yaml", "--data.path", contigs, "--data.num_workers", 0),
+        *("--data.tokens_per_batch", 600, "--trainer.precision", 32),
+        *("--model.esm2.weights", weights_file, "--model.dnabert_s.weights", dnabert_folder),
+        *("--model.classifier", classifier_file, "--writer.commit_seconds", 0),
+    ]
+
+
+def contents(folder):
+    """Bytes of the tables, and the numbers of the embedding files, by name."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".h5":
+            with h5py.File(path) as file:
+                files[path.name] = file["embeddings"][()].tobytes()
+        elif path.name != "summary.json":
+            files[path.name] = path.read_bytes()
+    return files
+
+
+@pytest.fixture(scope="module")
+def published_classifier(save_classifier, tmp_path_factory):
+    """The seeded classifier with which VirNucPro wrote its tables."""
+    path = tmp_path_factory.mktemp("weights") / "500_model.pth"
+    numbers = hashlib.sha256()
+    save_classifier(
+        path, edit=lambda m: [numbers.update(t.numpy().tobytes()) for t in m.state_dict().values()]
+    )
+    if numbers.hexdigest() != CLASSIFIER_SHA256:
+        pytest.skip("torch draws other random numbers on this machine")
+    return path
+
+
+@pytest.mark.parametrize("size", [300, 500])
+@pytest.mark.parametrize("name", ["edge", "gaps", "lengths"])
+def test_classify_writes_the_tables_of_virnucpro(
+    run_main, published_classifier, formula_vectors, write_embeddings, tmp_path, name, size
+):
+    store = write_orfs(read_records(DATA / f"{name}.fa", PRINTABLE, tmp_path), size)
+    rows = np.arange(len(store))
+    paths = []
+    for kind, width in (("nucleotide", 768), ("protein", 2560)):
+        strings = [letters.decode() for letters in store.sequences(kind, rows)]
+        order = rows if kind == "nucleotide" else rows[::-1]  # joined by id, not by position
+        ids, vectors = store.ids(order), formula_vectors(strings, width)[order]
+        paths.append(write_embeddings(tmp_path / f"{kind}.h5", ids, vectors))
+    ended = run_main(
+        *("--config", "classify.yaml", "--data.dnabert_s", paths[0], "--data.esm2", paths[1]),
+        *("--data.num_workers", 0, "--model.classifier", published_classifier),
+        *("--writer.path", "calls"),
+    )
+    assert ended.code == 0, ended.log
+    stem = f"{name}_{size}" if name == "lengths" else name
+    for table, suffix in zip(TABLES, ("txt", "csv"), strict=True):
+        assert (tmp_path / "calls" / table).read_bytes() == (DATA / f"{stem}.{suffix}").read_bytes()
+
+
+def test_fused_run_equals_three_steps(run_main, words, weights_file, dnabert_folder, tmp_path):
+    steps = [
+        (*words, "--writer.path", "calls", "--data.save_orfs", "true"),
+        (
+            *("--config", "dnabert_s.yaml", "--model.weights", dnabert_folder),
+            *("--data.path", "calls/some.contigs_identified_nucleotide.fa"),
+            *("--writer.path", "dna.h5", "--trainer.precision", 32),
+        ),
+        (
+            *("--config", "esm2.yaml", "--model.weights", weights_file),
+            *("--data.path", "calls/some.contigs_identified_protein.faa"),
+            *("--writer.path", "esm.h5", "--trainer.precision", 32),
+        ),
+        (
+            *("--config", "classify.yaml", "--data.dnabert_s", "dna.h5", "--data.esm2", "esm.h5"),
+            *("--model.classifier", words[words.index("--model.classifier") + 1]),
+            *("--writer.path", "again"),
+        ),
+    ]
+    for step in steps:
+        ended = run_main(*step)
+        assert ended.code == 0, ended.log
+    fused, again = (
+        [line.split("\t") for line in (tmp_path / f / TABLES[0]).read_text().splitlines()[1:]]
+        for f in ("calls", "again")
+    )
+    assert [row[0] for row in fused] == [row[0] for row in again]
+    assert len(fused) > 60
+    scores = np.array([[row[2:] for row in table] for table in (fused, again)], np.float64)
+    assert np.abs(scores[0] - scores[1]).max() < 1e-6
+    assert scores[0, :, 1].std() > 0.001
+
+
+def test_one_and_two_ranks_write_the_same_tables(start, run_main, words, tmp_path):
+    more = ("--writer.save_embeddings", "true", "--data.save_orfs", "true", "--writer.threshold", 0)
+    assert run_main(*words, *more, "--writer.path", "one").code == 0
+    command = start(
+        *("predict", *words, *more, "--writer.path", "two"),
+        *("--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strategy", "ddp"),
+    )
+    ended = command.wait(90)
+    assert ended.code == 0, ended.log
+    command.assert_nothing_left()
+    one, two = (contents(tmp_path / name) for name in ("one", "two"))
+    assert one == two
+    assert len(one) == 8
+    assert one["virus.fasta"]
+    report = json.loads((tmp_path / "two.run.json").read_text())
+    assert min(rank["packs"] for rank in report["per_rank"]) > 2
+
+
+def test_two_ranks_without_any_orf_exit_0(start, words, tmp_path):
+    (tmp_path / "none.fa").write_text(">a\nTAATTAATTAATTAATTAATTAATTAATTA\n>b\nA\n")
+    command = start(
+        *("predict", *words, "--data.path", "none.fa", "--writer.path", "calls"),
+        *("--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strategy", "ddp"),
+    )
+    ended = command.wait(90)
+    assert ended.code == 0, ended.log
+    command.assert_nothing_left()
+    assert [len((tmp_path / "calls" / t).read_text().splitlines()) for t in TABLES] == [1, 1]
+    records = (tmp_path / "calls" / "contigs.tsv").read_text().splitlines()[1:]
+    assert [line.split("\t")[-1] for line in records] == ["no_orf", "too_short"]
+
+
+@pytest.fixture
+def interrupted(run_main, words, monkeypatch):
+    """Run until the third pack and fail there: what is committed lies in calls.parts."""
+    forward, calls = DNABERTSEmbedder.forward, []
+
+    def fail_at_third(self, batch):
+        calls.append(batch)
+        if len(calls) == 3:
+            raise RuntimeError("power cut")
+        return forward(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DNABERTSEmbedder, "forward", fail_at_third)
+        ended = run_main(*words, "--writer.path", "calls")
+    assert ended.code == 1
+    return calls
+
+
+def test_interrupted_run_continues_to_the_same_tables(run_main, words, interrupted, tmp_path):
+    assert not (tmp_path / "calls").exists()
+    assert run_main(*words, "--writer.path", "whole").code == 0
+    # What follows from the scores may be asked for otherwise; only the rest is computed.
+    assert run_main(*words, "--writer.path", "calls", "--writer.threshold", 0.7).code == 0
+    report = json.loads((tmp_path / "calls.run.json").read_text())
+    assert report["resumed_records"] == sum(len(batch.ids) for batch in interrupted[:2])
+    calls, whole = (contents(tmp_path / name) for name in ("calls", "whole"))
+    assert {name: calls[name] for name in TABLES} == {name: whole[name] for name in TABLES}
+    assert not (tmp_path / "calls.parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("classifier_sha256", "other"), ("columns", "true"), ("input_sha256", "300")],
+)
+def test_interrupted_run_does_not_continue_with_other_scores(
+    run_main, words, interrupted, seeded_classifier, tmp_path, name, value
+):
+    torch.save(seeded_classifier(80, 16, seed=1), tmp_path / "other.pt")
+    change = {
+        "classifier_sha256": ("--model.classifier", tmp_path / "other.pt"),
+        "columns": ("--writer.save_embeddings", value),
+        "input_sha256": ("--data.length", value),
+    }[name]
+    ended = run_main(*words, "--writer.path", "calls", *change)
+    assert ended.code == 2
+    assert f"{name} was" in ended.log
+    assert list((tmp_path / "calls.parts").glob("part-*.h5"))
+
+
+def test_unstable_orfs_exit_3_and_are_named(run_main, words, poisoned_file, tmp_path):
+    (tmp_path / "in.fa").write_text(">good\nGCCAACGCCAAC\n>bad\nGGCTGGTGGTGG\n")
+    ended = run_main(
+        *(*words, "--data.path", "in.fa", "--model.esm2.weights", poisoned_file),
+        *("--writer.path", "calls"),
+    )
+    assert ended.code == 3
+    [line] = (tmp_path / "calls.failures.jsonl").read_text().splitlines()
+    failure = json.loads(line)
+    store = write_orfs(read_records(tmp_path / "in.fa", PRINTABLE, tmp_path), 500)
+    rows = np.arange(len(store))
+    proteins = dict(zip(store.ids(rows), store.sequences("protein", rows), strict=True))
+    expected = [name for name, protein in proteins.items() if b"W" in protein]
+    assert failure["sequence_ids"] == expected
+    assert 0 < len(expected) < len(proteins)
+    assert "Numerical instability in esm2_t36_3B_UR50D" in ended.log
+    assert expected[0] in ended.log
+    assert not (tmp_path / "calls").exists()
+
+
+class Evil:
+    """Unpickled, it would make a file."""
+
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def test_malicious_classifier_makes_nothing_and_exits_2(run_main, words, tmp_path):
+    torch.save({"hidden_layer.weight": Evil()}, tmp_path / "evil.pth")
+    before = {*tmp_path.iterdir()}
+    ended = run_main(*words, "--model.classifier", "evil.pth", "--writer.path", "calls")
+    assert ended.code == 2
+    assert "posix.system" in ended.log
+    assert "Traceback" not in ended.log
+    assert {*tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--writer.threshold", 1.5), "from 0 to 1"),
+        (("--data.length", 2), "holds no codon"),
+        (("--model.classifier", "wide.pt"), "takes 81 features, .* together give 80"),
+        (("--model.classifier", "nan.pt"), "not all numbers are finite in output_layer.bias"),
+        (("--data.path", "dup.fa"), r"record 2 \(a\): the id is that of record 1"),
+        (("--data.path", "blank.fa"), r"record 1 \(a\): its sequence is empty"),
+        (("--data.path", "empty.fa"), "empty.fa is empty"),
+        (("--writer.path", "."), ""),
+    ],
+)
+def test_bad_usage_exits_2_and_writes_nothing(
+    run_main, words, seeded_classifier, tmp_path, change, message
+):
+    torch.save(seeded_classifier(81, 16), tmp_path / "wide.pt")
+    state = seeded_classifier(80, 16)
+    state["output_layer.bias"] *= torch.nan
+    torch.save(state, tmp_path / "nan.pt")
+    (tmp_path / "dup.fa").write_text(">a\nACG\n>a b\nACG\n")
+    (tmp_path / "blank.fa").write_text(">a\n>b\nACG\n")
+    (tmp_path / "empty.fa").write_text("")
+    before = {*tmp_path.iterdir()}
+    ended = run_main(*words, "--writer.path", "calls", *change)
+    assert ended.code == 2
+    assert "Traceback" not in ended.log
+    assert re.search(message, ended.log), ended.log
+    assert {*tmp_path.iterdir()} == before
