@@ -1,5 +1,5 @@
+import os
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -26,10 +26,11 @@ def run(*words, folder, **options):
     )
 
 
-def readme_blocks(text):
-    """The ```bash blocks of README.md that stand behind a comment `<!-- tested: NAME -->`."""
-    pattern = re.compile(r"<!-- tested: (\S+) -->\s*```bash\n(.*?)```", re.DOTALL)
-    return dict(pattern.findall(text))
+def readme_commands(text):
+    """Commands of this package in the ```bash blocks of README.md; plain ``` blocks are not run."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    commands = re.split(r"&&|\n", "".join(blocks).replace("\\\n", " "))
+    return [command.strip() for command in commands if command.strip().startswith("virnucpro-pl")]
 
 
 def test_help_names_exit_codes_and_subcommand(capsys):
@@ -197,19 +198,15 @@ def test_demo_config_runs_from_any_folder(tmp_path):
     assert "Traceback" not in again.stderr
 
 
-def test_readme_blocks_are_found():
-    text = "x\n<!-- tested: run -->\n```bash\na b\nc\n```\n```bash\nnot this\n```\n"
-    assert readme_blocks(text) == {"run": "a b\nc\n"}
+def test_readme_commands_are_found():
+    text = "```bash\npip x && virnucpro-pl a \\\n-b\npytest\n```\n```\nvirnucpro-pl c\n```\n"
+    assert readme_commands(text) == ["virnucpro-pl a  -b"]
+    assert readme_commands((CHECKOUT / "README.md").read_text())
 
 
-@pytest.mark.parametrize(
-    ("name", "block"), sorted(readme_blocks((CHECKOUT / "README.md").read_text()).items())
-)
-def test_readme_commands_run(name, block, tmp_path):
-    """Each block runs, but for lines that set an environment up or run the tests."""
-    set_up = re.compile(r"\s*(#|pip |python -m venv|source |pytest|git |cd )")
-    lines = [line for line in block.splitlines() if line.strip() and not set_up.match(line)]
-    path = shlex.quote(str(Path(sys.executable).parent))
-    script = "\n".join(["set -e", f"export PATH={path}:$PATH", *lines])
-    ended = run("bash", "-c", script, folder=tmp_path)
-    assert ended.returncode == 0, f"README block {name}:\n{ended.stdout}{ended.stderr}"
+@pytest.mark.parametrize("command", readme_commands((CHECKOUT / "README.md").read_text()))
+def test_readme_command_runs(command, tmp_path):
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    ended = run("bash", "-c", command, folder=tmp_path, env={**os.environ, "PATH": path})
+    assert ended.returncode == 0, f"{command}:\n{ended.stdout}{ended.stderr}"
+    assert "Wrote " in ended.stderr

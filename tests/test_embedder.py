@@ -176,9 +176,7 @@ def test_predict_missing_weights_leave_nothing_behind(fasta, tmp_path):
 
 
 @pytest.mark.parametrize("attention", ["auto", "varlen", "sdpa"])
-def test_predict_packing_disabled_uses_sdpa(
-    weights_file, fasta, tmp_path, monkeypatch, attention
-):
+def test_predict_packing_disabled_uses_sdpa(weights_file, fasta, tmp_path, monkeypatch, attention):
     monkeypatch.setenv("VIRNUCPRO_DISABLE_PACKING", "1")
     model, _, _ = run(weights_file, fasta, tmp_path, attention=attention)
     assert model.attention_used == "sdpa"

@@ -89,7 +89,8 @@ def test_fp16_every_length_close_to_fp32(kind, length, capsys):
         with capsys.disabled():
             print(
                 f"\n{kind} {length} {backend}: plain {plain.min():.7f} centred {centre.min():.6f} "
-                f"norm {ratio.min():.5f}..{ratio.max():.5f} mean {exact.mean():.5f}/{found.mean():.5f} "
+                f"norm {ratio.min():.5f}..{ratio.max():.5f} "
+                f"mean {exact.mean():.5f}/{found.mean():.5f} "
                 f"std {exact.std():.5f}/{found.std():.5f}"
             )
         assert plain.min() > 0.99999
@@ -217,7 +218,7 @@ def embedder_of(kind):
         if kind == "esm2"
         else DNABERTSEmbedder(weights="random")
     )
-    module.load_encoder(None, CUDA, torch.float16)
+    module.encoder, _ = module.load_encoder(None, CUDA, torch.float16)
     module.attention_used = "triton"
     return module
 

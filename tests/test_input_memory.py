@@ -16,8 +16,7 @@ class Zeros(torch.nn.Module):
 
 class Embedder(ESM2Embedder):
     def load_encoder(self, path, device, matrix_dtype):
-        self.encoder = Zeros()
-        return []
+        return Zeros(), []
 
 count = int(sys.argv[1])
 with open("x.faa", "w") as file:

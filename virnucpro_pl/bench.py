@@ -27,11 +27,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder, SequenceEmbedder
+from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder
 from virnucpro_pl.models.esm2 import SIZES
 from virnucpro_pl.output.streaming import StreamingWriter
 from virnucpro_pl.output.table_writer import TableWriter
 from virnucpro_pl.output.writer import HDF5Writer
+from virnucpro_pl.sequence_embedder import SequenceEmbedder
 from virnucpro_pl.sequences.contigs import ContigDataModule
 from virnucpro_pl.sequences.datamodule import SequenceDataModule
 from virnucpro_pl.sequences.tokens import PackedBatch, pack
@@ -203,8 +204,7 @@ class Run:
         """This program's encoder on one pack that lies on the device already."""
         embedder = self.embedder()
         batch = self.pack(embedder)
-        files = embedder.load_encoder(None, self.device, self.dtype)
-        assert not files
+        embedder.encoder, _ = embedder.load_encoder(None, self.device, self.dtype)
         backend = "triton" if self.device.type == "cuda" else "sdpa"
         if self.device.type == "cuda":
             embedder.encoder.compile()
@@ -274,7 +274,7 @@ class Run:
         )
 
     def padded(self, name: str, budget: int, forward: Callable[[Tensor], Any]) -> Row:
-        """A peer on padded batches of at most `budget` places, until a third of the time is over."""
+        """A peer on padded batches of at most `budget` places, for a third of the time."""
         tokenizer = ESM2Embedder(self.model, weights="random").tokenizer
         batches = list(_padded_batches(tokenizer, self.sample, budget))
         tokens = sequences = 0
@@ -299,7 +299,7 @@ class Run:
     def one_at_a_time(self) -> Row:
         """VirNucPro's setting for DNABERT-S: fp32, one sequence at a time, on this network."""
         embedder = self.embedder()
-        embedder.load_encoder(None, self.device, torch.float32)
+        embedder.encoder, _ = embedder.load_encoder(None, self.device, torch.float32)
         batches = [
             pack(np.zeros(1, np.int64), ["0"], [s], embedder.tokenizer).to(self.device)
             for s in self.sample[:200]

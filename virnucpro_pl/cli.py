@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -14,17 +15,16 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, auto_cli
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from virnucpro_pl.errors import UnwritableError, UsageError
 from virnucpro_pl.output.launch import (
     Signals,
     announce_rank_0,
     launched_by_rank_0,
-    leave_process_group,
     lost_another_rank,
     outlive_rank_0,
     watch_rank_0,
@@ -36,8 +36,12 @@ __all__ = ["main"]
 
 log = logging.getLogger("virnucpro_pl")
 
+COMMANDS = {"bench": "measure this program on your own card, beside its peers"}
+"""Commands beside `predict`: each is the function of that name in the module of that name."""
+
 EPILOG = """exit codes: 0 every row written; 1 unexpected failure; 2 bad usage, configuration or
-input (nothing was computed); 3 numerical instability (committed rows are kept); 130 Ctrl-C; 143 SIGTERM.
+input (nothing was computed); 3 numerical instability (committed rows are kept); 130 Ctrl-C;
+143 SIGTERM.
 An interrupted command continues where it was when it is run again."""
 
 
@@ -120,17 +124,15 @@ def main(args: Sequence[str] | None = None) -> None:
     watch_rank_0()
     signals = Signals()
     signals.install()
-    failed = True
     try:
-        if words[:1] == ["bench"]:
-            from virnucpro_pl.bench import bench
-
-            auto_cli(bench, args=words[1:], prog="virnucpro-pl bench")
+        if words and words[0] in COMMANDS:
+            name = words[0]
+            function = getattr(import_module(f"virnucpro_pl.{name}"), name)
+            auto_cli(function, args=words[1:], prog=f"virnucpro-pl {name}")
         elif _wants_class_help(words):
             print_class_help(words)
         else:
             _predict(None if args is None else words)
-        failed = False
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if lost_another_rank(error):
@@ -149,7 +151,6 @@ def main(args: Sequence[str] | None = None) -> None:
             outlive_rank_0()
         raise
     finally:
-        leave_process_group(failed=failed)
         signals.restore()
 
 
@@ -172,8 +173,8 @@ def _predict(args: ArgsType) -> None:
         },
         parser_kwargs={
             "prog": "virnucpro-pl",
-            "description": "Find viral sequences in sequencing data. `virnucpro-pl bench --help` "
-            "tells how to measure this program on your own card.",
+            "description": "Find viral sequences in sequencing data. Other commands, each with its "
+            f"own --help: {'; '.join(f'{name} ({use})' for name, use in COMMANDS.items())}.",
             "epilog": EPILOG,
         },
     )
@@ -209,8 +210,8 @@ def _enable_fp16(model: Namespace) -> bool:
     module, _, name = model.class_path.rpartition(".")
     if not getattr(getattr(import_module(module), name), "enable_fp16", True):
         return False
-    options = model.get("init_args", Namespace())
-    inner = [v for v in vars(options).values() if isinstance(v, Namespace) and "class_path" in v]
+    options = vars(model.get("init_args", argparse.Namespace()))
+    inner = [v for v in options.values() if isinstance(v, Namespace) and "class_path" in v]
     return bool(options.get("enable_fp16", True)) and all(map(_enable_fp16, inner))
 
 

@@ -1,266 +1,20 @@
-"""The LightningModules that embed sequences: packed tokens in, one fp32 vector per sequence out."""
+"""The LightningModules that embed: ESM-2 for proteins, DNABERT-S for DNA."""
 
 from __future__ import annotations
 
-import logging
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
 
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.models import dnabert_s, esm2
-from virnucpro_pl.models.attention import Attention, BiasedAttention, choose_attention
-from virnucpro_pl.models.pooling import pool
-from virnucpro_pl.models.weights import SEED, hash_files
-from virnucpro_pl.output.failures import FailureLog
-from virnucpro_pl.precision import PrecisionFromEnv, unify_precision
+from virnucpro_pl.models.attention import Attention, BiasedAttention
+from virnucpro_pl.sequence_embedder import Compile, OnInstability, SequenceEmbedder
 from virnucpro_pl.sequences.dna_tokens import DNATokenizer
-from virnucpro_pl.sequences.tokens import PackedBatch, ProteinTokenizer, Tokenizer
-from virnucpro_pl.stability import (
-    NumericalInstabilityError,
-    check_numerical_stability,
-    describe_instability,
-)
+from virnucpro_pl.sequences.tokens import ProteinTokenizer
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-__all__ = ["DNABERTSEmbedder", "ESM2Embedder", "Embeddings", "SequenceEmbedder"]
-
-log = logging.getLogger(__name__)
-
-_MATRIX_DTYPES = {
-    "16-mixed": torch.float16,
-    "16-true": torch.float16,
-    "bf16-mixed": torch.bfloat16,
-    "bf16-true": torch.bfloat16,
-    "64-true": torch.float64,
-}
-"""Linear layers are kept in the dtype that they compute in: autocast would make the same cast of the
-same numbers at every step, from twice the memory."""
-
-
-Compile = Literal["auto"] | bool
-COMPILE_FROM = 400
-"""Packs of a rank from which on compiling saves more time than it takes (some 10 s on an H100)."""
-
-
-class Embeddings(NamedTuple):
-    """What `predict_step` returns."""
-
-    rows: Tensor
-    """(N,) int64 row of each sequence in the input; on the host."""
-    vectors: Tensor
-    """(N, D) fp32."""
-
-
-def bring_along(trainer: Trainer) -> list[Callback]:
-    """The callbacks that every model of this package needs, but for those that the Trainer has."""
-    mine: list[Callback] = [PrecisionFromEnv(), FailureLog()]
-    present = {type(callback) for callback in trainer.callbacks}  # type: ignore[attr-defined]
-    return [callback for callback in mine if type(callback) not in present]
-
-
-class StaysOnDevice(LightningModule):
-    """A module that Lightning does not copy to the host when a run is over.
-
-    It would before the output is published, and billions of parameters take seconds.
-    """
-
-    def cpu(self) -> Self:
-        """Stay where the weights are."""
-        return self
-
-
-class SequenceEmbedder(StaysOnDevice, ABC):
-    """What all embedders share: when weights are loaded, the forward pass, the check, the mean.
-
-    A subclass says which tokenizer, weights and network it has.
-
-    Attributes:
-        tokenizer: Letters, tokens, and which of them are pooled.
-        biased: Whether attention scores have a bias.
-        encoder: The network, from `configure_model` on.
-        attention_used: The attention backend, from `configure_model` on.
-    """
-
-    tokenizer: Tokenizer
-    biased: ClassVar[bool] = False
-    encoder: esm2.ESM2 | dnabert_s.DNABERTS
-    attention_used: str
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        layer: int | None,
-        enable_fp16: bool,
-        attention: Attention | BiasedAttention,
-        compile: Compile = "auto",
-    ) -> None:
-        """Keep the options; weights are found in `prepare_data` and loaded in `configure_model`.
-
-        Args:
-            name: The model's name, for messages and the output.
-            layer: Layer whose hidden states are pooled; None for the last.
-            enable_fp16: False for FP32 whatever the Trainer says.
-            attention: Attention backend.
-            compile: Whether to compile the layers, on a GPU; `auto` does so for long runs.
-        """
-        super().__init__()
-        self.name = name
-        self.layer = layer
-        self.enable_fp16 = enable_fp16
-        self.attention = attention
-        self.compile_layers = compile
-        self._fill_to = 0
-        self._found: Path | UsageError | None = None
-        self._hash: Future[str] | None = None
-
-    @abstractmethod
-    def find_weights(self) -> Path | None:
-        """Find (or download) the weights; None for random ones. Called on rank 0."""
-
-    @abstractmethod
-    def load_encoder(
-        self, path: Path | None, device: torch.device, matrix_dtype: torch.dtype
-    ) -> list[Path]:
-        """Set `encoder`; return the files it came from."""
-
-    def configure_callbacks(self) -> Sequence[Callback]:
-        """Bring the precision rule and the failure log along where the Trainer has none."""
-        return bring_along(self.trainer)
-
-    def prepare_data(self) -> None:
-        """Find the weights on rank 0; a fault is kept for all ranks to raise in setup."""
-        if getattr(self.trainer.datamodule, "fault", None):  # type: ignore[attr-defined]
-            return  # nothing will be computed: no download of 12 GB first
-        try:
-            self._found = self.find_weights()
-        except UsageError as error:
-            self._found = error
-
-    def setup(self, stage: str) -> None:
-        """Tell every rank where the weights are.
-
-        Raises:
-            WeightsError: On every rank, what rank 0 found in `prepare_data`.
-        """
-        found = self.trainer.strategy.broadcast(self._found)
-        if isinstance(found, UsageError):
-            raise found
-        self._found = found
-
-    def configure_model(self) -> None:
-        """Load the weights straight to the device, in the dtype they compute in."""
-        if hasattr(self, "encoder"):
-            return
-        assert not isinstance(self._found, UsageError)
-        began = time.monotonic()
-        device = self.trainer.strategy.root_device
-        dtype = _MATRIX_DTYPES.get(unify_precision(self.trainer.precision), torch.float32)
-        files = self.load_encoder(self._found, device, dtype)
-        if files and self.trainer.is_global_zero:
-            self._hash = hash_files(files)
-        reduced = dtype in (torch.float16, torch.bfloat16)
-        self.attention_used = choose_attention(
-            self.attention, device=device, reduced=reduced, biased=self.biased
-        )
-        log.info("Loaded %s in %.1f s", self.name, time.monotonic() - began)
-
-    def on_predict_start(self) -> None:
-        """Compile the layers, where packed attention runs and the run is long enough to gain by it.
-
-        The choice depends on the whole input, not on what is left of it, so that a continued run
-        computes the same numbers as an uninterrupted one.
-        """
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        packs = getattr(data, "pack_count", 0) / self.trainer.world_size
-        wanted = packs >= COMPILE_FROM if self.compile_layers == "auto" else self.compile_layers
-        if wanted and self.attention_used != "sdpa":
-            self._fill_to = data.tokens_per_batch
-            self.encoder.compile()
-            log.info("Layers are compiled at the first pack, for %d packs", packs)
-
-    def check_layer(self, layers: int) -> None:
-        """Check that a network of so many layers has the one asked for.
-
-        Raises:
-            UsageError: If it has not.
-        """
-        if self.layer is not None and not 0 <= self.layer <= layers:
-            raise UsageError(f"{self.name} has layers 0 to {layers}, not {self.layer}")
-
-    @property
-    def weights_sha256(self) -> str:
-        """Content hash of the weights; waits for it. Only rank 0 computes it."""
-        return self._hash.result() if self._hash else f"random:{self.name}:{SEED}"
-
-    def provenance(self) -> dict[str, Any]:
-        """What an output file records about its model."""
-        return {
-            "model": self.name,
-            "weights_sha256": self.weights_sha256,
-            "layer": self.encoder.config.layers if self.layer is None else self.layer,
-            "pooling": self.pooling,
-            "precision": str(self.trainer.precision),
-            "attention": self.attention_used,
-        }
-
-    @property
-    def width(self) -> int:
-        """D, numbers of a vector; from `configure_model` on."""
-        return int(self.encoder.config.width)
-
-    @property
-    def pooling(self) -> str:
-        """Which tokens go into a sequence's vector, in words."""
-        return "mean of residues" if self.tokenizer.margin else "mean of all tokens"
-
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Hidden states (T, D) of a pack."""
-        return self.encoder(  # type: ignore[no-any-return]
-            batch.tokens,
-            batch.cu_seqlens,
-            batch.max_seqlen,
-            self.attention_used,
-            self.layer,
-            self._fill_to,
-        )
-
-    def predict_step(self, batch: PackedBatch, batch_idx: int = 0) -> Embeddings:
-        """Embed one pack.
-
-        Raises:
-            NumericalInstabilityError: With exactly the sequences that are not finite.
-        """
-        hidden = self(batch)
-        vectors = self.pool(hidden, batch)  # queued before the check waits for the device
-        self.check(hidden, batch)
-        return Embeddings(batch.rows, vectors)
-
-    @staticmethod
-    def pool(hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """Vectors (N, D) in fp32 of hidden states (T, D)."""
-        return pool(hidden, batch.pool_tokens, batch.pool_offsets)
-
-    def check(self, hidden: Tensor, batch: PackedBatch) -> None:
-        """Check hidden states (T, D); after a fault, find whose they are."""
-        try:
-            check_numerical_stability(hidden, self.name)
-        except NumericalInstabilityError as error:
-            bad = ~hidden.isfinite().all(dim=1)
-            starts = batch.cu_seqlens.long()
-            totals = torch.cat((bad.new_zeros(1, dtype=torch.long), bad.long().cumsum(0)))
-            failing = (totals[starts[1:]] > totals[starts[:-1]]).tolist()
-            ids = [i for i, fails in zip(batch.ids, failing, strict=True) if fails]
-            raise describe_instability(hidden, self.name, ids) from error
+__all__ = ["DNABERTSEmbedder", "ESM2Embedder"]
 
 
 class ESM2Embedder(SequenceEmbedder):
@@ -274,6 +28,7 @@ class ESM2Embedder(SequenceEmbedder):
         enable_fp16: bool = True,
         attention: Attention = "auto",
         compile: Compile = "auto",
+        on_instability: OnInstability = "raise",
     ) -> None:
         """Configure an ESM-2.
 
@@ -285,9 +40,17 @@ class ESM2Embedder(SequenceEmbedder):
             enable_fp16: False for FP32 whatever the Trainer says.
             attention: `triton` or `varlen` (packed, GPU only), `sdpa` (any device), or `auto`.
             compile: Whether to compile the layers on a GPU; `auto` does so for long runs.
+            on_instability: What becomes of sequences whose numbers are not finite: `raise` ends
+                the run, `fp32` computes them again in FP32, `skip` leaves their rows NaN. The
+                latter two also skip a sequence that is too large for the device's memory.
         """
         super().__init__(
-            name, layer=layer, enable_fp16=enable_fp16, attention=attention, compile=compile
+            name,
+            layer=layer,
+            enable_fp16=enable_fp16,
+            attention=attention,
+            compile=compile,
+            on_instability=on_instability,
         )
         self.weights = weights
         self.tokenizer = ProteinTokenizer()
@@ -298,7 +61,7 @@ class ESM2Embedder(SequenceEmbedder):
 
     def load_encoder(
         self, path: Path | None, device: torch.device, matrix_dtype: torch.dtype
-    ) -> list[Path]:
+    ) -> tuple[esm2.ESM2, list[Path]]:
         """Load the network and check that it has the layer asked for.
 
         Raises:
@@ -306,8 +69,7 @@ class ESM2Embedder(SequenceEmbedder):
         """
         encoder, files = esm2.load_esm2(self.name, path, device=device, matrix_dtype=matrix_dtype)
         self.check_layer(encoder.config.layers)
-        self.encoder = encoder
-        return files
+        return encoder, files
 
 
 class DNABERTSEmbedder(SequenceEmbedder):
@@ -323,6 +85,7 @@ class DNABERTSEmbedder(SequenceEmbedder):
         enable_fp16: bool = True,
         attention: BiasedAttention = "auto",
         compile: Compile = "auto",
+        on_instability: OnInstability = "raise",
         size: dnabert_s.Size = "published",
     ) -> None:
         """Configure a DNABERT-S.
@@ -337,11 +100,19 @@ class DNABERTSEmbedder(SequenceEmbedder):
             enable_fp16: False for FP32 whatever the Trainer says.
             attention: `triton` (packed, GPU only), `sdpa` (any device), or `auto`.
             compile: Whether to compile the layers on a GPU; `auto` does so for long runs.
+            on_instability: What becomes of sequences whose numbers are not finite: `raise` ends
+                the run, `fp32` computes them again in FP32, `skip` leaves their rows NaN. The
+                latter two also skip a sequence that is too large for the device's memory.
             size: Size of random weights, `published` or `tiny`; other weights have their own.
         """
         name = "DNABERT-S" if size == "published" else f"DNABERT-S-{size}"
         super().__init__(
-            name, layer=layer, enable_fp16=enable_fp16, attention=attention, compile=compile
+            name,
+            layer=layer,
+            enable_fp16=enable_fp16,
+            attention=attention,
+            compile=compile,
+            on_instability=on_instability,
         )
         self.weights = weights
         self.size = size
@@ -383,7 +154,7 @@ class DNABERTSEmbedder(SequenceEmbedder):
 
     def load_encoder(
         self, path: Path | None, device: torch.device, matrix_dtype: torch.dtype
-    ) -> list[Path]:
+    ) -> tuple[dnabert_s.DNABERTS, list[Path]]:
         """Load the network and check that it has the layer asked for and all of the tokens.
 
         Raises:
@@ -399,8 +170,7 @@ class DNABERTSEmbedder(SequenceEmbedder):
                 f"{self.tokenizer.file} has {needed} tokens, but {self.name} knows {known}: "
                 "it is the tokenizer of another model"
             )
-        self.encoder = encoder
-        return files
+        return encoder, files
 
     def provenance(self) -> dict[str, Any]:
         """What an output file records about its model, its origin and its tokenizer."""

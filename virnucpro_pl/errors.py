@@ -6,6 +6,7 @@ __all__ = [
     "InputError",
     "OutputError",
     "PeerError",
+    "TooLargeError",
     "UnwritableError",
     "UsageError",
     "WeightsError",
@@ -37,6 +38,26 @@ class OutputError(Exception):
 
 class UnwritableError(OutputError):
     """HDF5 could not write a file; it crashes if the process then ends in the ordinary way."""
+
+
+class TooLargeError(Exception):
+    """A single sequence that the device has no memory for.
+
+    Attributes:
+        sequence_ids: Its id.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, sequence_ids: list[str]) -> None:
+        """Keep the id beside the message.
+
+        Args:
+            message: Names model, sequence and length.
+            sequence_ids: Its id.
+        """
+        super().__init__(message)
+        self.sequence_ids = sequence_ids
 
 
 class PeerError(Exception):

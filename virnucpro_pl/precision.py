@@ -84,7 +84,7 @@ def resolve_precision(
     if not fp16_allowed:
         return "32-true"
     if not enable_fp16:
-        # On a CPU Lightning has made bf16-mixed of a Trainer's 16-mixed, and nobody can tell any more.
+        # On a CPU Lightning has made bf16-mixed of a Trainer's 16-mixed: nobody can tell any more.
         reduced = precision.startswith("16-") or (precision, accelerator) == ("bf16-mixed", "cpu")
         return "32-true" if reduced else precision
     if precision == "32-true":
@@ -95,7 +95,7 @@ def resolve_precision(
 class PrecisionFromEnv(Callback):
     """Applies the precision rule in `setup`, before the model is built.
 
-    `VIRNUCPRO_DISABLE_FP16` wins, then the module's `enable_fp16`, then the Trainer's own precision.
+    `VIRNUCPRO_DISABLE_FP16` wins, then the module's `enable_fp16`, then the Trainer's precision.
     `Trainer()` and `Trainer(precision="32-true")` look alike to this callback, so in Python only
     `enable_fp16=False` or the variable gives FP32; the command line can tell them apart.
     """

@@ -1,4 +1,4 @@
-"""The configurations and the sample that come with the package, in a wheel or an editable install."""
+"""The configurations and samples that come with the package, in a wheel or an editable install."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def find_config(name: str) -> str:
     """Resolve a config given on the command line.
 
     Args:
-        name: A path, or the bare name of a shipped config; a file of that name in the working folder
-            comes first.
+        name: A path, or the bare name of a shipped config; a file of that name in the working
+            folder comes first.
 
     Returns:
         The path of the shipped file, or `name` as it is.

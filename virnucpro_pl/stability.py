@@ -13,7 +13,20 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["NumericalInstabilityError", "all_finite", "check_numerical_stability"]
+__all__ = [
+    "FAILED",
+    "FINE",
+    "RECOMPUTED",
+    "NumericalInstabilityError",
+    "all_finite",
+    "check_numerical_stability",
+    "describe_instability",
+    "each_outcome",
+]
+
+
+FINE, RECOMPUTED, FAILED = 0, 1, 2
+"""Outcome of a sequence: finite, finite only after it was computed again in FP32, none."""
 
 
 class NumericalInstabilityError(RuntimeError):
@@ -85,7 +98,7 @@ def check_numerical_stability(embeddings: Tensor, context: str = "embeddings") -
 
 
 def describe_instability(
-    embeddings: Tensor, context: str, sequence_ids: Sequence[str] = ()
+    embeddings: Tensor, context: str, sequence_ids: Sequence[str] = (), hint: str = ""
 ) -> NumericalInstabilityError:
     """Build the error for a tensor that is known to hold NaN or Inf.
 
@@ -93,6 +106,7 @@ def describe_instability(
         embeddings: Floating-point tensor of any shape with at least one element not finite.
         context: What the tensor is, for the message.
         sequence_ids: The sequences concerned, where the caller knows them.
+        hint: What else can be done, for the end of the message.
 
     Returns:
         The error, not raised.
@@ -103,7 +117,7 @@ def describe_instability(
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (float("nan"),) * 2
     return NumericalInstabilityError(
         f"Numerical instability in {context}: NaN={nan_count}, Inf={inf_count}, "
-        f"valid range=[{low:.2e}, {high:.2e}]. {_advice(embeddings.dtype)}",
+        f"valid range=[{low:.2e}, {high:.2e}]. {_advice(embeddings.dtype)}{hint}",
         nan_count=nan_count,
         inf_count=inf_count,
         sequence_ids=sequence_ids,
@@ -118,3 +132,8 @@ def _advice(dtype: torch.dtype) -> str:
         "These numbers are already FP32 or wider, so VIRNUCPRO_DISABLE_FP16=1 changes nothing: "
         "the weights or the input are at fault."
     )
+
+
+def each_outcome(outcome: Tensor | None, count: int) -> Tensor:
+    """Outcome (N,) uint8 of each of `count` sequences, where None stands for all fine."""
+    return torch.full((count,), FINE, dtype=torch.uint8) if outcome is None else outcome

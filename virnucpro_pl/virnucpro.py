@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder, StaysOnDevice, bring_along
+from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.models.classifier import (
     RANDOM,
@@ -18,9 +18,16 @@ from virnucpro_pl.models.classifier import (
     hash_classifier,
     load_classifier,
 )
+from virnucpro_pl.sequence_embedder import StaysOnDevice, bring_along, is_out_of_memory
 from virnucpro_pl.sequences.contigs import ContigDataModule, OrfBatch
 from virnucpro_pl.sequences.pairs import EmbeddingPairDataModule, PairBatch
-from virnucpro_pl.stability import NumericalInstabilityError, all_finite, describe_instability
+from virnucpro_pl.stability import (
+    FAILED,
+    NumericalInstabilityError,
+    all_finite,
+    describe_instability,
+    each_outcome,
+)
 
 __all__ = ["Scores", "VirNucPro", "VirusClassifier"]
 
@@ -33,7 +40,10 @@ class Scores(NamedTuple):
     rows: Tensor
     """(N,) int64 row of each ORF in the input; on the host."""
     scores: Tensor
-    """(N, 2) fp32: P(others) and P(virus)."""
+    """(N, 2) fp32: P(others) and P(virus); NaN where an embedding is missing."""
+    outcome: Tensor | None = None
+    """(N,) uint8, the worse of both embeddings', see `stability`; on the host. None if all are
+    fine."""
     dnabert_s: Tensor | None = None
     """(N, 768) fp32 embeddings of the nucleotides."""
     esm2: Tensor | None = None
@@ -183,16 +193,36 @@ class VirNucPro(_Caller):
         Raises:
             NumericalInstabilityError: With the model and exactly the ORFs that are not finite.
         """
+        scores = self._in_one_go(batch)
+        if scores is not None:
+            return scores
+        # Again, one network after the other: each knows what to do with what fails.
+        nucleotides = self.dnabert_s.predict_step(batch.nucleotides, batch_idx)
+        proteins = self.esm2.predict_step(batch.proteins, batch_idx)
+        vectors = (nucleotides.vectors, proteins.vectors)
+        both = [each_outcome(e.outcome, len(batch.ids)) for e in (nucleotides, proteins)]
+        outcome = torch.maximum(*both)
+        probabilities = self.classifier.probabilities(torch.cat(vectors, dim=1))
+        unscored = ~probabilities.isfinite().all(dim=1).cpu() & (outcome < FAILED)
+        if unscored.any():
+            raise _unscored(probabilities, unscored.to(probabilities.device), batch.ids)
+        return Scores(batch.rows, probabilities, outcome, *vectors)
+
+    def _in_one_go(self, batch: OrfBatch) -> Scores | None:
+        """Scores of a pack with one wait for the device; None if anything fails."""
         packs = (batch.nucleotides, batch.proteins)  # of the same rows in the same order
-        hidden = [e(pack) for e, pack in zip(self.embedders, packs, strict=True)]
-        steps = list(zip(self.embedders, hidden, packs, strict=True))
-        vectors = [embedder.pool(states, pack) for embedder, states, pack in steps]
-        scores = self.classifier.probabilities(torch.cat(vectors, dim=1))
-        if not all_finite(*hidden, scores):  # one wait for the device, not one for each network
-            for embedder, states, pack in steps:
-                embedder.check(states, pack)
-            raise _unscored(scores, ~scores.isfinite().all(dim=1), batch.ids)
-        return Scores(batch.rows, scores, *vectors)
+        try:
+            hidden = [e(pack) for e, pack in zip(self.embedders, packs, strict=True)]
+            steps = zip(self.embedders, hidden, packs, strict=True)
+            vectors = [embedder.pool(states, pack) for embedder, states, pack in steps]
+            scores = self.classifier.probabilities(torch.cat(vectors, dim=1))
+            if not all_finite(*hidden, scores):
+                return None
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        return Scores(batch.rows, scores, None, *vectors)
 
     def provenance(self) -> dict[str, Any]:
         """What an output records about its models."""
@@ -237,7 +267,7 @@ class VirusClassifier(_Caller):
         failing = lost & batch.features.isfinite().all(dim=1)
         if failing.any():
             raise _unscored(scores, failing, batch.ids)
-        return Scores(batch.rows, scores)
+        return Scores(batch.rows, scores, lost.cpu().byte() * FAILED)
 
     def provenance(self) -> dict[str, Any]:
         """What an output records about its model."""

@@ -62,7 +62,10 @@ def test_lay_out_positions_count_from_each_start():
 @pytest.mark.parametrize(
     ("asked", "device", "reduced", "chosen"),
     [
-        ("auto", GPU, True, "varlen"),
+        ("auto", GPU, True, "triton"),
+        ("triton", GPU, True, "triton"),
+        ("triton", GPU, False, "sdpa"),
+        ("triton", CPU, True, "sdpa"),
         ("auto", GPU, False, "sdpa"),
         ("auto", CPU, True, "sdpa"),
         ("varlen", GPU, True, "varlen"),
@@ -73,6 +76,11 @@ def test_lay_out_positions_count_from_each_start():
 )
 def test_choose_attention_follows_device_and_precision(asked, device, reduced, chosen):
     assert choose_attention(asked, device=device, reduced=reduced) == chosen
+
+
+def test_choose_attention_biased_has_no_varlen():
+    with pytest.raises(UsageError, match="not varlen"):
+        choose_attention("varlen", device=GPU, reduced=True, biased=True)
 
 
 def test_choose_attention_names_choice_and_reason_in_log(caplog):
@@ -92,10 +100,11 @@ def test_choose_attention_packing_disabled_is_sdpa(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("lengths", [[5], [1, 170, 2, 90, 33], [300, 1]])
-def test_attend_varlen_equals_attention_within_each_sequence(lengths, dtype):
+@pytest.mark.parametrize("backend", ["varlen", "triton"])
+def test_attend_packed_equals_attention_within_each_sequence(backend, lengths, dtype):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, sum(lengths), 2, 64, device="cuda", dtype=dtype)
-    layout = lay_out(starts(*lengths).cuda(), max(lengths), sum(lengths), "varlen")
+    layout = lay_out(starts(*lengths).cuda(), max(lengths), sum(lengths), backend)
     expected = plain_attention(q, k, v, lengths)
     error = (attend(q, k, v, layout).double() - expected).abs().max()
     assert error < (2e-3 if dtype == torch.float16 else 2e-2)

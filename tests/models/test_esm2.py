@@ -97,9 +97,7 @@ def test_hidden_states_token_dropout_off_are_unscaled(reference, save_published,
 
 
 @pytest.mark.parametrize("form", ["safetensors", "sharded", "bin", "sharded_bin", "bare"])
-def test_hidden_states_transformers_folder_equal_transformers(
-    sequences, batch, tmp_path, form
-):
+def test_hidden_states_transformers_folder_equal_transformers(sequences, batch, tmp_path, form):
     model = transformers_model()
     save_folder(model, tmp_path, form)
     encoder = load(tmp_path)

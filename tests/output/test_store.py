@@ -11,7 +11,8 @@ IDS = np.array([f"id/{i} ü" for i in range(7)])
 def part(*rows, ids=None):
     rows = np.array(rows, np.int64)
     vectors = (rows[:, None] * 10 + np.arange(3)).astype(np.float32)
-    return Part(rows, list(IDS[rows] if ids is None else ids), {"embeddings": vectors})
+    columns = {"embeddings": vectors, "outcome": np.zeros(len(rows), np.uint8)}
+    return Part(rows, list(IDS[rows] if ids is None else ids), columns)
 
 
 def write(folder, *parts):

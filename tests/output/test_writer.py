@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from virnucpro_pl import HDF5Writer, SequenceDataModule
-from virnucpro_pl.embedder import Embeddings
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.output.parts import PartsFolder
 from virnucpro_pl.output.store import IncompleteError
+from virnucpro_pl.sequence_embedder import Embeddings
 from virnucpro_pl.sequences.tokens import ProteinTokenizer
 
 

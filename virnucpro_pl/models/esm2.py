@@ -149,7 +149,7 @@ class ESM2(nn.Module):
             max_seqlen: Tokens of the longest sequence.
             backend: `triton`, `varlen` or `sdpa`, see `models.attention`.
             layer: 0 for the scaled token embeddings, k for the output of layer k (before the final
-                LayerNorm, as fair-esm's `repr_layers=[k]`), None or the last for the model's output.
+                LayerNorm, as fair-esm's `repr_layers=[k]`), None or the last for the output.
             fill_to: Rows that the layers compute, so that a compiled layer always sees one shape;
                 rows behind the T tokens are no sequence's and hold anything. A longer pack runs
                 uncompiled.
@@ -215,7 +215,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def fair_esm_names(name: str) -> list[str]:
-    """Names in a fair-esm file, prefix removed, of the tensors that make up our parameter `name`."""
+    """Names in a fair-esm file, prefix removed, of what makes up our parameter `name`."""
     if name.startswith("final_norm"):
         return [name.replace("final_norm", "emb_layer_norm_after")]
     for ours, theirs in (
@@ -360,7 +360,7 @@ def _config(content: dict[str, Any], names: tuple[str, ...], where: Path) -> ESM
         raise WeightsError(f"{where}: {', '.join(names)} are no sizes: {error}") from error
     if layers < 1 or heads < 1 or width < 2 or width % (2 * heads):
         raise WeightsError(
-            f"{where}: {names[1]} {width}, {names[2]} {heads} and {names[0]} {layers} are no ESM-2's"
+            f"{where}: {names[1]} {width}, {names[2]} {heads}, {names[0]} {layers} are no ESM-2's"
         )
     return config
 

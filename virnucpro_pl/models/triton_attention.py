@@ -25,7 +25,7 @@ of these models, or within a tenth of it."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _attend(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def _attend(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, out_ptr, cu_ptr, slopes_ptr,
     q_token, q_head, k_token, k_head, v_token, v_head, out_token, out_head,
     scale,

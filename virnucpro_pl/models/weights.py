@@ -1,7 +1,7 @@
 """Weights from published files, from a folder, or seeded random ones, into a module on any device.
 
-Nothing here unpickles more than an allow-list names, and no tensor is held twice: the module is made
-on the meta device and each parameter is assigned once, from a memory-mapped file where possible.
+Nothing here unpickles more than an allow-list names, and no tensor is held twice: the module is
+made on the meta device and each parameter is assigned once, from a mapped file where possible.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def read_torch_file(path: Path, allowed: Sequence[Any] = ()) -> Any:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         what = f"wants to run {wanted[1]}, which is not allowed" if wanted else "is damaged"
         raise WeightsError(f"{path} is not a plain weights file: it {what}") from error
-    except Exception as error:  # noqa: BLE001 - damaged bytes make torch raise whatever comes
+    except Exception as error:  # damaged bytes make torch raise whatever comes
         what = f"{type(error).__name__}: {error}"
         raise WeightsError(f"{path} cannot be read as a weights file: {what}") from error
 

@@ -16,9 +16,7 @@ TEMPORARY = ".tmp-"
 
 
 @contextmanager
-def published(
-    path: Path, scratch: Path | None = None, *, durable: bool = True
-) -> Iterator[Path]:
+def published(path: Path, scratch: Path | None = None, *, durable: bool = True) -> Iterator[Path]:
     """Give a temporary path to write to, and rename it to `path` once it is on disk.
 
     After an exception the temporary file is removed and `path` is as it was.

@@ -6,6 +6,7 @@ Slurm start every rank themselves.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 import os
@@ -20,9 +21,9 @@ import torch
 __all__ = [
     "Signals",
     "announce_rank_0",
+    "close_gloo_at_exit",
     "kill_rank_0",
     "launched_by_rank_0",
-    "leave_process_group",
     "lost_another_rank",
     "outlive_rank_0",
     "rank_0_is_gone",
@@ -36,7 +37,7 @@ _RANK_0 = "VIRNUCPRO_PL_RANK_0"
 _ORPHAN_SECONDS = 10.0
 """How long a rank whose launcher has died may take to commit."""
 _OUTLIVE_SECONDS = 20.0
-"""How long a failed rank waits for rank 0, which may know nothing of it until the ranks have met."""
+"""How long a failed rank waits for rank 0, which may know nothing of it until they have met."""
 
 
 def announce_rank_0() -> None:
@@ -89,16 +90,15 @@ def watch_rank_0() -> None:
         threading.Thread(target=watch, name="rank-0-watch", daemon=True).start()
 
 
-def leave_process_group(*, failed: bool) -> None:
-    """Close the connections to the other ranks: gloo's threads may abort a process at its exit.
+@functools.cache
+def close_gloo_at_exit() -> None:
+    """Close gloo's connections when Python ends: else its threads sometimes abort it.
 
-    Args:
-        failed: Whether another rank may be missing; NCCL would wait for it.
+    Lightning does the same for NCCL.
     """
     group = torch.distributed
-    if group.is_available() and group.is_initialized():
-        if not failed or group.get_backend() == "gloo":
-            group.destroy_process_group()
+    if group.is_available() and group.is_initialized() and group.get_backend() == "gloo":
+        atexit.register(group.destroy_process_group)
 
 
 class Signals:

@@ -37,7 +37,7 @@ _OVERHEAD = 64
 
 
 class PartsFolder:
-    """`<output>.parts/`: committed parts, the manifest of what they depend on, locks, scratch space.
+    """`<output>.parts/`: committed parts, the manifest of what they depend on, locks, scratch.
 
     Attributes:
         output: File or folder that is published.
@@ -57,7 +57,7 @@ class PartsFolder:
         self.overwrite = overwrite
         self._locks: list[IO[str]] = []
         self._made: list[Path] = []
-        self._claimed = False
+        self._claim: object | None = None
         self._committed = 0
         self._manifest_written = False
         self._manifest_lock = threading.Lock()
@@ -86,7 +86,7 @@ class PartsFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock(self.path / "lock", f"Another run is writing {self.output}: wait for it")
             self._await_orphans()
-            self._claimed = True
+            self._claim = object()
             self._sweep()
             records.mkdir()
             (self.path / "ranks").mkdir()
@@ -95,7 +95,7 @@ class PartsFolder:
         return records
 
     def join(self, rank: int) -> None:
-        """Lock this rank's own file, so that no other run begins while any rank may still commit."""
+        """Lock this rank's own file: no other run begins while any rank may still commit."""
         if rank > 0:
             self._lock(self.path / f"lock-{rank}", f"Another run is writing {self.output}")
 
@@ -117,7 +117,7 @@ class PartsFolder:
         self._locks.append(file)
 
     def _await_orphans(self) -> None:
-        """Wait for the other ranks of a killed run: they end as soon as they miss their launcher."""
+        """Wait for the other ranks of a killed run: they end when they miss their launcher."""
         deadline = time.monotonic() + _ORPHAN_SECONDS
         for path in self.path.glob("lock-*"):
             while True:
@@ -203,9 +203,12 @@ class PartsFolder:
 
     def write_manifest(self, provenance: Callable[[], dict[str, Any]]) -> None:
         """Tell a continuation what the parts depend on; once. Called on rank 0."""
+        if self._manifest_written:
+            return
+        claim, content = self._claim, provenance()
         with self._manifest_lock:
-            if not self._manifest_written:
-                write_json(self.path / "manifest.json", provenance())
+            if not self._manifest_written and self._claim is claim is not None:
+                write_json(self.path / "manifest.json", content)
                 self._manifest_written = True
 
     def write_manifest_soon(self, provenance: Callable[[], dict[str, Any]]) -> None:
@@ -215,8 +218,7 @@ class PartsFolder:
         """
 
         def write() -> None:
-            # The first commit says why it cannot write; and the folder may be gone with the run.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the first commit tries again, and tells why not
                 self.write_manifest(provenance)
 
         threading.Thread(target=write, name="manifest", daemon=True).start()
@@ -239,8 +241,10 @@ class PartsFolder:
 
     def discard(self) -> None:
         """Leave only committed parts behind, and no folder without any. Acts on rank 0 only."""
-        if not self._claimed:
+        if self._claim is None:
             return
+        with self._manifest_lock:
+            self._claim = None  # nobody writes a manifest any more
         if self.files():
             self._sweep()
             return
@@ -258,5 +262,5 @@ class PartsFolder:
         for lock in self._locks:
             lock.close()
         self._locks.clear()
-        self._claimed = self._manifest_written = False
-
+        with self._manifest_lock:
+            self._claim, self._manifest_written = None, False

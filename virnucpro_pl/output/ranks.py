@@ -88,7 +88,8 @@ class Ranks:
         """Counts of all ranks together, as far as they have told."""
         total: dict[str, int] = {}
         for rank in range(self.count):
-            for name, value in (self._read("done", rank) or self._read("progress", rank) or {}).items():
+            counts = self._read("done", rank) or self._read("progress", rank) or {}
+            for name, value in counts.items():
                 total[name] = total.get(name, 0) + value
         return total
 

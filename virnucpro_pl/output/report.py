@@ -48,9 +48,9 @@ class RunReport:
         for name, number in more.items():
             self.counts[name] += number
 
-    def packed(self, records: int, tokens: int) -> None:
-        """Count one pack; the first ends the phase in which layers are compiled and memory is taken."""
-        self.count(records=records, tokens=tokens, packs=1)
+    def packed(self, records: int, tokens: int, failures: int = 0) -> None:
+        """Count one pack; the first ends the phase in which layers are compiled."""
+        self.count(records=records, tokens=tokens, packs=1, failures=failures)
         if self._phase == "first pack":
             self._first_tokens = tokens
             self.begin("compute")
@@ -81,6 +81,7 @@ class RunReport:
             "output": str(output),
             "totals": totals,
             "per_rank": per_rank,
+            "failure_rate": totals["failures"] / max(totals["records"], 1),
             "resumed_records": self.resumed,
             "tokens_per_second": round(speed, 1),
             "pack_fill": round(fill, 4),
@@ -109,7 +110,7 @@ class RunReport:
 
 
 class Heartbeat:
-    """One log line every 30 s: for output that goes to a file, where a progress bar says nothing."""
+    """One log line every 30 s, for output to a file, where a progress bar says nothing."""
 
     SECONDS = 30.0
 
@@ -141,5 +142,11 @@ class Heartbeat:
         log.info(
             "%d of %d records, %.0f tokens/s, %s left",
             *(done, self.records, counts.get("tokens", 0) / (now - self._began)),
-            time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86_400 else f"{left / 86_400:.1f} days",
+            _duration(left),
         )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 86_400:
+        return time.strftime("%H:%M:%S", time.gmtime(seconds))
+    return f"{seconds / 86_400:.1f} days"

@@ -1,8 +1,10 @@
 """The HDF5 format: part files while a run goes on, one embedding file when it is over.
 
 A part holds `/rows` (n,), `/ids` (their ids, one NUL between two), the columns of the prediction,
-such as `/columns/embeddings` (n, D) float32, and a checksum over them. The embedding file holds `/embeddings` (N, D) float32, `/sequence_ids` (N,) and `/lengths` (N,)
-int32, row i being record i of the input, and `complete=True` among its attributes, written last.
+such as `/columns/embeddings` (n, D) float32, and a checksum over them. The embedding file holds
+`/embeddings` (N, D) float32, `/sequence_ids` (N,) and `/lengths` (N,) int32, row i being record i
+of the input; `/failed` and `/recomputed`, the numbers of the rows that have no vector (they are
+NaN) and of those computed again in FP32; and `complete=True` among its attributes, written last.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 
 from virnucpro_pl.errors import OutputError, listed
 from virnucpro_pl.output.files import published
+from virnucpro_pl.stability import FAILED, FINE, RECOMPUTED
 
 __all__ = [
     "FORMAT",
@@ -51,8 +55,8 @@ class Part(NamedTuple):
     """(n,) row of each sequence in the input."""
     ids: Sequence[str]
     """(n,) ids."""
-    columns: Mapping[str, NDArray[np.float32]]
-    """(n, ...) what was predicted, by name."""
+    columns: Mapping[str, NDArray[Any]]
+    """(n, ...) what was predicted, by name, and its `outcome` (n,) uint8 (see `stability`)."""
 
 
 def write_part(path: Path, part: Part) -> None:
@@ -98,10 +102,14 @@ def _joined(ids: Sequence[str]) -> bytes:
 
 
 def _checksum(part: Part) -> int:
-    total = zlib.crc32(_joined(part.ids), zlib.crc32(np.ascontiguousarray(part.rows)))
+    total = zlib.crc32(_joined(part.ids), zlib.crc32(_bytes(part.rows)))
     for name in sorted(part.columns):
-        total = zlib.crc32(np.ascontiguousarray(part.columns[name]), zlib.crc32(name.encode(), total))
+        total = zlib.crc32(_bytes(part.columns[name]), zlib.crc32(name.encode(), total))
     return total
+
+
+def _bytes(values: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(values).data
 
 
 def each_part(
@@ -142,7 +150,7 @@ def merge(
     attributes: Mapping[str, Any],
     max_length: int | None = None,
     width: int | None = None,
-) -> None:
+) -> int:
     """Publish an embedding file, every row exactly once and under its own id.
 
     Args:
@@ -156,23 +164,31 @@ def merge(
         max_length: Letters at which records were cut; None if they were not.
         width: Numbers of a vector, where there may be no part that tells.
 
+    Returns:
+        How many rows have no vector: they are NaN, and listed in `/failed`.
+
     Raises:
         IncompleteError: If a row is missing, there twice, damaged, or under another id.
     """
     count = len(lengths)
     with published(path, scratch) as temporary, h5py.File(temporary, "w") as file:
         embeddings = None if width is None else _create(file, count, width)
+        outcome = np.full(count, FINE, np.uint8)
         for part in each_part(parts, count, ids):
             vectors = part.columns[column]
             if embeddings is None:
                 embeddings = _create(file, count, vectors.shape[1])
+            outcome[part.rows] = part.columns["outcome"]
             for run in runs(part.rows):
                 embeddings[part.rows[run.start] : part.rows[run.stop - 1] + 1] = vectors[run]
         _write_table(file, count, ids, lengths, max_length)
+        file["failed"] = failed = np.flatnonzero(outcome == FAILED)
+        file["recomputed"] = np.flatnonzero(outcome == RECOMPUTED)
         known = {name: value for name, value in attributes.items() if value is not None}
         file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **known})
         file.flush()
         file.attrs["complete"] = True
+    return len(failed)
 
 
 def _verify(
@@ -201,7 +217,7 @@ def runs(rows: NDArray[np.int64]) -> list[slice]:
     """Slices of `rows` within which they are consecutive."""
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     edges = [0, *breaks.tolist(), len(rows)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def _write_table(

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from virnucpro_pl.errors import OutputError, PeerError, UnwritableError, UsageError
 from virnucpro_pl.output.failures import FailureLog
-from virnucpro_pl.output.launch import Signals, announce_rank_0, watch_rank_0
+from virnucpro_pl.output.launch import Signals, announce_rank_0, close_gloo_at_exit, watch_rank_0
 from virnucpro_pl.output.parts import PartsFolder
 from virnucpro_pl.output.ranks import Ranks
 from virnucpro_pl.output.report import Heartbeat, RunReport
 from virnucpro_pl.output.store import FORMAT_VERSION, IncompleteError, Part
+from virnucpro_pl.stability import FAILED, each_outcome
 
 __all__ = ["StreamingWriter"]
 
@@ -103,8 +104,11 @@ class StreamingWriter(BasePredictionWriter, ABC):
         """Bytes of the kept numbers of a row."""
 
     @abstractmethod
-    def publish(self, trainer: Trainer, parts: list[Path], provenance: dict[str, Any]) -> None:
+    def publish(self, trainer: Trainer, parts: list[Path], provenance: dict[str, Any]) -> int:
         """Make the output from all parts, whole or not at all. Called on rank 0.
+
+        Returns:
+            How many rows failed.
 
         Raises:
             IncompleteError: If any row is missing, doubled, or under a wrong id.
@@ -136,8 +140,11 @@ class StreamingWriter(BasePredictionWriter, ABC):
         super().setup(trainer, pl_module, stage)
         trainer.predict_loop.return_predictions = False
         if not hasattr(trainer.datamodule, "store"):  # type: ignore[attr-defined]
-            raise UsageError(f"{type(self).__name__} needs a data module of this package: it numbers the rows")
+            raise UsageError(
+                f"{type(self).__name__} needs a data module of this package: it numbers the rows"
+            )
         watch_rank_0()
+        close_gloo_at_exit()
         self._folder.join(trainer.global_rank)
         self._ranks = Ranks(
             self.parts / "ranks",
@@ -215,13 +222,16 @@ class StreamingWriter(BasePredictionWriter, ABC):
             PeerError: If another rank failed, died or stalled.
             IncompleteError: If the prediction is not of the batch's rows, one each.
         """
-        columns = {name: c.to("cpu") for name, c in self.columns(prediction).items()}
+        outcome = each_outcome(prediction.outcome, len(batch.rows))
+        kept = {**self.columns(prediction), "outcome": outcome}
+        columns = {name: column.to("cpu") for name, column in kept.items()}
         counts = {len(column) for column in columns.values()}
         if counts != {len(batch.rows)} or not torch.equal(prediction.rows, batch.rows):
             raise IncompleteError(f"Batch {batch_idx} has no prediction for each of its rows")
         self._waiting.append((batch.rows, batch.ids, columns))  # not its tokens on the device
         self._waiting_bytes += sum(column.nbytes for column in columns.values())
-        self.report.packed(len(batch.rows), len(batch.tokens))
+        failures = int((columns["outcome"] == FAILED).sum())
+        self.report.packed(len(batch.rows), len(batch.tokens), failures)
         late = time.monotonic() - self._waiting_since >= self.commit_seconds
         if late or self._waiting_bytes >= _COMMIT_BYTES:
             self._commit(trainer)
@@ -275,20 +285,22 @@ class StreamingWriter(BasePredictionWriter, ABC):
         self.report.begin("merge")
         provenance = self.provenance(trainer)
         try:
-            self.publish(trainer, self._folder.files(), provenance)
+            failed = self.publish(trainer, self._folder.files(), provenance)
         except (OSError, RuntimeError) as error:  # h5py raises either on a full disk
             raise UnwritableError(
-                f"{self.path} cannot be written: {error}. All rows are committed: make room and run "
-                "the same command again"
+                f"{self.path} cannot be written: {error}. All rows are committed: make room and "
+                "run the same command again"
             ) from error
         self.report.write(self.path, trainer, totals, per_rank, provenance)
         self._folder.remove()
-        log.info("Wrote %s. Look at it with: %s", self.path, self.look())
+        gaps = f", in which {failed} FAILED rows are NaN" if failed else ""
+        level = logging.WARNING if failed else logging.INFO
+        log.log(level, "Wrote %s%s. Look at it with: %s", self.path, gaps, self.look())
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Commit what is finished, tell the other ranks, and wait until all are on their way out."""
+        """Tell the other ranks, commit what is finished, and wait until all are on their way."""
         self._signals.patient = True  # a second signal shall not interrupt this
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, FailureLog):  # now: once rank 0 ends, nobody waits for it

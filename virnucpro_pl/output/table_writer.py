@@ -130,8 +130,11 @@ class TableWriter(StreamingWriter):
         """What the folder records about input, models and software."""
         return {**super().provenance(trainer), "columns": self.kept}
 
-    def publish(self, trainer: Trainer, parts: list[Path], provenance: dict[str, Any]) -> None:
+    def publish(self, trainer: Trainer, parts: list[Path], provenance: dict[str, Any]) -> int:
         """Make the folder beside its final place, and rename it.
+
+        Returns:
+            How many ORFs have no score.
 
         Raises:
             IncompleteError: If any row is missing, doubled, or under a wrong id.
@@ -156,6 +159,7 @@ class TableWriter(StreamingWriter):
             self._write_embeddings(folder, trainer.lightning_module, store, parts, provenance)
         self._write_summary(folder, ledger, provenance)
         self._rename(folder)
+        return len(store) - int(ledger["orfs_scored"])
 
     def look(self) -> str:
         """A command that shows the calls."""

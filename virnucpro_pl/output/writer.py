@@ -51,15 +51,18 @@ class HDF5Writer(StreamingWriter):
             raise UsageError(f"HDF5Writer writes embeddings, {model} gives none: use TableWriter")
         return 4 * int(width)
 
-    def publish(self, trainer: Trainer, parts: list[Path], provenance: dict[str, Any]) -> None:
+    def publish(self, trainer: Trainer, parts: list[Path], provenance: dict[str, Any]) -> int:
         """Merge all parts into the file.
+
+        Returns:
+            How many rows failed.
 
         Raises:
             IncompleteError: If any row is missing, doubled, or under a wrong id.
         """
         store = trainer.datamodule.store  # type: ignore[attr-defined]
         attributes = {key: value for key, value in provenance.items() if key != "max_length"}
-        merge(
+        return merge(
             self.path,
             self.parts,
             parts,

@@ -5,6 +5,7 @@ Shapes: N sequences in a pack, T tokens in a pack, P pooled tokens in a pack.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -48,6 +49,24 @@ class PackedBatch(NamedTuple):
             cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
             pool_tokens=self.pool_tokens.to(device, non_blocking=True),
             pool_offsets=self.pool_offsets.to(device, non_blocking=True),
+        )
+
+    def select(self, sequences: Sequence[int]) -> PackedBatch:
+        """Make the pack of some of the sequences; waits for the device."""
+        starts, pooled = self.cu_seqlens.tolist(), self.pool_offsets.tolist()
+        counts = [starts[i + 1] - starts[i] for i in sequences]
+        pools = [self.pool_tokens[pooled[i] : pooled[i + 1]] - starts[i] for i in sequences]
+        edges = [0, *accumulate(counts)]
+        device, rows = self.tokens.device, torch.tensor(sequences)
+        return self._replace(
+            rows=self.rows[rows],
+            ids=tuple(self.ids[i] for i in sequences),
+            lengths=self.lengths[rows],
+            tokens=torch.cat([self.tokens[starts[i] : starts[i + 1]] for i in sequences]),
+            cu_seqlens=torch.tensor(edges, dtype=torch.int32, device=device),
+            max_seqlen=max(counts),
+            pool_tokens=torch.cat([p + edge for p, edge in zip(pools, edges, strict=False)]),
+            pool_offsets=torch.tensor([0, *accumulate(map(len, pools))], device=device),
         )
 
 

@@ -1,0 +1,385 @@
+"""What embedding modules share: packed tokens in, one fp32 vector per sequence out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from virnucpro_pl.errors import TooLargeError, UsageError
+from virnucpro_pl.models.attention import Attention, BiasedAttention, choose_attention
+from virnucpro_pl.models.dnabert_s import DNABERTS
+from virnucpro_pl.models.esm2 import ESM2
+from virnucpro_pl.models.pooling import pool
+from virnucpro_pl.models.weights import SEED, hash_files
+from virnucpro_pl.output.failures import FailureLog
+from virnucpro_pl.precision import PrecisionFromEnv, unify_precision
+from virnucpro_pl.sequences.tokens import PackedBatch, Tokenizer
+from virnucpro_pl.stability import (
+    FAILED,
+    RECOMPUTED,
+    NumericalInstabilityError,
+    check_numerical_stability,
+    describe_instability,
+    each_outcome,
+)
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+__all__ = [
+    "Compile",
+    "Embeddings",
+    "OnInstability",
+    "SequenceEmbedder",
+    "StaysOnDevice",
+    "bring_along",
+]
+
+log = logging.getLogger(__name__)
+
+_MATRIX_DTYPES = {
+    "16-mixed": torch.float16,
+    "16-true": torch.float16,
+    "bf16-mixed": torch.bfloat16,
+    "bf16-true": torch.bfloat16,
+    "64-true": torch.float64,
+}
+"""Linear layers are kept in the dtype that they compute in: autocast would make the same cast of
+the same numbers at every step, from twice the memory."""
+
+
+Compile = Literal["auto"] | bool
+COMPILE_FROM = 400
+"""Packs of a rank from which on compiling saves more time than it takes (some 10 s on an H100)."""
+
+
+OnInstability = Literal["raise", "fp32", "skip"]
+
+
+class Embeddings(NamedTuple):
+    """What `predict_step` returns."""
+
+    rows: Tensor
+    """(N,) int64 row of each sequence in the input; on the host."""
+    vectors: Tensor
+    """(N, D) fp32; NaN where there is no vector."""
+    outcome: Tensor | None = None
+    """(N,) uint8: 0 fine, 1 computed again in FP32, 2 failed (see `stability`); on the host. None
+    if all are fine."""
+
+
+def bring_along(trainer: Trainer) -> list[Callback]:
+    """The callbacks that every model of this package needs, but for those that the Trainer has."""
+    mine: list[Callback] = [PrecisionFromEnv(), FailureLog()]
+    present = {type(callback) for callback in trainer.callbacks}  # type: ignore[attr-defined]
+    return [callback for callback in mine if type(callback) not in present]
+
+
+class StaysOnDevice(LightningModule):
+    """A module that Lightning does not copy to the host when a run is over.
+
+    It would before the output is published, and billions of parameters take seconds.
+    """
+
+    def cpu(self) -> Self:
+        """Stay where the weights are."""
+        return self
+
+
+class SequenceEmbedder(StaysOnDevice, ABC):
+    """What all embedders share: when weights are loaded, the forward pass, the check, the mean.
+
+    A subclass says which tokenizer, weights and network it has.
+
+    Attributes:
+        tokenizer: Letters, tokens, and which of them are pooled.
+        biased: Whether attention scores have a bias.
+        encoder: The network, from `configure_model` on.
+        attention_used: The attention backend, from `configure_model` on.
+    """
+
+    tokenizer: Tokenizer
+    biased: ClassVar[bool] = False
+    encoder: ESM2 | DNABERTS
+    attention_used: str
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        layer: int | None,
+        enable_fp16: bool,
+        attention: Attention | BiasedAttention,
+        compile: Compile = "auto",
+        on_instability: OnInstability = "raise",
+    ) -> None:
+        """Keep the options; weights are found in `prepare_data` and loaded in `configure_model`.
+
+        Args:
+            name: The model's name, for messages and the output.
+            layer: Layer whose hidden states are pooled; None for the last.
+            enable_fp16: False for FP32 whatever the Trainer says.
+            attention: Attention backend.
+            compile: Whether to compile the layers, on a GPU; `auto` does so for long runs.
+            on_instability: What becomes of sequences that are not finite, or too large alone.
+        """
+        super().__init__()
+        self.name = name
+        self.layer = layer
+        self.enable_fp16 = enable_fp16
+        self.attention = attention
+        self.compile_layers = compile
+        self.on_instability = on_instability
+        self._fill_to = 0
+        self._budget: int | None = None
+        self._full: ESM2 | DNABERTS | None = None
+        self._found: Path | UsageError | None = None
+        self._hash: Future[str] | None = None
+
+    @abstractmethod
+    def find_weights(self) -> Path | None:
+        """Find (or download) the weights; None for random ones. Called on rank 0."""
+
+    @abstractmethod
+    def load_encoder(
+        self, path: Path | None, device: torch.device, matrix_dtype: torch.dtype
+    ) -> tuple[ESM2 | DNABERTS, list[Path]]:
+        """Load the network; return it and the files it came from."""
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Bring the precision rule and the failure log along where the Trainer has none."""
+        return bring_along(self.trainer)
+
+    def prepare_data(self) -> None:
+        """Find the weights on rank 0; a fault is kept for all ranks to raise in setup."""
+        if getattr(self.trainer.datamodule, "fault", None):  # type: ignore[attr-defined]
+            return  # nothing will be computed: no download of 12 GB first
+        try:
+            self._found = self.find_weights()
+        except UsageError as error:
+            self._found = error
+
+    def setup(self, stage: str) -> None:
+        """Tell every rank where the weights are.
+
+        Raises:
+            WeightsError: On every rank, what rank 0 found in `prepare_data`.
+        """
+        found = self.trainer.strategy.broadcast(self._found)
+        if isinstance(found, UsageError):
+            raise found
+        self._found = found
+
+    def configure_model(self) -> None:
+        """Load the weights straight to the device, in the dtype they compute in."""
+        if hasattr(self, "encoder"):
+            return
+        assert not isinstance(self._found, UsageError)
+        began = time.monotonic()
+        device = self.trainer.strategy.root_device
+        dtype = _MATRIX_DTYPES.get(unify_precision(self.trainer.precision), torch.float32)
+        self.encoder, files = self.load_encoder(self._found, device, dtype)
+        if files and self.trainer.is_global_zero:
+            self._hash = hash_files(files)
+        reduced = dtype in (torch.float16, torch.bfloat16)
+        self.attention_used = choose_attention(
+            self.attention, device=device, reduced=reduced, biased=self.biased
+        )
+        log.info("Loaded %s in %.1f s", self.name, time.monotonic() - began)
+
+    def on_predict_start(self) -> None:
+        """Compile the layers, where packed attention runs and the run is long enough to gain by it.
+
+        The choice depends on the whole input, not on what is left of it, so that a continued run
+        computes the same numbers as an uninterrupted one.
+        """
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        packs = getattr(data, "pack_count", 0) / self.trainer.world_size
+        wanted = packs >= COMPILE_FROM if self.compile_layers == "auto" else self.compile_layers
+        if wanted and self.attention_used != "sdpa":
+            self._fill_to = data.tokens_per_batch
+            self.encoder.compile()
+            log.info("Layers are compiled at the first pack, for %d packs", packs)
+
+    def check_layer(self, layers: int) -> None:
+        """Check that a network of so many layers has the one asked for.
+
+        Raises:
+            UsageError: If it has not.
+        """
+        if self.layer is not None and not 0 <= self.layer <= layers:
+            raise UsageError(f"{self.name} has layers 0 to {layers}, not {self.layer}")
+
+    @property
+    def weights_sha256(self) -> str:
+        """Content hash of the weights; waits for it. Only rank 0 computes it."""
+        return self._hash.result() if self._hash else f"random:{self.name}:{SEED}"
+
+    def provenance(self) -> dict[str, Any]:
+        """What an output file records about its model."""
+        return {
+            "model": self.name,
+            "weights_sha256": self.weights_sha256,
+            "layer": self.encoder.config.layers if self.layer is None else self.layer,
+            "pooling": self.pooling,
+            "precision": str(self.trainer.precision),
+            "attention": self.attention_used,
+        }
+
+    @property
+    def width(self) -> int:
+        """D, numbers of a vector; from `configure_model` on."""
+        return int(self.encoder.config.width)
+
+    @property
+    def pooling(self) -> str:
+        """Which tokens go into a sequence's vector, in words."""
+        return "mean of residues" if self.tokenizer.margin else "mean of all tokens"
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Hidden states (T, D) of a pack."""
+        return self.encoder(  # type: ignore[no-any-return]
+            batch.tokens,
+            batch.cu_seqlens,
+            batch.max_seqlen,
+            self.attention_used,
+            self.layer,
+            self._fill_to,
+        )
+
+    def predict_step(self, batch: PackedBatch, batch_idx: int = 0) -> Embeddings:
+        """Embed one pack, in pieces where the device has no room for all of it.
+
+        Raises:
+            NumericalInstabilityError: With exactly the sequences that are not finite, if
+                `on_instability` is `raise`.
+            TooLargeError: If a single sequence does not fit, and `on_instability` is `raise`.
+        """
+        if self._budget is not None and len(batch.tokens) > self._budget and len(batch.ids) > 1:
+            return self._embed_halves(batch, batch_idx)
+        try:
+            return self._embed(batch, batch_idx)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Out of the except clause, where the traceback would hold the tensors.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(batch.ids) == 1:
+            return self._too_large(batch, batch_idx)
+        self._budget = len(batch.tokens) // 2
+        self._fill_to = 0
+        log.warning(
+            "%s: out of memory with %d tokens; from here on packs have at most %d. Fewer with "
+            "--data.tokens_per_batch from the start would be faster",
+            *(self.name, len(batch.tokens), self._budget),
+        )
+        return self._embed_halves(batch, batch_idx)
+
+    def _embed(self, batch: PackedBatch, batch_idx: int) -> Embeddings:
+        hidden = self(batch)
+        vectors = self.pool(hidden, batch)  # queued before the check waits for the device
+        try:
+            check_numerical_stability(hidden, self.name)
+        except NumericalInstabilityError:
+            return self._recover(hidden, vectors, batch, batch_idx)
+        return Embeddings(batch.rows, vectors)
+
+    def _embed_halves(self, batch: PackedBatch, batch_idx: int) -> Embeddings:
+        middle = len(batch.ids) // 2
+        parts = [range(middle), range(middle, len(batch.ids))]
+        halves = [self.predict_step(batch.select(part), batch_idx) for part in parts]
+        vectors = torch.cat([half.vectors for half in halves])
+        outcomes = [each_outcome(half.outcome, len(half.rows)) for half in halves]
+        return Embeddings(batch.rows, vectors, torch.cat(outcomes))
+
+    def _too_large(self, batch: PackedBatch, batch_idx: int) -> Embeddings:
+        error = TooLargeError(
+            f"{self.name}: out of memory with {batch.ids[0]} alone, of length "
+            f"{int(batch.lengths[0])}",
+            list(batch.ids),
+        )
+        if self.on_instability == "raise":
+            raise error
+        self._record(error, list(batch.ids), batch_idx)
+        vectors = torch.full((1, self.width), torch.nan, device=batch.tokens.device)
+        return Embeddings(batch.rows, vectors, torch.full((1,), FAILED, dtype=torch.uint8))
+
+    def _recover(
+        self, hidden: Tensor, vectors: Tensor, batch: PackedBatch, batch_idx: int
+    ) -> Embeddings:
+        """Go on without the sequences that are not finite, or with their vectors in FP32."""
+        failing = self.failing(hidden, batch)
+        ids = [batch.ids[i] for i in failing]
+        error = describe_instability(hidden, self.name, ids, hint=_OTHER_CHOICES)
+        if self.on_instability == "raise":
+            raise error
+        vectors, outcomes = vectors.clone(), each_outcome(None, len(batch.ids))
+        vectors[failing] = torch.nan
+        outcomes[failing] = FAILED
+        if self.on_instability == "fp32" and self._reduced:
+            again = self._embed_in_fp32(batch.select(failing))
+            finite = again.isfinite().all(dim=1).cpu()
+            mended = [i for i, fine in zip(failing, finite.tolist(), strict=True) if fine]
+            vectors[mended] = again[finite.to(again.device)]
+            outcomes[mended] = RECOMPUTED
+            log.warning("%s: %d sequence(s) computed again in FP32", self.name, len(mended))
+        lost = [batch.ids[i] for i in failing if outcomes[i] == FAILED]
+        if lost:
+            self._record(error, lost, batch_idx)
+        return Embeddings(batch.rows, vectors, outcomes)
+
+    @property
+    def _reduced(self) -> bool:
+        return unify_precision(self.trainer.precision) in _MATRIX_DTYPES
+
+    def _embed_in_fp32(self, batch: PackedBatch) -> Tensor:
+        """Vectors (N, D) from the file's own weights, without autocast."""
+        device = batch.tokens.device
+        if self._full is None:
+            assert not isinstance(self._found, UsageError)
+            self._full, _ = self.load_encoder(self._found, device, torch.float32)
+        torch.set_float32_matmul_precision("highest")
+        with torch.autocast(device.type, enabled=False):
+            tokens, starts, longest = batch.tokens, batch.cu_seqlens, batch.max_seqlen
+            hidden = self._full(tokens, starts, longest, "sdpa", self.layer)
+            return self.pool(hidden, batch)
+
+    def _record(self, error: Exception, ids: list[str], batch_idx: int) -> None:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, FailureLog):
+                callback.record(self.trainer, error, ids, batch_idx)
+
+    @staticmethod
+    def pool(hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Vectors (N, D) in fp32 of hidden states (T, D)."""
+        return pool(hidden, batch.pool_tokens, batch.pool_offsets)
+
+    @staticmethod
+    def failing(hidden: Tensor, batch: PackedBatch) -> list[int]:
+        """Sequences of a pack whose hidden states (T, D) are not finite."""
+        bad = ~hidden.isfinite().all(dim=1)
+        starts = batch.cu_seqlens.long()
+        totals = torch.cat((bad.new_zeros(1, dtype=torch.long), bad.long().cumsum(0)))
+        fails = totals[starts[1:]] > totals[starts[:-1]]
+        return fails.nonzero().flatten().tolist()
+
+
+_OTHER_CHOICES = (
+    " on_instability: fp32 (compute these sequences again in FP32) or skip (leave their rows NaN) "
+    "let the run go on."
+)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell a lack of memory from other errors; on a CPU torch raises a plain RuntimeError."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
