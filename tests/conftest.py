@@ -25,6 +25,14 @@ LAYERS, WIDTH, HEADS = 3, 32, 4
 PACKAGE_VARIABLES = ("VIRNUCPRO_DISABLE_FP16", "VIRNUCPRO_DISABLE_PACKING")
 
 
+def pytest_collection_modifyitems(items):
+    """Leave out what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch):
     for name in PACKAGE_VARIABLES:

@@ -17,10 +17,7 @@ from virnucpro_pl.sequences.dna_tokens import DNATokenizer
 from virnucpro_pl.sequences.tokens import ProteinTokenizer, pack
 from virnucpro_pl.stability import check_numerical_stability
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
-]
+pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
 NAME = "esm2_t12_35M_UR50D"
 BUDGET = 32_768

@@ -76,8 +76,7 @@ def published_classifier(save_classifier, tmp_path_factory):
     save_classifier(
         path, edit=lambda m: [numbers.update(t.numpy().tobytes()) for t in m.state_dict().values()]
     )
-    if numbers.hexdigest() != CLASSIFIER_SHA256:
-        pytest.skip("torch draws other random numbers on this machine")
+    assert numbers.hexdigest() == CLASSIFIER_SHA256, "torch draws other random numbers"
     return path
 
 
@@ -234,7 +233,7 @@ def test_unstable_orfs_exit_3_and_are_named(run_main, words, poisoned_file, tmp_
     expected = [name for name, protein in proteins.items() if b"W" in protein]
     assert failure["sequence_ids"] == expected
     assert 0 < len(expected) < len(proteins)
-    assert "Numerical instability in esm2_t36_3B_UR50D" in ended.log
+    assert "Numerical instability in poisoned" in ended.log
     assert expected[0] in ended.log
     assert not (tmp_path / "calls").exists()
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from virnucpro_pl.errors import WeightsError
-from virnucpro_pl.models.esm2 import SIZES, find_weights, load_esm2
+from virnucpro_pl.models.esm2 import SIZES, ESM2Config, find_weights, load_esm2, name_of
 from virnucpro_pl.models.pooling import pool
 from virnucpro_pl.sequences.tokens import ProteinTokenizer, pack
 
@@ -249,3 +249,8 @@ def test_find_weights_cached_file_is_not_downloaded(tmp_path, monkeypatch):
     cached.parent.mkdir()
     cached.touch()
     assert find_weights("esm2_t6_8M_UR50D", None) == cached
+
+
+def test_name_of_is_the_published_one_of_these_sizes_or_the_files(tmp_path):
+    assert name_of(ESM2Config(33, 1280, 20), tmp_path / "x.pt") == "esm2_t33_650M_UR50D"
+    assert name_of(ESM2Config(33, 1280, 40), tmp_path / "x.pt") == "x"

@@ -31,7 +31,7 @@ from virnucpro_pl.models.weights import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ESM2", "SIZES", "ESM2Config", "find_weights", "load_esm2"]
+__all__ = ["ESM2", "SIZES", "ESM2Config", "find_weights", "load_esm2", "name_of"]
 
 log = logging.getLogger(__name__)
 
@@ -318,6 +318,12 @@ def load_esm2(
     if frequencies:
         encoder.inverse_frequency = _one_frequency(frequencies, path).float().to(device)
     return encoder, checkpoint.files
+
+
+def name_of(config: ESM2Config, path: Path) -> str:
+    """The published name of a model of these sizes, else that of the file they came from."""
+    sizes = config[:3]
+    return next((name for name, known in SIZES.items() if known[:3] == sizes), path.stem)
 
 
 def _on_meta(config: ESM2Config) -> ESM2:
