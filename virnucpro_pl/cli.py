@@ -180,8 +180,16 @@ def _predict(args: ArgsType) -> None:
     )
 
 
+class _StandardError(logging.StreamHandler[Any]):
+    """Writes to what is standard error at the time: while there is a bar, above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
+    handler = _StandardError()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     log.handlers[:] = [handler]
     # Rank 0 speaks for all; what goes wrong on another rank is said by that one.

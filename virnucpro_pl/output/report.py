@@ -1,11 +1,10 @@
-"""What a run tells about itself: a heartbeat in the log, and `<output>.run.json` at its end."""
+"""What a run tells about itself at its end: a short block in the log, and `<output>.run.json`."""
 
 from __future__ import annotations
 
 import logging
 import platform
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torchmetrics import SumMetric
 
 from virnucpro_pl.output.files import write_json
 
-__all__ = ["Heartbeat", "RunReport"]
+__all__ = ["RunReport"]
 
 log = logging.getLogger(__name__)
 
@@ -92,12 +91,16 @@ class RunReport:
             **provenance,
         }
         write_json(output.with_name(f"{output.name}.run.json"), content)
+        unit = trainer.datamodule.store.unit  # type: ignore[attr-defined]
+        before = f" ({self.resumed:,} more committed before)" if self.resumed else ""
         log.info(
-            "%d records (%d of them committed before), %d tokens at %.0f tokens/s, packs %.0f %% "
-            "full, precision %s, attention %s",
-            *(totals["records"] + self.resumed, self.resumed, totals["tokens"], speed, 100 * fill),
-            *(provenance["precision"], provenance["attention"]),
+            "%s %s%s, %s failed: %s tokens at %s tokens/s, packs %.0f %% full",
+            *(f"{totals['records']:,}", unit, before, f"{totals['failures']:,}"),
+            *(f"{totals['tokens']:,}", f"{speed:,.0f}", 100 * fill),
         )
+        phases = ", ".join(f"{name} {value:.1f} s" for name, value in self._seconds.items())
+        ran = (provenance["precision"], provenance["attention"], phases)
+        log.info("Precision %s, attention %s; %s", *ran)
 
     def _tokens_per_second(self, tokens: int, ranks: int) -> float:
         """Throughput after each rank's first pack, or with it where there was no other."""
@@ -107,46 +110,3 @@ class RunReport:
             return later / seconds
         seconds += self._seconds.get("first pack", 0.0)
         return tokens / seconds if seconds else 0.0
-
-
-class Heartbeat:
-    """One log line every 30 s, for output to a file, where a progress bar says nothing."""
-
-    SECONDS = 30.0
-
-    def __init__(self, records: int, resumed: int) -> None:
-        """Start the clock.
-
-        Args:
-            records: Records of the input.
-            resumed: Records that an earlier run had committed.
-        """
-        self.records = records
-        self.resumed = resumed
-        self._began = self._last = time.monotonic()
-
-    def beat(self, totals: Callable[[], dict[str, int]]) -> None:
-        """Log a line if it is time.
-
-        Args:
-            totals: Gives the counts of all ranks together.
-        """
-        now = time.monotonic()
-        if now - self._last < self.SECONDS:
-            return
-        self._last = now
-        counts = totals()
-        here = counts.get("records", 0)
-        done = here + self.resumed
-        left = (self.records - done) * (now - self._began) / here if here else float("inf")
-        log.info(
-            "%d of %d records, %.0f tokens/s, %s left",
-            *(done, self.records, counts.get("tokens", 0) / (now - self._began)),
-            _duration(left),
-        )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 86_400:
-        return time.strftime("%H:%M:%S", time.gmtime(seconds))
-    return f"{seconds / 86_400:.1f} days"

@@ -12,15 +12,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
 from numpy.typing import NDArray
 
 from virnucpro_pl.errors import OutputError, PeerError, UnwritableError, UsageError
 from virnucpro_pl.output.failures import FailureLog
 from virnucpro_pl.output.launch import Signals, announce_rank_0, close_gloo_at_exit, watch_rank_0
 from virnucpro_pl.output.parts import PartsFolder
+from virnucpro_pl.output.progress import RunProgress
 from virnucpro_pl.output.ranks import Ranks
-from virnucpro_pl.output.report import Heartbeat, RunReport
+from virnucpro_pl.output.report import RunReport
 from virnucpro_pl.output.store import FORMAT_VERSION, IncompleteError, Part
 from virnucpro_pl.stability import FAILED, each_outcome
 
@@ -86,6 +87,8 @@ class StreamingWriter(BasePredictionWriter, ABC):
         self._folder = PartsFolder(self.path, overwrite)
         self._signals = Signals()
         self._ranks: Ranks | None = None
+        self._bar: ProgressBar | None = None
+        self._progress: RunProgress | None = None
         self._waiting: list[tuple[torch.Tensor, tuple[str, ...], dict[str, torch.Tensor]]] = []
         self._waiting_bytes = 0
         self._waiting_since = 0.0
@@ -139,6 +142,10 @@ class StreamingWriter(BasePredictionWriter, ABC):
         """
         super().setup(trainer, pl_module, stage)
         trainer.predict_loop.return_predictions = False
+        bar: Any = trainer.progress_bar_callback
+        if bar is not None and bar.is_enabled:
+            bar.disable()  # it counts this rank's batches; ours, all ranks' rows
+            self._bar = bar
         if not hasattr(trainer.datamodule, "store"):  # type: ignore[attr-defined]
             raise UsageError(
                 f"{type(self).__name__} needs a data module of this package: it numbers the rows"
@@ -199,11 +206,18 @@ class StreamingWriter(BasePredictionWriter, ABC):
         """From here on a signal waits for the end of the pack."""
         self._signals.install()  # Lightning has set its own, if nobody asked for finished rows
         self._signals.patient = True
-        if trainer.is_global_zero:
-            self._folder.write_manifest_soon(lambda: self.provenance(trainer))
         self._waiting_since = time.monotonic()
         self.report.begin("first pack")
-        self._heartbeat = Heartbeat(len(trainer.datamodule.store), self.report.resumed)  # type: ignore[attr-defined]
+        if trainer.is_global_zero:
+            self._folder.write_manifest_soon(lambda: self.provenance(trainer))
+            store = trainer.datamodule.store  # type: ignore[attr-defined]
+            self._progress = RunProgress(
+                len(store),
+                self.report.resumed,
+                unit=store.unit,
+                bar=self._bar is not None,
+                loggers=trainer.loggers,
+            )
 
     def write_on_batch_end(
         self,
@@ -237,8 +251,8 @@ class StreamingWriter(BasePredictionWriter, ABC):
             self._commit(trainer)
         ranks = self._joined()
         ranks.progress(self.report.counts)
-        if trainer.is_global_zero:
-            self._heartbeat.beat(ranks.totals)
+        if self._progress is not None:
+            self._progress.update(ranks.totals)
         self._signals.check()
         ranks.check()
 
@@ -275,6 +289,9 @@ class StreamingWriter(BasePredictionWriter, ABC):
         totals = self.report.reduce(trainer)
         self._signals.patient = False
         self._signals.check()
+        if self._progress is not None:
+            self._progress.close(totals)
+            self._progress = None
         if trainer.is_global_zero:
             self._publish(trainer, totals, per_rank)
         self._close()
@@ -326,8 +343,13 @@ class StreamingWriter(BasePredictionWriter, ABC):
         if self._ranks is not None:
             self._ranks.close()
         self._folder.release()
+        if self._progress is not None:
+            self._progress.close()
+        if self._bar is not None:
+            self._bar.enable()
         # As new, for another run of the same Trainer.
         self._ranks, self._signals, self.report = None, Signals(), RunReport()
+        self._progress, self._bar = None, None
         self._waiting.clear()
         self._waiting_bytes = 0
 

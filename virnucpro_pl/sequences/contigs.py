@@ -81,7 +81,10 @@ class OrfStore:
         contigs: The input's records.
         columns: Arrays of `Orfs`, by name.
         sha256: Hash of the input and of the length of a chunk.
+        unit: What a row is, for messages.
     """
+
+    unit = "ORFs"
 
     def __init__(self, folder: Path) -> None:
         """Map a store.

@@ -50,7 +50,13 @@ class PairBatch(NamedTuple):
 
 
 class PairStore:
-    """Two embedding files, joined by id in the order of the DNABERT-S file."""
+    """Two embedding files, joined by id in the order of the DNABERT-S file.
+
+    Attributes:
+        unit: What a row is, for messages.
+    """
+
+    unit = "ORFs"
 
     def __init__(self, folder: Path, dnabert_s: Path, esm2: Path) -> None:
         """Map what `join` wrote.

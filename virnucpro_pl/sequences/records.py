@@ -44,7 +44,10 @@ class RecordStore:
         residues: (total letters,) uint8, all sequences one behind the other.
         offsets: (N+1,) int64 start of each sequence in `residues`.
         sha256: Hash of ids and sequences, whatever the file's compression and line width.
+        unit: What a row is, for messages.
     """
+
+    unit = "records"
 
     def __init__(self, folder: Path) -> None:
         """Map a store.
