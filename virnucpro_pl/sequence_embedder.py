@@ -17,8 +17,8 @@ from virnucpro_pl.errors import TooLargeError, UsageError
 from virnucpro_pl.models.attention import Attention, BiasedAttention, choose_attention
 from virnucpro_pl.models.dnabert_s import DNABERTS
 from virnucpro_pl.models.esm2 import ESM2
+from virnucpro_pl.models.files import SEED, hash_files
 from virnucpro_pl.models.pooling import pool
-from virnucpro_pl.models.weights import SEED, hash_files
 from virnucpro_pl.output.failures import FailureLog
 from virnucpro_pl.precision import PrecisionFromEnv, unify_precision
 from virnucpro_pl.sequences.tokens import PackedBatch, Tokenizer

@@ -2,7 +2,6 @@ import json
 import os
 import pickle
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -14,8 +13,6 @@ from virnucpro_pl.models.weights import (
     Checkpoint,
     assign,
     assign_random,
-    download,
-    hash_files,
     read_fair_esm_file,
     read_folder,
     read_torch_file,
@@ -128,22 +125,6 @@ def test_read_folder_hashes_weights_and_config(tmp_path):
     assert names == ["config.json", "model.safetensors"]
 
 
-def test_hash_one_file_is_its_sha256(tmp_path):
-    (tmp_path / "a").write_bytes(b"abc")
-    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert hash_files([tmp_path / "a"]).result() == expected
-
-
-def test_hash_folder_depends_on_each_file(tmp_path):
-    hashes = set()
-    for contents in (b"ab", b"ba", b"bb"):
-        files = [tmp_path / "0", tmp_path / "1"]
-        for file, byte in zip(files, contents, strict=True):
-            file.write_bytes(bytes([byte]))
-        hashes.add(hash_files(files).result())
-    assert len(hashes) == 3
-
-
 def meta_module():
     with torch.device("meta"):
         return nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 2), nn.LayerNorm(2))
@@ -184,19 +165,6 @@ def test_assign_random_norms_are_identity():
     assign_random(module, device=CPU, matrix_dtype=torch.float32)
     assert module[2].weight.tolist() == [1, 1]
     assert module[2].bias.tolist() == [0, 0]
-
-
-def test_download_without_network_says_what_to_do(tmp_path, monkeypatch):
-    def fail(*arguments, **options):
-        raise URLError("no network")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    path = tmp_path / "checkpoints" / "esm2.pt"
-    with pytest.raises(WeightsError) as caught:
-        download("https://example.org/esm2.pt", path)
-    for part in ("https://example.org/esm2.pt", str(path), "random"):
-        assert part in str(caught.value)
-    assert not path.exists()
 
 
 def test_index_of_shards_is_followed(tmp_path):

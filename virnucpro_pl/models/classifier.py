@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from virnucpro_pl.errors import WeightsError, listed
-from virnucpro_pl.models.weights import assign_random, hash_of, read_torch_file
+from virnucpro_pl.models.files import hash_of
+from virnucpro_pl.models.weights import assign_random, read_torch_file
 
 __all__ = [
     "FEATURES",

@@ -19,11 +19,11 @@ from torch import nn
 
 from virnucpro_pl.errors import WeightsError
 from virnucpro_pl.models.attention import attend, lay_out
+from virnucpro_pl.models.files import download
 from virnucpro_pl.models.weights import (
     Checkpoint,
     assign,
     assign_random,
-    download,
     read_fair_esm_file,
     read_folder,
 )

@@ -7,23 +7,20 @@ made on the meta device and each parameter is assigned once, from a mapped file 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import pickle
 import re
-import threading
 import zipfile
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.error import URLError
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from virnucpro_pl.errors import WeightsError, listed
+from virnucpro_pl.models.files import SEED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,8 +31,6 @@ __all__ = [
     "Checkpoint",
     "assign",
     "assign_random",
-    "download",
-    "hash_files",
     "read_fair_esm_file",
     "read_folder",
     "read_torch_file",
@@ -43,7 +38,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-SEED = 0
 _BLOCK = 4_194_301
 """Random numbers drawn once and reused from ever new offsets; a prime, so that no row repeats."""
 
@@ -260,54 +254,3 @@ def _slots(module: nn.Module) -> list[tuple[nn.Module, str, str, Tensor]]:
 
 def _set(owner: nn.Module, short: str, value: Tensor) -> None:
     setattr(owner, short, nn.Parameter(value, requires_grad=False))
-
-
-def download(url: str, path: Path) -> None:
-    """Download a published file, with a progress bar, to a temporary name, then rename.
-
-    Raises:
-        WeightsError: Without a network; says which file is wanted, from where and where to put it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log.info("Downloading %s to %s", url, path)
-    try:
-        torch.hub.download_url_to_file(url, str(path), progress=True)
-    except (URLError, OSError) as error:
-        raise WeightsError(
-            f"The published weights {path.name} are not on this machine and cannot be downloaded "
-            f"({error}). Fetch {url} on a machine with a network and put it at {path}, "
-            "or name a file with --model.weights; `--model.weights random` is there for a trial."
-        ) from error
-
-
-def hash_files(files: Sequence[Path]) -> Future[str]:
-    """Start hashing files in a thread, beside their loading; one SHA-256 over them in order."""
-    future: Future[str] = Future()
-
-    def hash_them() -> None:
-        try:
-            future.set_result(_sha256(list(files)))
-        except OSError as error:
-            future.set_exception(error)
-
-    # No pool: Python would wait for its thread, half a minute for 12 GB, before it lets a run end.
-    threading.Thread(target=hash_them, name="sha256", daemon=True).start()
-    return future
-
-
-def hash_of(source: str) -> str:
-    """SHA-256 of a small weights file; for `random` a text that says so."""
-    return (
-        f"random:classifier:{SEED}" if source == "random" else _sha256([Path(source).expanduser()])
-    )
-
-
-def _sha256(files: list[Path]) -> str:
-    if len(files) == 1:
-        with files[0].open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            total.update(hashlib.file_digest(handle, "sha256").digest())
-    return total.hexdigest()

@@ -1,0 +1,97 @@
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from virnucpro_pl.errors import WeightsError
+from virnucpro_pl.models.files import download, hash_files
+
+CONTENT = bytes(range(256)) * 9000  # 2.3 MB: more than one read
+SHA256_OF_ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.fixture
+def server():
+    """A web server: `/whole.pt` is there, `/short.pt` breaks off, all else is missing."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path not in ("/whole.pt", "/short.pt"):
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            sent = CONTENT if self.path == "/whole.pt" else CONTENT[:-1]
+            return self.wfile.write(sent)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_download_is_whole_and_its_hash_beside_it(server, tmp_path):
+    path = tmp_path / "checkpoints" / "whole.pt"
+    download(f"{server}/whole.pt", path)
+    assert path.read_bytes() == CONTENT
+    recorded = (path.parent / "whole.pt.sha256").read_text()
+    assert recorded == f"{hash_files([path]).result()}  whole.pt\n"
+    assert len(list(path.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("short.pt", "broke off after 2303999 of 2304000 bytes"), ("absent.pt", "404")],
+)
+def test_download_that_fails_leaves_nothing(server, tmp_path, name, why):
+    with pytest.raises(WeightsError, match=why):
+        download(f"{server}/{name}", tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_download_without_network_says_what_to_do(tmp_path, free_port):
+    url, path = f"http://127.0.0.1:{free_port()}/esm2.pt", tmp_path / "checkpoints" / "esm2.pt"
+    with pytest.raises(WeightsError) as caught:
+        download(url, path)
+    for part in (url, str(path), "random"):
+        assert part in str(caught.value)
+    assert not path.exists()
+
+
+def test_file_that_changed_since_its_download_is_refused(server, tmp_path):
+    path = tmp_path / "whole.pt"
+    download(f"{server}/whole.pt", path)
+    path.write_bytes(CONTENT[:-1] + b"x")
+    with pytest.raises(WeightsError, match=r"whole\.pt is not what was downloaded"):
+        hash_files([path]).result()
+
+
+def test_blob_of_the_hugging_face_cache_must_be_what_its_name_says(tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").symlink_to(blobs / SHA256_OF_ABC)
+    (blobs / SHA256_OF_ABC).write_bytes(b"abc")
+    assert hash_files([snapshot / "model.safetensors"]).result() == SHA256_OF_ABC
+    (blobs / SHA256_OF_ABC).write_bytes(b"abd")
+    with pytest.raises(WeightsError, match="not what was downloaded"):
+        hash_files([snapshot / "model.safetensors"]).result()
+
+
+def test_hash_one_file_is_its_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert hash_files([tmp_path / "a"]).result() == SHA256_OF_ABC
+
+
+def test_hash_folder_depends_on_each_file(tmp_path):
+    hashes = set()
+    for contents in (b"ab", b"ba", b"bb"):
+        files = [tmp_path / "0", tmp_path / "1"]
+        for file, byte in zip(files, contents, strict=True):
+            file.write_bytes(bytes([byte]))
+        hashes.add(hash_files(files).result())
+    assert len(hashes) == 3
