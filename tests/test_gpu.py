@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -302,14 +303,12 @@ for attention in ("auto", "sdpa"):
 
 
 def environment(**more):
-    import os
-
     return {**os.environ, **more}
 
 
-def predict(weights, fasta, out, **env):
+def predict(weights, fasta, out, *more, **env):
     words = ["--config", "esm2.yaml", "--model.weights", str(weights), "--data.path", str(fasta),
-             "--writer.path", str(out), "--data.num_workers", "0"]  # fmt: skip
+             "--writer.path", str(out), "--data.num_workers", "0", *more]  # fmt: skip
     return subprocess.run(
         [sys.executable, "-m", "virnucpro_pl", "predict", *words],
         env=environment(**env), capture_output=True, text=True, timeout=300, check=False,
@@ -339,6 +338,43 @@ def test_overflow_real_fp16_exits_3_and_fp32_succeeds(reference, save_published,
         found, expected = b["embeddings"][()], c["embeddings"][()]
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    again = predict(weights, fasta, tmp_path / "d.h5", "--model.on_instability", "fp32")
+    assert again.returncode == 0, again.stderr[-3000:]
+    with h5py.File(tmp_path / "d.h5") as d:
+        assert (d.attrs["precision"], d["recomputed"][()].tolist()) == ("16-mixed", [0, 1, 2])
+        np.testing.assert_allclose(d["embeddings"][()], expected, rtol=0, atol=1e-5)
+
+
+CRAMPED = """
+import sys
+import torch
+from lightning.pytorch import Trainer
+from virnucpro_pl import ESM2Embedder, HDF5Writer, SequenceDataModule
+if sys.argv[3] == "cramped":
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((1 << 30) / total)  # 1 GiB
+trainer = Trainer(accelerator="gpu", devices=1, logger=False, enable_progress_bar=False,
+                  enable_checkpointing=False, enable_model_summary=False,
+                  callbacks=[HDF5Writer(sys.argv[2])])
+data = SequenceDataModule(sys.argv[1], tokens_per_batch=262_144, num_workers=0)
+trainer.predict(ESM2Embedder("esm2_t12_35M_UR50D", weights="random"), data)
+"""
+
+
+def test_out_of_memory_real_one_halves_packs_and_loses_nothing(tmp_path):
+    fasta = tmp_path / "x.faa"
+    fasta.write_text("".join(f">{i}\n{s.decode()}\n" for i, s in enumerate(proteins([166] * 4000))))
+    for name in ("cramped", "roomy"):
+        result = subprocess.run(
+            [sys.executable, "-c", CRAMPED, str(fasta), str(tmp_path / f"{name}.h5"), name],
+            env=environment(), capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert ("from here on packs have at most" in result.stderr) == (name == "cramped")
+    with h5py.File(tmp_path / "cramped.h5") as cramped, h5py.File(tmp_path / "roomy.h5") as roomy:
+        assert cramped["failed"][()].tolist() == []
+        assert (cramped["sequence_ids"][()] == roomy["sequence_ids"][()]).all()
+        np.testing.assert_allclose(cramped["embeddings"], roomy["embeddings"], rtol=0, atol=0.02)
 
 
 def test_layer_norm_very_large_values_under_autocast_finite():
