@@ -68,8 +68,7 @@ class ESM2Embedder(SequenceEmbedder):
             UsageError: If it has not.
         """
         encoder, files = esm2.load_esm2(self.name, path, device=device, matrix_dtype=matrix_dtype)
-        if path is not None:  # whatever name was given, or was not
-            self.name = esm2.name_of(encoder.config, path)
+        self.name = esm2.name_of(encoder.config, self.name)  # a file may be of another size
         self.check_layer(encoder.config.layers)
         return encoder, files
 

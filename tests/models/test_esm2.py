@@ -251,6 +251,6 @@ def test_find_weights_cached_file_is_not_downloaded(tmp_path, monkeypatch):
     assert find_weights("esm2_t6_8M_UR50D", None) == cached
 
 
-def test_name_of_is_the_published_one_of_these_sizes_or_the_files(tmp_path):
-    assert name_of(ESM2Config(33, 1280, 20), tmp_path / "x.pt") == "esm2_t33_650M_UR50D"
-    assert name_of(ESM2Config(33, 1280, 40), tmp_path / "x.pt") == "x"
+def test_name_of_is_the_published_one_of_these_sizes_or_the_given_one():
+    assert name_of(ESM2Config(33, 1280, 20, False), "mine") == "esm2_t33_650M_UR50D"
+    assert name_of(ESM2Config(33, 1280, 40), "mine") == "mine"

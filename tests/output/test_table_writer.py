@@ -149,7 +149,10 @@ def test_saved_embeddings_give_the_same_calls_again(call, tmp_path):
     folder = call(save_embeddings=True, save_orfs=True)
     paths = [folder / "dnabert_s.h5", folder / "esm2.h5"]
     with h5py.File(paths[0]) as dna, h5py.File(paths[1]) as esm:
-        assert (dna.attrs["model"], esm.attrs["model"]) == ("DNABERT-S-tiny", "tiny")
+        assert (dna.attrs["model"], esm.attrs["model"]) == (
+            "DNABERT-S-tiny",
+            "esm2 (3 layers, width 32)",
+        )
         assert (dna["embeddings"].shape[1], esm["embeddings"].shape[1]) == (192, 32)
         proteins = (folder / "in_identified_protein.faa").read_text().splitlines()[1::2]
         assert esm["lengths"][()].tolist() == [len(s) for s in proteins]

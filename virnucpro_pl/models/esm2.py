@@ -320,10 +320,9 @@ def load_esm2(
     return encoder, checkpoint.files
 
 
-def name_of(config: ESM2Config, path: Path) -> str:
-    """The published name of a model of these sizes, else that of the file they came from."""
-    sizes = config[:3]
-    return next((name for name, known in SIZES.items() if known[:3] == sizes), path.stem)
+def name_of(config: ESM2Config, given: str) -> str:
+    """The published name of a model of these sizes, else the name that was given."""
+    return {known[:3]: name for name, known in SIZES.items()}.get(config[:3], given)
 
 
 def _on_meta(config: ESM2Config) -> ESM2:
