@@ -151,7 +151,7 @@ def test_saved_embeddings_give_the_same_calls_again(call, tmp_path):
     with h5py.File(paths[0]) as dna, h5py.File(paths[1]) as esm:
         assert (dna.attrs["model"], esm.attrs["model"]) == (
             "DNABERT-S-tiny",
-            "esm2 (3 layers, width 32)",
+            "esm2_t36_3B_UR50D",
         )
         assert (dna["embeddings"].shape[1], esm["embeddings"].shape[1]) == (192, 32)
         proteins = (folder / "in_identified_protein.faa").read_text().splitlines()[1::2]
