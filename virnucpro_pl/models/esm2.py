@@ -31,7 +31,15 @@ from virnucpro_pl.models.weights import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ESM2", "SIZES", "ESM2Config", "find_weights", "load_esm2", "name_of"]
+__all__ = [
+    "ESM2",
+    "SIZES",
+    "ESM2Config",
+    "fair_esm_names",
+    "find_weights",
+    "load_esm2",
+    "name_of",
+]
 
 log = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class RunReport:
         self._phase = "prepare"
         self._first_tokens = 0
         self._began = time.monotonic()
+        self._started = datetime.now(UTC)
 
     def begin(self, phase: str) -> None:
         """End one phase and start the next."""
@@ -78,6 +80,7 @@ class RunReport:
         fill = totals["tokens"] / (budget * totals["packs"]) if totals["packs"] else 0.0
         content = {
             "output": str(output),
+            "started": self._started.isoformat(timespec="milliseconds"),
             "totals": totals,
             "per_rank": per_rank,
             "failure_rate": totals["failures"] / max(totals["records"], 1),

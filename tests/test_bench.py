@@ -1,0 +1,120 @@
+import json
+import math
+
+import h5py
+import pytest
+import torch
+
+from virnucpro_pl.bench.case import Case, draw, write_fasta
+from virnucpro_pl.bench.peers import _padded_batches
+from virnucpro_pl.bench.processes import difference, write_weights
+from virnucpro_pl.cli import main
+from virnucpro_pl.errors import OutputError
+from virnucpro_pl.models.esm2 import load_esm2
+
+SMALL = "esm2_t6_8M_UR50D"
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch, capsys):
+    """Run the command; return its JSON and what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        main(["bench", "--seconds=0.2", "--num_workers=0", *map(str, words)])
+        return json.loads((tmp_path / "bench.json").read_text()), capsys.readouterr().out
+
+    return run
+
+
+def case(tmp_path, **options):
+    fixed = (SMALL, [], 0.1, 500, 0, torch.device("cpu"), tmp_path)
+    return Case(*fixed)._replace(**options)
+
+
+def assert_rows(rows, names):
+    assert [row["name"] for row in rows] == names
+    for row in rows:
+        assert row["tokens_per_second"] > row["sequences_per_second"] > 0
+        assert row["over_limit"] > 0
+
+
+@pytest.mark.slow
+def test_bench_of_a_file_compares_peers_and_scales(bench, write_fasta, tmp_path):
+    fasta = write_fasta(tmp_path / "in.faa", ["MKVLAAGIVKLM" * n for n in (2, 5, 1, 3)])
+    found, shown = bench("--model", SMALL, "--workload", fasta, "--tokens_per_batch=150",
+                         "--devices=2")  # fmt: skip
+    names = [
+        "virnucpro-pl, encoder alone",
+        "virnucpro-pl, end to end",
+        "VirNucPro's setting: fair-esm, fp32, 2,048 tokens",
+    ]
+    assert_rows(found["rows"], names)
+    one, two = found["processes"]
+    assert (one["devices"], two["devices"]) == (1, 2)
+    assert one["scaling"] == 1
+    assert two["scaling"] == pytest.approx(two["tokens_per_second"] / one["tokens_per_second"])
+    assert two["largest_difference"] < 0.02
+    assert 1 < one["to_first_pack_seconds"] < 60
+    assert 0.1 < one["host_gib"] < 4
+    for text in (*names[:2], "the command as a process", "scaling"):
+        assert text in shown
+
+
+@pytest.mark.slow
+def test_bench_of_virnucpro_names_what_both_encoders_allow(bench):
+    found, _ = bench("--model=virnucpro", "--esm2", SMALL, "--tokens_per_batch=300")
+    esm2, dnabert_s, fused = found["rows"]
+    allowed = 1 / (1 / esm2["sequences_per_second"] + 1 / dnabert_s["sequences_per_second"])
+    assert f"own times allow {allowed:,.0f} sequences/s" in fused["name"]
+
+
+def test_draw_reads_letters_of_a_file_and_random_ones_are_always_the_same(tmp_path):
+    embedder = case(tmp_path).embedder()
+    fasta = write_fasta(tmp_path / "in.faa", [b"acd", b"MKV"], 5)
+    assert draw(str(fasta), embedder, tmp_path) == [b"ACD", b"MKV", b"ACD", b"MKV", b"ACD"]
+    assert {len(s) for s in draw("500-base", embedder, tmp_path)} == {166}
+    lengths = [len(s) for s in draw("proteome", embedder, tmp_path)]
+    assert (min(lengths), max(lengths)) == (30, 1022)
+    assert draw("proteome", embedder, tmp_path) == draw("proteome", embedder, tmp_path)
+
+
+def test_full_pack_is_full(tmp_path):
+    small = case(tmp_path, sample=[b"A" * 98] * 3)
+    assert len(small.full_pack(small.embedder()).tokens) == 500
+
+
+def test_padded_batches_hold_every_sequence_within_the_budget():
+    sample = [b"A" * n for n in (5, 90, 3, 40, 41, 2, 300)]
+    batches = list(_padded_batches(sample, 100))
+    assert all(batch.numel() <= 100 or len(batch) == 1 for batch in batches)
+    found = sorted(int(n) for batch in batches for n in (batch != 1).sum(1))
+    assert found == sorted(len(s) + 2 for s in sample)
+
+
+def test_write_weights_are_the_random_ones_in_half(tmp_path):
+    cpu = torch.device("cpu")
+    path = write_weights(case(tmp_path))
+    random, _ = load_esm2(SMALL, None, device=cpu, matrix_dtype=torch.float32)
+    read, _ = load_esm2("esm2_t36_3B_UR50D", path, device=cpu, matrix_dtype=torch.float32)
+    pairs = zip(random.parameters(), read.parameters(), strict=True)
+    assert all(torch.equal(a.half().float(), b) for a, b in pairs)
+
+
+def write_output(path, ids, numbers):
+    with h5py.File(path, "w") as file:
+        file["sequence_ids"] = ids
+        file["embeddings"] = torch.tensor(numbers).numpy()
+    return path
+
+
+def test_difference_wants_every_row_under_its_id(tmp_path):
+    one = write_output(tmp_path / "1.h5", ["0", "1"], [[1.0], [2.0]])
+    two = write_output(tmp_path / "2.h5", ["0", "1", "2"], [[1.0], [2.5], [9.0]])
+    assert difference(one, two, 3) == 0.5
+    with pytest.raises(OutputError, match="3 rows, its input 4"):
+        difference(one, two, 4)
+    swapped = write_output(tmp_path / "3.h5", ["1", "0"], [[1.0], [2.0]])
+    with pytest.raises(OutputError, match="other ids"):
+        difference(one, swapped, 2)
+    assert not math.isnan(difference(one, one, 2))

@@ -1,0 +1,124 @@
+"""What is measured: a model, sequences, and where."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder
+from virnucpro_pl.models import dnabert_s
+from virnucpro_pl.models.esm2 import SIZES
+from virnucpro_pl.sequence_embedder import SequenceEmbedder
+from virnucpro_pl.sequences.records import read_records
+from virnucpro_pl.sequences.tokens import PackedBatch, pack
+
+__all__ = ["DNA", "SAMPLE", "Case", "draw", "draw_genes", "write_fasta"]
+
+DNA = "dnabert_s"
+SAMPLE = 4096
+"""Sequences that are drawn, or taken from a file; longer runs repeat them."""
+
+
+class Case(NamedTuple):
+    """One model on one set of sequences."""
+
+    model: str
+    """`dnabert_s` or the name of an ESM-2."""
+    sample: list[bytes]
+    """Sequences, repeated as long as it takes."""
+    seconds: float
+    """Length of the run end to end; everything else takes a third of it."""
+    budget: int
+    """Tokens of a pack."""
+    workers: int
+    """DataLoader processes."""
+    device: torch.device
+    scratch: Path
+    """Folder for input and output."""
+
+    @property
+    def cuda(self) -> bool:
+        """Whether the device is a GPU, where layers are compiled and numbers are FP16."""
+        return self.device.type == "cuda"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix products."""
+        return torch.float16 if self.cuda else torch.float32
+
+    @property
+    def products(self) -> tuple[int, list[tuple[int, int]]]:
+        """Layers, and (inputs, outputs) of each matrix product of one."""
+        if self.model == DNA:
+            size = dnabert_s.SIZES["published"]
+            d, inner = size.width, size.inner
+            return size.layers, [(d, 3 * d), (d, d), (d, 2 * inner), (inner, d)]
+        d = SIZES[self.model].width
+        return SIZES[self.model].layers, [(d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)]
+
+    def embedder(self, **options: Any) -> SequenceEmbedder:
+        """This program's module, with random weights."""
+        if self.model == DNA:
+            return DNABERTSEmbedder(weights="random", **options)
+        return ESM2Embedder(self.model, weights="random", **options)
+
+    def full_pack(self, embedder: SequenceEmbedder) -> PackedBatch:
+        """One full pack of the sample, on the device."""
+        _, counts = embedder.tokenizer.encode(self.sample)
+        turns = 1 + self.budget // int(counts.sum())
+        rows = np.tile(np.arange(len(counts)), turns)
+        whole = int(np.searchsorted(np.cumsum(counts[rows]), self.budget, side="right"))
+        rows = rows[: max(1, whole)]
+        ids = [str(row) for row in rows]
+        sequences = [self.sample[row] for row in rows]
+        return pack(np.arange(len(rows)), ids, sequences, embedder.tokenizer).to(self.device)
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+
+def draw(workload: str, embedder: SequenceEmbedder, scratch: Path) -> list[bytes]:
+    """The sample of a workload: random sequences, always the same, or those of a file.
+
+    Args:
+        workload: `500-base`, `proteome`, or a FASTA or FASTQ file.
+        embedder: Whose letters they are.
+        scratch: Folder for the file's record store.
+
+    Raises:
+        InputError: If the file cannot be read, or a record is bad.
+    """
+    generator = np.random.default_rng(0)
+    dna = embedder.biased
+    letters = np.frombuffer(b"ACGT" if dna else b"LAGVSERTIDPKQNFYMHWC", np.uint8)
+    if workload == "500-base":
+        lengths = np.full(SAMPLE, 500 if dna else 166)
+    elif workload == "proteome":
+        lengths = np.exp(generator.normal(5.6, 0.7, SAMPLE)).astype(int).clip(30, 1022)
+    else:
+        folder = scratch / "records"
+        folder.mkdir(exist_ok=True)
+        store = read_records(Path(workload), embedder.tokenizer.alphabet, folder)
+        return list(store.sequences(np.arange(min(len(store), SAMPLE))))
+    return [generator.choice(letters, length).tobytes() for length in lengths]
+
+
+def draw_genes() -> list[bytes]:
+    """Random chunks of 500 bases with an open first frame; the others have stops, as a rule."""
+    generator = np.random.default_rng(0)
+    codons = [a + b + c for a, b, c in product("ACGT", repeat=3)]
+    sense = [codon for codon in codons if codon not in ("TAA", "TAG", "TGA")]
+    return ["".join([*generator.choice(sense, 166), "AC"]).encode() for _ in range(SAMPLE // 8)]
+
+
+def write_fasta(path: Path, sample: list[bytes], count: int) -> Path:
+    """Write so many records, taken from a sample in turn."""
+    with path.open("w") as file:
+        file.writelines(f">{i}\n{sample[i % len(sample)].decode()}\n" for i in range(count))
+    return path

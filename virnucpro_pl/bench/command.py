@@ -1,0 +1,120 @@
+"""The command `virnucpro-pl bench`: its options, its tables and its JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from virnucpro_pl.bench.case import Case, draw, draw_genes
+from virnucpro_pl.bench.meter import Row
+from virnucpro_pl.bench.ours import encoder_alone, end_to_end, fused
+from virnucpro_pl.bench.peers import peers as measure_peers
+from virnucpro_pl.bench.processes import ProcessRow, processes
+
+__all__ = ["bench"]
+
+log = logging.getLogger(__name__)
+
+FUSED = "virnucpro"
+
+
+def bench(
+    model: str = "esm2_t36_3B_UR50D",
+    workload: str = "500-base",
+    seconds: float = 30.0,
+    tokens_per_batch: int = 32_768,
+    num_workers: int = 1,
+    peers: bool = True,
+    devices: int = 0,
+    esm2: str = "esm2_t36_3B_UR50D",
+    output: Path = Path("bench.json"),
+) -> None:
+    """Measure this program, its peers and the hardware's limit in one run, on random weights.
+
+    Args:
+        model: `virnucpro`, `dnabert_s`, or the name of an ESM-2 such as esm2_t36_3B_UR50D.
+        workload: `500-base` (166 residues, or 500 bases of DNA), `proteome` (log-normal lengths, 30
+            to 1022 residues), or a FASTA or FASTQ file. For `virnucpro` it is 500-base.
+        seconds: Length of a run end to end; everything else takes a third of it.
+        tokens_per_batch: Tokens of a pack.
+        num_workers: DataLoader processes.
+        peers: Whether to measure fair-esm, transformers and VirNucPro's own setting as well.
+        devices: With 1, measure the command from its start to its first pack as well; with more,
+            how it scales over so many GPUs. Not for `virnucpro`.
+        esm2: Name of the ESM-2 of `virnucpro`.
+        output: JSON file for all figures.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory(prefix="virnucpro-pl-bench-") as scratch:
+        name = esm2 if model == FUSED else model
+        case = Case(name, [], seconds, tokens_per_batch, num_workers, device, Path(scratch))
+        runs: list[ProcessRow] = []
+        if model == FUSED:
+            codons = draw_genes()
+            proteins = [b"L" * (len(codon) // 3) for codon in codons]
+            rows = list(fused(case._replace(sample=proteins)))
+        else:
+            case = case._replace(sample=draw(workload, case.embedder(), case.scratch))
+            rows = list(_rows(case, peers))
+            if devices:
+                runs = list(processes(case, devices, rows[0].sequences_per_second))
+    _print(rows, f"{model}, {workload}, on {device}")
+    _print_processes(runs)
+    content = {
+        "model": model,
+        "workload": workload,
+        "tokens_per_batch": tokens_per_batch,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "torch_version": str(torch.__version__),
+        "rows": [row._asdict() for row in rows],
+        "processes": [row._asdict() for row in runs],
+    }
+    output.write_text(json.dumps(content, indent=2) + "\n")
+    log.info("Wrote %s", output)
+
+
+def _rows(case: Case, peers: bool) -> Iterator[Row]:
+    alone = encoder_alone(case)
+    yield alone
+    yield end_to_end(case, alone.sequences_per_second)
+    if peers:
+        yield from measure_peers(case)
+
+
+def _print(rows: list[Row], title: str) -> None:
+    table = Table(title=title)
+    table.add_column("")
+    for column in ("tokens/s", "sequences/s", "GiB", "warm-up s", "over limit", "ours over it"):
+        table.add_column(column, justify="right")
+    ours = next(row for row in rows if "end to end" in row.name).tokens_per_second
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.tokens_per_second:,.0f}",
+            f"{row.sequences_per_second:,.0f}",
+            f"{row.gib:.1f}",
+            f"{row.warm_up_seconds:.1f}",
+            f"{row.over_limit:.3f}",
+            f"{ours / row.tokens_per_second:.2f}",
+        )
+    Console(file=sys.stdout, width=120).print(table)
+
+
+def _print_processes(runs: list[ProcessRow]) -> None:
+    if not runs:
+        return
+    table = Table(title="the command as a process")
+    for name in ProcessRow._fields:
+        table.add_column(name.replace("_", " ").removesuffix(" seconds"), justify="right")
+    for run in runs:
+        devices, speed, *others = run
+        table.add_row(str(devices), f"{speed:,.0f}", *(f"{other:.3g}" for other in others))
+    Console(file=sys.stdout, width=120).print(table)

@@ -1,0 +1,118 @@
+"""This program: its encoder alone, and end to end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from virnucpro_pl.bench.case import DNA, Case, draw_genes, write_fasta
+from virnucpro_pl.bench.meter import Row, measured, repeat
+from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder
+from virnucpro_pl.output.streaming import StreamingWriter
+from virnucpro_pl.output.table_writer import TableWriter
+from virnucpro_pl.output.writer import HDF5Writer
+from virnucpro_pl.sequences.contigs import ContigDataModule
+from virnucpro_pl.sequences.datamodule import SequenceDataModule
+from virnucpro_pl.virnucpro import VirNucPro
+
+__all__ = ["encoder_alone", "end_to_end", "fused"]
+
+log = logging.getLogger(__name__)
+
+_FEWEST = 32
+"""Chunks of the shortest fused run."""
+
+
+def encoder_alone(case: Case, name: str = "virnucpro-pl, encoder alone") -> Row:
+    """The encoder on one pack that lies on the device already."""
+    embedder = case.embedder()
+    batch = case.full_pack(embedder)
+    encoder, _ = embedder.load_encoder(None, case.device, case.dtype)
+    backend, fill = ("triton", case.budget) if case.cuda else ("sdpa", 0)
+    if case.cuda:
+        encoder.compile()
+
+    def step() -> None:
+        encoder(batch.tokens, batch.cu_seqlens, batch.max_seqlen, backend, None, fill)
+
+    reduced = torch.float16 if case.cuda else torch.bfloat16  # what 16-mixed computes in
+    with (
+        measured(case) as found,
+        torch.inference_mode(),
+        torch.autocast(case.device.type, reduced),
+    ):
+        found.warm_up, times = repeat(case, step, case.seconds / 3)
+        found.seconds = statistics.median(times)
+        found.tokens, found.sequences = len(batch.tokens), len(batch.rows)
+    return found.row(name)
+
+
+def end_to_end(case: Case, rate: float) -> Row:
+    """`Trainer.predict` from a FASTA file to a finished HDF5 file.
+
+    Args:
+        case: What is measured.
+        rate: Sequences per second of the encoder, to know how many make a run of the wanted length.
+    """
+    count = max(len(case.sample), int(rate * case.seconds))
+    fasta = write_fasta(case.scratch / "input.fasta", case.sample, count)
+    data = SequenceDataModule(fasta, case.budget, case.workers)
+    writer = HDF5Writer(case.scratch / "out.h5")
+    embedder = case.embedder(compile=case.cuda)
+    return _predict(case, "virnucpro-pl, end to end", embedder, data, writer)
+
+
+def fused(case: Case) -> Iterator[Row]:
+    """VirNucPro in one pass beside both of its encoders alone, for the same ORFs."""
+    cases = case, case._replace(model=DNA, sample=draw_genes())
+    alone = [encoder_alone(one, f"{one.model}, encoder alone") for one in cases]
+    yield from alone
+    rate = 1 / sum(1 / row.sequences_per_second for row in alone)
+    count = max(_FEWEST, int(rate * case.seconds))
+    yield _predict(
+        case,
+        f"virnucpro-pl, end to end; both encoders' own times allow {rate:,.0f} sequences/s",
+        VirNucPro(
+            ESM2Embedder(case.model, weights="random", compile=case.cuda),
+            DNABERTSEmbedder(weights="random", compile=case.cuda),
+            "random",
+        ),
+        ContigDataModule(
+            write_fasta(case.scratch / "input.fasta", draw_genes(), count),
+            tokens_per_batch=case.budget,
+            num_workers=case.workers,
+        ),
+        TableWriter(case.scratch / "tables"),
+    )
+
+
+def _predict(
+    case: Case, name: str, model: LightningModule, data: Any, writer: StreamingWriter
+) -> Row:
+    """One whole run; its first pack, compilation included, is timed apart."""
+    trainer = Trainer(
+        accelerator="auto",
+        devices=1,
+        precision="16-mixed",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        callbacks=[writer],
+    )
+    with measured(case) as found:
+        trainer.predict(model, data)
+    report = json.loads(writer.path.with_name(f"{writer.path.name}.run.json").read_text())
+    phases, totals = report["seconds"], report["totals"]
+    log.info("Phases end to end: %s", phases)
+    found.tokens = min(report["tokens_per_second"] * phases["compute"], totals["tokens"])
+    found.sequences = totals["records"] * found.tokens / totals["tokens"]
+    found.seconds = phases["compute"] + phases["merge"]
+    found.warm_up = phases["first pack"]
+    return found.row(name)

@@ -1,0 +1,140 @@
+"""The peers: fair-esm and transformers on padded batches, and VirNucPro's own settings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from virnucpro_pl.bench.case import DNA, Case
+from virnucpro_pl.bench.meter import Row, measured
+from virnucpro_pl.models.esm2 import SIZES
+from virnucpro_pl.sequences.tokens import ProteinTokenizer, pack
+
+__all__ = ["peers"]
+
+_ORIGINAL_TOKENS = 2048
+"""Tokens of a batch in VirNucPro's own setting (Li et al. 2025)."""
+_BUDGETS = (8_192, 32_768, 131_072)
+"""Places of a padded batch; the fastest counts."""
+
+
+def peers(case: Case) -> Iterator[Row]:
+    """Measure all peers of the case's model; in half precision on a GPU only."""
+    if case.model == DNA:
+        yield one_at_a_time(case)
+        return
+    if case.cuda:
+        yield _best(case, "fair-esm, half", fair_esm(case, torch.float16))
+        yield _best(case, "transformers, half, SDPA", transformers(case))
+    name = "VirNucPro's setting: fair-esm, fp32, 2,048 tokens"
+    yield padded(case, name, _ORIGINAL_TOKENS, fair_esm(case, torch.float32), case.seconds / 3)
+
+
+def fair_esm(case: Case, dtype: torch.dtype) -> Callable[[Tensor], Any]:
+    """fair-esm's own class."""
+    from esm.model.esm2 import ESM2
+
+    config = SIZES[case.model]
+    with torch.device(case.device):
+        network = ESM2(config.layers, config.width, config.heads).to(dtype).eval()
+    return lambda tokens: network(tokens, repr_layers=[config.layers])
+
+
+def transformers(case: Case) -> Callable[[Tensor], Any]:
+    """Transformers' EsmModel with SDPA."""
+    from transformers import EsmConfig, EsmModel
+
+    config = SIZES[case.model]
+    esm = EsmConfig(
+        vocab_size=33,
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=4 * config.width,
+        position_embedding_type="rotary",
+        token_dropout=True,
+        emb_layer_norm_before=False,
+        mask_token_id=32,
+        pad_token_id=1,
+    )
+    esm._attn_implementation = "sdpa"
+    with torch.device(case.device):
+        network: nn.Module = EsmModel(esm, add_pooling_layer=False)
+    network.to(case.dtype).eval()
+    return lambda tokens: network(tokens, attention_mask=tokens != 1)
+
+
+def _best(case: Case, name: str, forward: Callable[[Tensor], Any]) -> Row:
+    """The fastest of some batch sizes."""
+    rows = [
+        padded(case, f"{name}, {budget:,} places", budget, forward, case.seconds / 9)
+        for budget in _BUDGETS
+    ]
+    return max(rows, key=lambda row: row.tokens_per_second)
+
+
+def padded(
+    case: Case, name: str, budget: int, forward: Callable[[Tensor], Any], seconds: float
+) -> Row:
+    """A peer on padded batches of at most `budget` places, sorted by length as its loader does."""
+    batches = list(_padded_batches(case.sample, budget))
+    order = np.random.default_rng(0).permutation(len(batches))  # lengths mixed in time
+    with measured(case) as found, torch.inference_mode():
+        began = time.perf_counter()
+        forward(batches[0].to(case.device))
+        case.wait()
+        found.warm_up = time.perf_counter() - began
+        began, turn = time.perf_counter(), 0
+        while found.seconds < seconds:
+            batch = batches[order[turn % len(order)]]
+            forward(batch.to(case.device))
+            case.wait()
+            found.seconds = time.perf_counter() - began
+            found.tokens += int((batch != 1).sum())
+            found.sequences += len(batch)
+            turn += 1
+    return found.row(name)
+
+
+def _padded_batches(sample: list[bytes], budget: int) -> Iterator[Tensor]:
+    """Batches (n, L) of at most `budget` places, of sequences sorted by length."""
+    tokenizer = ProteinTokenizer()
+    waiting: list[Tensor] = []
+    for sequence in sorted(sample, key=len):
+        tokens, _ = tokenizer.encode([sequence])
+        if (len(waiting) + 1) * len(tokens) > budget and waiting:
+            yield nn.utils.rnn.pad_sequence(waiting, batch_first=True, padding_value=1)
+            waiting = []
+        waiting.append(torch.from_numpy(tokens))
+    yield nn.utils.rnn.pad_sequence(waiting, batch_first=True, padding_value=1)
+
+
+def one_at_a_time(case: Case) -> Row:
+    """VirNucPro's setting for DNABERT-S: fp32, one sequence at a time, on this network."""
+    embedder = case.embedder()
+    encoder, _ = embedder.load_encoder(None, case.device, torch.float32)
+    batches = [
+        pack(np.zeros(1, np.int64), ["0"], [s], embedder.tokenizer).to(case.device)
+        for s in case.sample[:200]
+    ]
+
+    def step(batch: Any) -> None:
+        encoder(batch.tokens, batch.cu_seqlens, batch.max_seqlen)
+        case.wait()
+
+    with measured(case) as found, torch.inference_mode():
+        step(batches[0])
+        began, turn = time.perf_counter(), 0
+        while found.seconds < case.seconds / 3:
+            batch = batches[turn % len(batches)]
+            step(batch)
+            found.seconds = time.perf_counter() - began
+            found.tokens += len(batch.tokens)
+            found.sequences += 1
+            turn += 1
+    return found.row("VirNucPro's setting: fp32, one sequence at a time (this network)")

@@ -1,0 +1,190 @@
+"""The command as users start it: from the command to its first pack, and on several GPUs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import torch
+
+from virnucpro_pl.bench.case import DNA, Case, write_fasta
+from virnucpro_pl.errors import OutputError
+from virnucpro_pl.models.esm2 import fair_esm_names
+
+__all__ = ["ProcessRow", "processes"]
+
+log = logging.getLogger(__name__)
+
+_COMPARED = 1024
+"""Rows of a block in which vectors are compared."""
+
+
+class ProcessRow(NamedTuple):
+    """One run of the command on so many devices."""
+
+    devices: int
+    tokens_per_second: float
+    """Of all, after each rank's first pack, the merge included."""
+    scaling: float
+    """Over one device."""
+    to_first_pack_seconds: float
+    """From the command to the weights on every device and the first pack there."""
+    over_read_and_copy: float
+    """That time over the time to read the weights file and copy it to one device."""
+    first_pack_seconds: float
+    """Compilation included."""
+    merge_seconds: float
+    host_gib: float
+    """Peak memory of all processes, pages that they share counted once."""
+    largest_difference: float
+    """Between the vectors of this run and those of one device, rows that both have."""
+
+
+def processes(case: Case, devices: int, rate: float) -> Iterator[ProcessRow]:
+    """Run the command on one device, then on several, each with the same work.
+
+    Args:
+        case: What is measured.
+        devices: The largest number.
+        rate: Sequences per second of one device, to know how many make a run of the wanted length.
+
+    Raises:
+        OutputError: If a run fails, or its rows are not those of the input.
+    """
+    weights = "random" if case.model == DNA else str(write_weights(case))
+    floor = float("nan") if weights == "random" else read_and_copy(case, Path(weights))
+    each = max(len(case.sample), int(rate * case.seconds))
+    alone: ProcessRow | None = None
+    for count in sorted({1, devices}):
+        fasta = write_fasta(case.scratch / f"{count}.fasta", case.sample, each * count)
+        output = case.scratch / f"{count}.h5"
+        launched = time.time()
+        host_gib = _run(_words(case, weights, fasta, output, count))
+        report = json.loads(output.with_name(f"{output.name}.run.json").read_text())
+        seconds = report["seconds"]
+        began = datetime.fromisoformat(report["started"]).timestamp()
+        to_first = began - launched + seconds["prepare"]
+        tokens = report["tokens_per_second"] * seconds["compute"]
+        speed = tokens / (seconds["compute"] + seconds["merge"])
+        row = ProcessRow(
+            count,
+            speed,
+            speed / alone.tokens_per_second if alone else 1.0,
+            to_first,
+            to_first / floor,
+            seconds["first pack"],
+            seconds["merge"],
+            host_gib,
+            difference(case.scratch / "1.h5", output, each * count),
+        )
+        log.info("%s", row)
+        alone = alone or row
+        yield row
+
+
+def _words(case: Case, weights: str, fasta: Path, output: Path, devices: int) -> list[str]:
+    config = "dnabert_s.yaml" if case.model == DNA else "esm2.yaml"
+    options: dict[str, Any] = {
+        "model.weights": weights,
+        "model.compile": str(case.cuda).lower(),
+        "data.path": fasta,
+        "data.tokens_per_batch": case.budget,
+        "data.num_workers": case.workers,
+        "writer.path": output,
+        "trainer.devices": devices,
+        "trainer.accelerator": "gpu" if case.cuda else "cpu",
+    }
+    if case.model != DNA:
+        options["model.name"] = case.model
+    if devices > 1:
+        options["trainer.strategy"] = "ddp"
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    return [sys.executable, "-m", "virnucpro_pl", "predict", "--config", config, *flags]
+
+
+def _run(words: list[str]) -> float:
+    """Run a command to its end; return the peak GiB of all of its processes together."""
+    peak = 0
+    with subprocess.Popen(words, start_new_session=True) as process:
+        while process.poll() is None:
+            peak = max(peak, _proportional_bytes(process.pid))
+            time.sleep(0.5)
+    if process.returncode:
+        raise OutputError(f"This ended with exit code {process.returncode}: {' '.join(words)}")
+    return peak / 2**30
+
+
+def _proportional_bytes(session: int) -> int:
+    """Memory of a session's processes, a page shared by n of them counted 1/n in each."""
+    total = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(folder.name)) == session:
+                lines = (folder / "smaps_rollup").read_text().splitlines()
+                total += sum(1024 * int(s.split()[1]) for s in lines if s.startswith("Pss:"))
+        except OSError:  # it has ended meanwhile
+            continue
+    return total
+
+
+def write_weights(case: Case) -> Path:
+    """Write random weights in half, as fair-esm publishes them."""
+    path = case.scratch / f"{case.model}.pt"
+    encoder, _ = case.embedder().load_encoder(None, torch.device("cpu"), torch.float16)
+    tensors = {}
+    for name, parameter in encoder.named_parameters():
+        theirs = fair_esm_names(name)
+        for their, piece in zip(theirs, parameter.chunk(len(theirs)), strict=True):
+            tensors[f"encoder.sentence_encoder.{their}"] = piece.half().clone()
+    layers, width, heads = encoder.config[:3]
+    model = argparse.Namespace(
+        encoder_layers=layers,
+        encoder_embed_dim=width,
+        encoder_attention_heads=heads,
+        token_dropout=True,
+    )
+    torch.save({"cfg": {"model": model}, "model": tensors}, path)
+    return path
+
+
+def read_and_copy(case: Case, path: Path) -> float:
+    """Seconds to read a file that lies in the page cache and to copy it to the device."""
+    torch.empty(1, device=case.device)  # not the time to wake the device
+    path.read_bytes()
+    began = time.perf_counter()
+    torch.from_numpy(np.fromfile(path, np.uint8)).to(case.device)
+    case.wait()
+    return time.perf_counter() - began
+
+
+def difference(one: Path, several: Path, count: int) -> float:
+    """Largest difference between vectors of both files, as far as the first goes.
+
+    Raises:
+        OutputError: If the second does not hold exactly the ids 0, 1, ... in this order.
+    """
+    largest = 0.0
+    with h5py.File(one) as a, h5py.File(several) as b:
+        ids = b["sequence_ids"]
+        if len(ids) != count:
+            raise OutputError(f"{several} has {len(ids)} rows, its input {count}")
+        for start in range(0, count, _COMPARED):
+            block = slice(start, min(start + _COMPARED, count))
+            if ids.asstr()[block].tolist() != [str(i) for i in range(block.start, block.stop)]:
+                raise OutputError(f"{several} has other ids than its input from row {start} on")
+            first = a["embeddings"][block]
+            if len(first):
+                apart = np.abs(first - b["embeddings"][start : start + len(first)]).max()
+                largest = max(largest, float(apart))
+    return largest
