@@ -79,7 +79,7 @@ def measured(case: Case) -> Iterator[Measured]:
 def limit(case: Case) -> float:
     """Tokens per second of the matrix products alone, at the model's own shapes."""
     layers, products = case.products
-    tokens = _LIMIT_TOKENS if case.cuda else 512
+    tokens = _LIMIT_TOKENS if case.cuda else 64
     options: dict[str, Any] = {"device": case.device, "dtype": case.dtype}
     inputs = {i: torch.randn(tokens, i, **options) for i, _ in products}
     weights = [torch.randn(o, i, **options) for i, o in products]
