@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from virnucpro_pl.bench.case import Case, draw, draw_genes
+from virnucpro_pl.bench.host import six_frames, tokenising
 from virnucpro_pl.bench.meter import Row
 from virnucpro_pl.bench.ours import encoder_alone, end_to_end, fused
 from virnucpro_pl.bench.peers import peers as measure_peers
@@ -60,7 +61,7 @@ def bench(
         if model == FUSED:
             codons = draw_genes()
             proteins = [b"L" * (len(codon) // 3) for codon in codons]
-            rows = list(fused(case._replace(sample=proteins)))
+            rows = [*fused(case._replace(sample=proteins)), *six_frames(case, peers)]
         else:
             case = case._replace(sample=draw(workload, case.embedder(), case.scratch))
             rows = list(_rows(case, peers))
@@ -85,6 +86,7 @@ def _rows(case: Case, peers: bool) -> Iterator[Row]:
     alone = encoder_alone(case)
     yield alone
     yield end_to_end(case, alone.sequences_per_second)
+    yield tokenising(case)
     if peers:
         yield from measure_peers(case)
 
@@ -96,8 +98,7 @@ def _print(rows: list[Row], title: str) -> None:
         table.add_column(column, justify="right")
     ours = next(row for row in rows if "end to end" in row.name).tokens_per_second
     for row in rows:
-        table.add_row(
-            row.name,
+        figures = (
             f"{row.tokens_per_second:,.0f}",
             f"{row.sequences_per_second:,.0f}",
             f"{row.gib:.1f}",
@@ -105,6 +106,7 @@ def _print(rows: list[Row], title: str) -> None:
             f"{row.over_limit:.3f}",
             f"{ours / row.tokens_per_second:.2f}",
         )
+        table.add_row(row.name, *("" if figure == "nan" else figure for figure in figures))
     Console(file=sys.stdout, width=120).print(table)
 
 
