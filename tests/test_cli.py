@@ -146,7 +146,11 @@ def test_find_config_bare_name_is_the_shipped_one(tmp_path, monkeypatch):
     assert find_config("esm2.yaml") == "esm2.yaml"
 
 
-@pytest.mark.parametrize("path", sorted(shipped_configs().glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted(set(shipped_configs().glob("*.yaml")) - {shipped_configs() / "train_classifier.yaml"}),
+    ids=lambda p: p.name,
+)
 def test_shipped_config_is_parsed(path, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     missing = {
