@@ -190,6 +190,7 @@ def test_optimizer_is_that_of_the_authors():
         (["--data.batch_size", 1], "batch_size must be at least 2"),
         (["--data.viral.esm2", "absent.h5"], "absent.h5: no such embedding file"),
         (["--writer.path", "/proc/no"], "/proc/no cannot be written"),
+        (["--writer.path", f"{__file__}/no"], "test_training.py/no cannot be written"),
         (["--model.lr", 1], "lr"),
         (["--trainer.max_epochs", 0], "No checkpoint was kept"),
         (["--trainer.devices", 2], "trained by one process"),

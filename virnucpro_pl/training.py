@@ -271,10 +271,17 @@ class ClassifierWriter(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove what is replaced: an interrupted run must not leave metrics of another one."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        for name in (BEST, METRICS):
-            (self.path / name).unlink(missing_ok=True)
+        """Remove what is replaced: an interrupted run must not leave metrics of another one.
+
+        Raises:
+            UsageError: If the folder cannot be written after all.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in (BEST, METRICS):
+                (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(f"{self.path} cannot be written: {error}") from error
 
     @property
     def best(self) -> Path:
