@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,31 +122,29 @@ def _write(folder: Path, pictures: list[Picture], page: str) -> None:
 
 
 def _pictures_of(results: Results, color: str | None, table: Path | None) -> Iterator[Picture]:
-    from virnucpro_pl.pictures import figures
+    from virnucpro_pl.pictures import figures as draw
 
-    def picture(name: str, title: str, drawn: tuple[Any, str]) -> Picture:
-        return figures.Picture(name, title, drawn[1], figures.render(drawn[0]))
-
+    make, records = draw.make_picture, results.records
     if len(results.orf_scores):
-        yield picture("scores", "Distribution of scores", figures.draw_scores(results))
-    if results.records is not None and len(results.records.lengths):
-        drawn = figures.draw_length_shares(results.records)
-        yield picture("calls_by_length", "Calls by length", drawn)
+        yield make("scores", "Distribution of scores", partial(draw.draw_scores, results))
+    if records is not None and len(records.lengths):
+        bars = partial(draw.draw_length_shares, records)
+        yield make("calls_by_length", "Calls by length", bars)
     for number, track in enumerate(results.tracks, 1):
-        drawn = figures.draw_track(track, 0.5)
-        yield picture(f"contig_{number:02d}", f"Along {track.name}", drawn)
+        line = partial(draw.draw_track, track)
+        yield make(f"contig_{number:02d}", f"Along {track.name}", line)
     for name in ("dnabert_s", "esm2"):
         file = results.path / f"{name}.h5"
         if file.is_file() and len(results.orf_scores) > 1:
             own = (SCORE, results.path / "prediction_results.txt")
             yield _map(file, f"map_{name}", *((color, table) if color else own))
     if seconds := results.run.get("seconds"):
-        yield picture("phases", "Where the time went", figures.draw_phases(seconds))
+        yield make("phases", "Where the time went", partial(draw.draw_phases, seconds))
 
 
 def _map(path: Path, name: str, color: str | None, table: Path | None) -> Picture:
     from virnucpro_pl.pictures import embedding_map as maps
-    from virnucpro_pl.pictures.figures import Picture, render
+    from virnucpro_pl.pictures.figures import make_picture
 
     file = EmbeddingFile(path)
     try:
@@ -155,10 +154,9 @@ def _map(path: Path, name: str, color: str | None, table: Path | None) -> Pictur
         else:
             shade = maps.color_by_table(file, sample, table, color)
         model = str(file.file.attrs.get("model", path.name))
-        figure, alt = maps.draw_map(sample, shade, model)
     finally:
         file.close()
-    return Picture(name, f"Map of {path.name}", alt, render(figure))
+    return make_picture(name, f"Map of {path.name}", partial(maps.draw_map, sample, shade, model))
 
 
 def _embeddings(path: Path, color: str | None, table: Path | None) -> tuple[list[Picture], str]:
@@ -169,7 +167,7 @@ def _embeddings(path: Path, color: str | None, table: Path | None) -> tuple[list
     file.close()
     tables = {"Embedding file": {**facts, **{key: _plain(value) for key, value in told.items()}}}
     lead = f"{facts['rows']:,} embeddings of {facts['width']:,} numbers."
-    page = make_page(f"Embeddings: {path.name}", lead, [picture], tables, [], __version__)
+    page = make_page(f"Embeddings: {path.name}", lead, [picture], tables, [], [], __version__)
     return [picture], page
 
 
@@ -179,9 +177,9 @@ def _plain(value: Any) -> Any:
 
 def _results_page(results: Results, pictures: list[Picture]) -> str:
     summary, run = results.summary, results.run
-    warnings = list(summary.get("warnings", []))
+    warnings = summary.get("warnings", [])
     missing = [
-        f"{name} is missing: what it tells is left out here"
+        f"{name} is missing: what it would tell is left out."
         for name, content in (
             ("summary.json", summary),
             (f"{results.path.absolute().name}.run.json beside the folder", run),
@@ -189,7 +187,7 @@ def _results_page(results: Results, pictures: list[Picture]) -> str:
         if not content
     ]
     if results.records is None:
-        missing.append("There is no contigs.tsv, as after classify.yaml: no calls of records")
+        missing.append("There is no contigs.tsv, as after classify.yaml: no calls of records.")
     lost = {f"ORFs: {key}": value for key, value in summary.get("orfs_skipped", {}).items()}
     tables = {
         "What became of the input": {
@@ -211,7 +209,7 @@ def _results_page(results: Results, pictures: list[Picture]) -> str:
         },
     }
     title = f"VirNucPro results: {results.path.absolute().name}"
-    return make_page(title, _lead(results), pictures, tables, [*warnings, *missing], __version__)
+    return make_page(title, _lead(results), pictures, tables, warnings, missing, __version__)
 
 
 def _flat(label: str, summary: dict[str, Any], key: str) -> dict[str, Any]:

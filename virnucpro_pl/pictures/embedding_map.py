@@ -184,11 +184,13 @@ def draw_map(sample: Sample, color: Color, title: str) -> tuple[Figure, str]:
     """
     points, shares = principal_components(sample.vectors)
     figure, [axis] = new_figure(5.6)
-    size = 14 if len(points) < 2000 else 4
+    size = float(np.clip(20_000 / len(points), 4, 40))
     missing = np.isnan(color.values)
     if missing.any():
         label = f"none ({int(missing.sum()):,})"
-        axis.scatter(*points[missing].T, size, COLORS["NA"], "x", linewidths=0.8, label=label)
+        axis.scatter(
+            *points[missing].T, size, COLORS["NA"], marker="x", linewidths=0.8, label=label
+        )
     if color.names:
         for i, name in enumerate(color.names):
             mine = color.values == i
@@ -205,7 +207,11 @@ def draw_map(sample: Sample, color: Color, title: str) -> tuple[Figure, str]:
     if color.names or missing.any():
         named = {"title": color.label} if color.names else {}
         figure.legend(
-            loc="outside lower center", ncols=2, frameon=False, fontsize=10, markerscale=2, **named
+            loc="outside lower center",
+            ncols=2,
+            frameon=False,
+            markerscale=max(1.0, 5 / size**0.5),
+            **named,
         )
     said = f"{len(points):,} rows"
     if len(points) + sample.lost < sample.total:

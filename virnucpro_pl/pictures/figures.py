@@ -8,6 +8,7 @@ said by place, hatching or letters.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +28,8 @@ __all__ = [
     "draw_phases",
     "draw_scores",
     "draw_track",
+    "make_picture",
     "new_figure",
-    "render",
 ]
 
 COLORS = {"virus": "#D55E00", "others": "#0072B2", "NA": "#8A8A8A"}
@@ -41,7 +42,8 @@ STYLE = {
     "axes.titlesize": 13,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlelocation": "left",
+    "legend.fontsize": 11,
+    "legend.title_fontsize": 11,
     "hatch.linewidth": 0.6,
     "figure.constrained_layout.use": True,
 }
@@ -65,21 +67,27 @@ class Picture(NamedTuple):
     png: bytes
 
 
-def new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """An empty figure of so many inches' height, with axes one above the other."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height))
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, squeeze=False)
-    return figure, list(axes[:, 0])
+def make_picture(name: str, title: str, draw: Callable[[], tuple[Figure, str]]) -> Picture:
+    """Draw and render a picture.
 
-
-def render(figure: Figure) -> bytes:
-    """A figure as PNG."""
+    Args:
+        name: Name of its file, without `.png`.
+        title: Heading above it.
+        draw: Gives the figure, and what it shows in words.
+    """
     file = io.BytesIO()
     with rc_context(STYLE):
+        figure, alt = draw()
         figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
-    return file.getvalue()
+    return Picture(name, title, alt, file.getvalue())
+
+
+def new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure of so many inches' height, with axes one above the other."""
+    figure = Figure(figsize=(WIDTH, height))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, squeeze=False)
+    return figure, list(axes[:, 0])
 
 
 def draw_scores(results: Results) -> tuple[Figure, str]:
@@ -97,7 +105,8 @@ def draw_scores(results: Results) -> tuple[Figure, str]:
         known = scores[np.isfinite(scores)]
         counts, *_ = axis.hist(known, bins=50, range=(0, 1), color=COLORS["others"])
         at = results.threshold if what == "Records" else 0.5
-        axis.axvline(at, color="black", linestyle="--", linewidth=1.2)
+        axis.axvline(at, color="black", linestyle="--", linewidth=1.2, label=f"{at:g}")
+        axis.legend(frameon=False, loc="upper right")
         axis.set_title(f"{what}: {len(known):,} with a score")
         axis.set(xlabel=label, ylabel=what, xlim=(0, 1))
         if np.max(counts) >= _LOG_FROM:
@@ -105,11 +114,11 @@ def draw_scores(results: Results) -> tuple[Figure, str]:
         else:
             axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         above = int((known >= np.float32(at)).sum())
-        words.append(f"{above:,} of {len(known):,} {what} at or above {at:g}")
+        words.append(f"{above:,} of {len(known):,} {what} lie at or above {at:g}, the dashed line")
     return figure, f"Histograms of scores from 0 to 1: {'; '.join(words)}."
 
 
-def draw_track(track: Track, threshold: float) -> tuple[Figure, str]:
+def draw_track(track: Track) -> tuple[Figure, str]:
     """P(virus) along one record, a line for each chunk from its first base to its last.
 
     Returns:
@@ -122,16 +131,19 @@ def draw_track(track: Track, threshold: float) -> tuple[Figure, str]:
         rows = np.flatnonzero(mine & scored)
         begins, ends = track.places[rows].T / scale
         many = len(track.scores) > 200
-        axis.hlines(track.scores[rows, 1], begins, ends, COLORS[call], linewidth=1.5 if many else 4)
+        axis.hlines(track.scores[rows, 1], begins, ends, COLORS[call], linewidth=1 if many else 4)
         middle = (begins + ends) / 2
         marker, label = ("^" if call == "virus" else "o"), f"{call} ({len(rows):,})"
-        size = 9 if many else 30
-        axis.scatter(middle, track.scores[rows, 1], size, COLORS[call], marker, label=label)
+        size = float(np.clip(6000 / len(track.scores), 3, 30))
+        axis.scatter(
+            *(middle, track.scores[rows, 1], size, COLORS[call]),
+            **{"marker": marker, "label": label, "linewidths": 0},
+        )
     empty = track.places[~scored] / scale
     if len(empty):
         axis.hlines(np.full(len(empty), -0.06), *empty.T, COLORS["NA"], linewidth=5)
-        axis.scatter([], [], 30, COLORS["NA"], "s", label=f"no ORF ({len(empty):,})")
-    axis.axhline(threshold, color="black", linestyle="--", linewidth=1)
+        axis.scatter([], [], 30, COLORS["NA"], marker="s", label=f"no score ({len(empty):,})")
+    axis.axhline(0.5, color="black", linestyle="--", linewidth=1)
     name = _shortened(track.name)
     axis.set_title(name if track.bases is None else f"{name}, {track.bases:,} bases")
     unit = "Chunk" if track.bases is None else "Position (kb)"
@@ -139,26 +151,33 @@ def draw_track(track: Track, threshold: float) -> tuple[Figure, str]:
     axis.set_xlim(track.places[0, 0] / scale, track.places[-1, 1] / scale)
     if track.bases is None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, title="Calls of chunks")
+    figure.legend(
+        loc="outside lower center", ncols=3, frameon=False, title="Chunks called", markerscale=1.5
+    )
     viral = int((track.viral & scored).sum())
     told = f", called {track.call}" if track.call else ""
     return figure, (
-        f"P(virus) along {track.name}{told}: {viral:,} of {int(scored.sum()):,} scored chunks are "
-        f"called virus; {len(empty):,} chunks have no ORF with a score. {_viral_runs(track)}"
+        f"P(virus) along {track.name}{told}, dashed at 0.5. Chunks called virus: {viral:,} of "
+        f"{int(scored.sum()):,} with a score, beside {len(empty):,} without an ORF that has one. "
+        f"{_longest_run(track)}"
     )
 
 
-def _viral_runs(track: Track) -> str:
-    """Say where the longest run of chunks called virus lies: a prophage, perhaps."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], track.viral.astype(np.int8), [0]))))
-    if not len(edges):
+def _longest_run(track: Track) -> str:
+    """Say where the longest run of chunks called virus lies: a prophage, perhaps.
+
+    Chunks without a score do not end a run.
+    """
+    places = track.places[np.isfinite(track.scores).all(axis=1)]
+    viral = track.viral[np.isfinite(track.scores).all(axis=1)].astype(np.int8)
+    runs = np.flatnonzero(np.diff(viral, prepend=0, append=0)).reshape(-1, 2)
+    if not len(runs):
         return "No chunk is called virus."
-    runs = edges.reshape(-1, 2)
     begin, end = runs[np.argmax(runs[:, 1] - runs[:, 0])]
+    first, last = places[begin, 0], places[end - 1, 1]
     if track.bases is None:
-        return f"The longest run of them is chunks {begin + 1} to {end}."
-    first, last = int(track.places[begin, 0]) + 1, int(track.places[end - 1, 1])
-    return f"The longest run of them is bases {first:,} to {last:,}."
+        return f"The longest run of such chunks is {first + 0.5:.0f} to {last - 0.5:.0f}."
+    return f"The longest run of such chunks is bases {first + 1:,.0f} to {last:,.0f}."
 
 
 def _shortened(name: str) -> str:
@@ -188,7 +207,7 @@ def draw_length_shares(records: Records) -> tuple[Figure, str]:
         axis.bar(np.arange(len(shown)), height, bottom=bottom, label=label, **style)
         bottom += height
     for place, number in enumerate(total[shown]):
-        axis.text(place, 101.5, f"{number:,}", ha="center", va="bottom", fontsize=9)
+        axis.text(place, 101.5, f"{number:,}", ha="center", va="bottom", fontsize=10)
     axis.set_xticks(np.arange(len(shown)), [_BIN_NAMES[i] for i in shown])
     axis.set_title("Calls by length (records above each bar)", pad=18)
     axis.set(xlabel="Length of the record (kb)", ylabel="Share of records (%)", ylim=(0, 100))

@@ -38,6 +38,7 @@ def make_page(
     pictures: Sequence[Picture],
     tables: Mapping[str, Mapping[str, Any]],
     warnings: Iterable[str],
+    notes: Iterable[str],
     version: str,
 ) -> str:
     """Make the page.
@@ -48,11 +49,13 @@ def make_page(
         pictures: The pictures, in their order.
         tables: By heading, names and values.
         warnings: What a reader must know before anything else.
+        notes: What is not there, and why.
         version: Of this package.
     """
     figures = "\n".join(map(_figure, pictures))
     sections = "\n".join(_section(name, rows) for name, rows in tables.items() if rows)
-    notes = "\n".join(f'<p class="warning">{escape(text)}</p>' for text in warnings)
+    first = "\n".join(f'<p class="warning">{escape(text)}</p>' for text in warnings)
+    last = "\n".join(f"<p>{escape(text)}</p>" for text in notes)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -63,13 +66,16 @@ def make_page(
 </head>
 <body>
 <h1>{escape(title)}</h1>
-{notes}
+{first}
 <p>{escape(lead)}</p>
 <main>
 {figures}
 {sections}
 </main>
-<footer>virnucpro-pl {escape(version)}</footer>
+<footer>
+{last}
+virnucpro-pl {escape(version)}
+</footer>
 </body>
 </html>
 """
