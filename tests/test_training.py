@@ -14,9 +14,9 @@ from virnucpro_pl.cli import main
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.models.classifier import load_classifier
 from virnucpro_pl.shipped import shipped_configs
+from virnucpro_pl.training import METRIC_NAMES
 
 DNA, PROTEIN = 6, 9
-METRICS = {"loss", "accuracy", "precision", "recall", "f1", "mcc", "auroc", "average_precision"}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_separable_sets_are_learnt_and_the_checkpoint_is_used(sets, fit, tmp_pat
     metrics = json.loads((tmp_path / "classifier/metrics.json").read_text())
     for part in ("validation", "test"):
         held_out = metrics["held_out"][part]
-        assert set(held_out) == METRICS
+        assert set(held_out) == set(METRIC_NAMES)
         assert held_out["auroc"] > 0.99
         assert held_out["accuracy"] > 0.9
         assert metrics["split"][part]["virus"]["records"] == (3 if part == "validation" else 6)
@@ -135,6 +135,19 @@ def test_reading_batch_by_batch_gives_the_same_weights(sets, fit):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_other_monitor_weights_and_rare_validation_are_taken(sets, fit, tmp_path):
+    words = ("--writer.monitor", "val_auroc", "--writer.mode", "max", "--trainer.max_epochs", 4)
+    more = ("--trainer.check_val_every_n_epoch", 2, "--model.class_weights", "[1, 4]")
+    code, said = fit(*sets, *words, *more)
+    assert code == 0, said
+    assert "Weights in the loss: others 1, virus 4" in said
+    metrics = json.loads((tmp_path / "classifier/metrics.json").read_text())
+    assert metrics["epoch"] in (1, 3)
+    assert metrics["options"]["class_weights"] == [1, 4]
+    best = max(epoch.get("val_auroc", 0) for epoch in metrics["epochs"])
+    assert metrics["held_out"]["validation"]["auroc"] == pytest.approx(best)
+
+
 def test_training_stops_early(sets, fit, tmp_path):
     words = ("--model.learning_rate", 1e-30, "--early_stopping.patience", 2)
     code, said = fit(*sets, *words, "--model.momentum", 0)
@@ -193,6 +206,11 @@ def test_optimizer_is_that_of_the_authors():
         (["--writer.path", f"{__file__}/no"], "test_training.py/no cannot be written"),
         (["--model.lr", 1], "lr"),
         (["--trainer.max_epochs", 0], "No checkpoint was kept"),
+        (["--trainer.limit_val_batches", 0], "without the whole validation"),
+        (["--trainer.fast_dev_run", "true"], "without the whole validation"),
+        (["--writer.monitor", "val_f2"], "--writer.monitor must be one of val_loss, "),
+        (["--early_stopping.monitor", "loss"], "--early_stopping.monitor must be one of"),
+        (["--trainer.enable_checkpointing", "false"], "enable_checkpointing"),
         (["--trainer.devices", 2], "trained by one process"),
     ],
 )

@@ -15,7 +15,7 @@ from virnucpro_pl.cli import UsageCLI
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.models.classifier import load_classifier
 from virnucpro_pl.sequences.labelled import LabelledPairDataModule
-from virnucpro_pl.training import ClassifierTraining, ClassifierWriter
+from virnucpro_pl.training import METRIC_NAMES, ClassifierTraining, ClassifierWriter
 
 __all__ = ["fit"]
 
@@ -44,13 +44,26 @@ class FitCLI(UsageCLI):
         """Refuse an output that cannot be written before anything is read.
 
         Raises:
-            UsageError: If so, or if more than one process would train.
+            UsageError: If so, if more than one process would train, or if the best epoch could not
+                be told.
         """
         processes = self.trainer.num_devices * self.trainer.num_nodes
         if processes > 1:
             raise UsageError(
                 f"A classifier is trained by one process: give --trainer.devices 1, not {processes}"
             )
+        if not self.trainer.limit_val_batches or self.config.fit.trainer.fast_dev_run:
+            raise UsageError(
+                "The best epoch cannot be told without the whole validation: leave out "
+                "--trainer.limit_val_batches and --trainer.fast_dev_run"
+            )
+        known = [f"val_{name}" for name in METRIC_NAMES]
+        stopping = self._get(self.config_init, "early_stopping")
+        for option, monitor in (("writer", self._writer), ("early_stopping", stopping)):
+            if monitor.monitor not in known:
+                raise UsageError(
+                    f"--{option}.monitor must be one of {', '.join(known)}, not {monitor.monitor}"
+                )
         _quiet()
         self._writer.claim()
 
@@ -60,7 +73,7 @@ class FitCLI(UsageCLI):
         if not writer.best.is_file():
             raise UsageError(
                 "No checkpoint was kept: the training needs at least one whole epoch with its "
-                "validation (--trainer.max_epochs, --trainer.limit_val_batches)"
+                "validation (see --trainer.max_epochs and --trainer.check_val_every_n_epoch)"
             )
         history = list(model.history)
         model.classifier = load_classifier(str(writer.best), data.width)
@@ -71,7 +84,8 @@ class FitCLI(UsageCLI):
             part: {name.partition("_")[2]: value for name, value in metrics.items()}
             for part, metrics in measured.items()
         }
-        best = min(history, key=lambda epoch: _rank(epoch, writer))
+        measured_epochs = [epoch for epoch in history if writer.monitor in epoch]
+        best = min(measured_epochs, key=lambda epoch: _rank(epoch, writer))
         path = writer.write_metrics(
             {
                 "checkpoint": str(writer.best),
@@ -90,9 +104,9 @@ class FitCLI(UsageCLI):
         data.close()
         part, metrics = list(shown.items())[-1]
         log.info(
-            "Wrote %s (epoch %d of %d) and %s. On the held-out %s records: %s. Use it with: "
-            "virnucpro-pl predict --config virnucpro.yaml --model.classifier %s",
-            *(writer.best, best["epoch"], len(history), path.name, part, _line(metrics)),
+            "Wrote %s (epoch %d; the last was %d) and %s. On the held-out %s records: %s. "
+            "Use it with: virnucpro-pl predict --config virnucpro.yaml --model.classifier %s",
+            *(writer.best, best["epoch"], history[-1]["epoch"], path.name, part, _line(metrics)),
             writer.best,
         )
 
@@ -108,6 +122,7 @@ def fit(words: list[str]) -> None:
     Args:
         words: The command line from `fit` on.
     """
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # the seed is in the metrics
     FitCLI(
         ClassifierTraining,
         LabelledPairDataModule,
@@ -136,7 +151,7 @@ def _rank(epoch: dict[str, float], writer: ClassifierWriter) -> float:
 
 
 def _line(metrics: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    return ", ".join(f"{name} {metrics[name]:.4f}" for name in METRIC_NAMES)
 
 
 def _quiet() -> None:

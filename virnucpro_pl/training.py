@@ -34,6 +34,11 @@ __all__ = ["ClassifierTraining", "ClassifierWriter"]
 
 log = logging.getLogger(__name__)
 
+METRIC_NAMES = (
+    *("loss", "accuracy", "precision", "recall"),
+    *("f1", "mcc", "auroc", "average_precision"),
+)
+"""What is measured of held-out ORFs."""
 BEST = "best.ckpt"
 METRICS = "metrics.json"
 
@@ -206,10 +211,9 @@ class ClassifierTraining(LightningModule):
         """Tell how the epoch went."""
         told = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         self.history.append({"epoch": self.current_epoch, **told})
-        log.info(
-            "Epoch %d: train_loss %.4f, val_loss %.4f, val_auroc %.4f",
-            *(self.current_epoch, told["train_loss"], told["val_loss"], told["val_auroc"]),
-        )
+        shown = [name for name in ("train_loss", "val_loss", "val_auroc") if name in told]
+        line = ", ".join(f"{name} {told[name]:.4f}" for name in shown)
+        log.info("Epoch %d: %s", self.current_epoch, line)
 
 
 def _floats(metrics: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -108,6 +108,18 @@ def test_table_numbers_and_names_are_found_by_id(embeddings, tmp_path):
     np.testing.assert_array_equal(value.values, [np.nan, -2, np.nan, 1.5])
 
 
+def test_orfs_take_the_colour_of_their_record_where_the_table_is_of_records(
+    write_embeddings, tmp_path
+):
+    ids = ["a_chunk_1F1", "a_chunk_12R2", "b_chunk_1F1", "c"]
+    vectors = np.eye(4, 3, dtype=np.float32)
+    file = EmbeddingFile(write_embeddings(tmp_path / "e.h5", ids, vectors))
+    table = write_table(tmp_path, ["a\tphage\t1", "b\thost\t2", "\tx\t3"])
+    color = color_by_table(file, read_sample(file), table, "kind")
+    assert color.names == ("phage", "host")
+    np.testing.assert_array_equal(color.values, [0, 0, 1, np.nan])
+
+
 def test_many_names_are_drawn_together(embeddings, tmp_path):
     file, _ = embeddings(20)
     rows = [f"s{i}\tk{min(i, 9)}\t0" for i in range(20)]

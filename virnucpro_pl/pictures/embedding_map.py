@@ -120,16 +120,31 @@ def color_by_length(file: EmbeddingFile, sample: Sample) -> Color:
 def color_by_table(file: EmbeddingFile, sample: Sample, table: Path, column: str) -> Color:
     """Colour by a column of a tab-separated table, whose first column is the id.
 
+    Where the table has none of the ids, but the records of which they are ORFs, as `contigs.tsv`
+    has, an ORF gets the colour of its record.
+
     Raises:
         UsageError: If the table has no such column, or none of the ids.
         InputError: If it cannot be read, or names an id twice.
     """
     stored = file.file["sequence_ids"]
-    place: dict[str, int] = {}
+    ids: list[str] = []
     for start in range(0, len(sample.rows), _BLOCK):
-        ids = stored[sample.rows[start : start + _BLOCK]].tolist()
-        place.update((name.decode(), start + i) for i, name in enumerate(ids))
-    texts: list[str | None] = [None] * len(sample.rows)
+        block = stored[sample.rows[start : start + _BLOCK]].tolist()
+        ids.extend(name.decode() for name in block)
+    keys = ids
+    found = _column(table, column, frozenset(keys))
+    if not found:
+        keys = [name.rpartition("_chunk_")[0] for name in ids]
+        found = _column(table, column, frozenset(keys) - {""})
+    if not found:
+        raise UsageError(f"{table} has none of the ids of {file.path}, such as {ids[0]}")
+    return _color(column, [found.get(key, "") for key in keys])
+
+
+def _column(table: Path, column: str, ids: frozenset[str]) -> dict[str, str]:
+    """Texts of one column by id, of some ids only."""
+    found: dict[str, str] = {}
     try:
         with table.open(encoding="utf-8") as lines:
             header = lines.readline().rstrip("\r\n").split("\t")
@@ -141,20 +156,16 @@ def color_by_table(file: EmbeddingFile, sample: Sample, table: Path, column: str
             at = header.index(column, 1)
             for number, line in enumerate(lines, 2):
                 cells = line.rstrip("\r\n").split("\t")
-                row = place.get(cells[0])
-                if row is None:
+                if cells[0] not in ids:
                     continue
                 if len(cells) != len(header):
                     raise InputError(f"{table}, line {number}: not {len(header)} columns")
-                if texts[row] is not None:
+                if cells[0] in found:
                     raise InputError(f"{table}, line {number}: {cells[0]} is there twice")
-                texts[row] = cells[at]
+                found[cells[0]] = cells[at].strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{table} cannot be read: {error}") from error
-    if all(text is None for text in texts):
-        first = next(iter(place))
-        raise UsageError(f"{table} has none of the ids of {file.path}, such as {first}")
-    return _color(column, ["" if text is None else text.strip() for text in texts])
+    return found
 
 
 def _color(label: str, texts: list[str]) -> Color:

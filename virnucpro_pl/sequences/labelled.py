@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +153,7 @@ class LabelledPairDataModule(LightningDataModule):
             InputError: If an id does not tell its record, or a record is in both sets.
         """
         numbers: dict[str, int] = {}
-        rows: list[int] = []
+        rows = array("q")
         both: set[str] = set()
         for store in self.rows.stores:
             first = len(numbers)  # of this set
