@@ -74,7 +74,7 @@ def test_track_shows_calls_gaps_and_the_longest_run():
         assert label in shown
     viral = next(c for c in axis.collections if c.get_label() == "virus (3)")
     np.testing.assert_allclose(viral.get_offsets()[:, 0], [0.65, 1.45, 2.25])
-    assert "3 of 5 with a score, beside 1 without" in alt
+    assert "3 of 5 with a score; 1 more have none" in alt
     # The chunk without a score does not end the run of the second to the fourth.
     assert "The longest run of such chunks is bases 401 to 1,700." in alt
 

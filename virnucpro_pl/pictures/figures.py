@@ -127,14 +127,14 @@ def draw_track(track: Track) -> tuple[Figure, str]:
     figure, [axis] = new_figure(2.9)
     scored = np.isfinite(track.scores).all(axis=1)
     scale = 1.0 if track.bases is None else 1e3
+    many = len(track.scores) > 200
+    size = float(np.clip(6000 / len(track.scores), 3, 30))
     for call, mine in (("others", ~track.viral), ("virus", track.viral)):
         rows = np.flatnonzero(mine & scored)
         begins, ends = track.places[rows].T / scale
-        many = len(track.scores) > 200
         axis.hlines(track.scores[rows, 1], begins, ends, COLORS[call], linewidth=1 if many else 4)
         middle = (begins + ends) / 2
         marker, label = ("^" if call == "virus" else "o"), f"{call} ({len(rows):,})"
-        size = float(np.clip(6000 / len(track.scores), 3, 30))
         axis.scatter(
             *(middle, track.scores[rows, 1], size, COLORS[call]),
             **{"marker": marker, "label": label, "linewidths": 0},
@@ -142,7 +142,7 @@ def draw_track(track: Track) -> tuple[Figure, str]:
     empty = track.places[~scored] / scale
     if len(empty):
         axis.hlines(np.full(len(empty), -0.06), *empty.T, COLORS["NA"], linewidth=5)
-        axis.scatter([], [], 30, COLORS["NA"], marker="s", label=f"no score ({len(empty):,})")
+        axis.scatter([], [], size, COLORS["NA"], marker="s", label=f"no score ({len(empty):,})")
     axis.axhline(0.5, color="black", linestyle="--", linewidth=1)
     name = _shortened(track.name)
     axis.set_title(name if track.bases is None else f"{name}, {track.bases:,} bases")
@@ -152,13 +152,14 @@ def draw_track(track: Track) -> tuple[Figure, str]:
     if track.bases is None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(
-        loc="outside lower center", ncols=3, frameon=False, title="Chunks called", markerscale=1.5
+        **{"loc": "outside lower center", "ncols": 3, "frameon": False},
+        **{"title": "Chunks called", "markerscale": 7 / size**0.5},
     )
     viral = int((track.viral & scored).sum())
     told = f", called {track.call}" if track.call else ""
     return figure, (
         f"P(virus) along {track.name}{told}, dashed at 0.5. Chunks called virus: {viral:,} of "
-        f"{int(scored.sum()):,} with a score, beside {len(empty):,} without an ORF that has one. "
+        f"{int(scored.sum()):,} with a score; {len(empty):,} more have none. "
         f"{_longest_run(track)}"
     )
 
