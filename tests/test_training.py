@@ -257,6 +257,7 @@ def test_help_lists_the_options(capsys):
         *("--early_stopping.patience", "--writer.overwrite", "--trainer.max_epochs"),
     ):
         assert option in text
+    assert "Embedding file of the proteins, in any order." in " ".join(text.split())
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "fit (train a classifier" in " ".join(capsys.readouterr().out.split())

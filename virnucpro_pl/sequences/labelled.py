@@ -40,12 +40,15 @@ _SAME = ("model", "weights_sha256", "layer", "pooling")
 
 @dataclass
 class EmbeddingPair:
-    """Both embeddings of the same ORFs."""
+    """Both embeddings of the same ORFs.
+
+    Attributes:
+        dnabert_s: Embedding file of the nucleotides.
+        esm2: Embedding file of the proteins, in any order.
+    """
 
     dnabert_s: Path
-    """Embedding file of the nucleotides."""
     esm2: Path
-    """Embedding file of the proteins, in any order."""
 
 
 class LabelledPairDataModule(LightningDataModule):
