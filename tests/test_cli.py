@@ -20,17 +20,31 @@ SMALL = (
 )
 
 
-def run(*words, folder, **options):
+def run(*words, folder, timeout=120, **options):
     return subprocess.run(
-        [*words], cwd=folder, capture_output=True, text=True, timeout=120, check=False, **options
+        [*words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **options,
     )
 
 
 def readme_commands(text):
-    """Commands of this package in the ```bash blocks of README.md; plain ``` blocks are not run."""
+    """Commands of this package in each ```bash block of README.md, those of a block one after the
+    other in one folder; plain ``` blocks are not run."""
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    commands = re.split(r"&&|\n", "".join(blocks).replace("\\\n", " "))
-    return [command.strip() for command in commands if command.strip().startswith("virnucpro-pl")]
+    commands = [
+        [
+            command.strip()
+            for command in re.split(r"&&|\n", block.replace("\\\n", " "))
+            if command.strip().startswith("virnucpro-pl")
+        ]
+        for block in blocks
+    ]
+    return [" && ".join(block) for block in commands if block]
 
 
 def test_help_names_exit_codes_and_subcommand(capsys):
@@ -146,7 +160,11 @@ def test_find_config_bare_name_is_the_shipped_one(tmp_path, monkeypatch):
     assert find_config("esm2.yaml") == "esm2.yaml"
 
 
-@pytest.mark.parametrize("path", sorted(shipped_configs().glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted(set(shipped_configs().glob("*.yaml")) - {shipped_configs() / "train_classifier.yaml"}),
+    ids=lambda p: p.name,
+)
 def test_shipped_config_is_parsed(path, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     missing = {
@@ -200,13 +218,15 @@ def test_demo_config_runs_from_any_folder(tmp_path):
 
 def test_readme_commands_are_found():
     text = "```bash\npip x && virnucpro-pl a \\\n-b\npytest\n```\n```\nvirnucpro-pl c\n```\n"
-    assert readme_commands(text) == ["virnucpro-pl a  -b"]
+    text += "```bash\nvirnucpro-pl d\nvirnucpro-pl e\n```\n"
+    assert readme_commands(text) == ["virnucpro-pl a  -b", "virnucpro-pl d && virnucpro-pl e"]
     assert readme_commands((CHECKOUT / "README.md").read_text())
 
 
 @pytest.mark.parametrize("command", readme_commands((CHECKOUT / "README.md").read_text()))
 def test_readme_command_runs(command, tmp_path):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    ended = run("bash", "-c", command, folder=tmp_path, env={**os.environ, "PATH": path})
+    environment = {**os.environ, "PATH": path}
+    ended = run("bash", "-c", command, folder=tmp_path, timeout=400, env=environment)
     assert ended.returncode == 0, f"{command}:\n{ended.stdout}{ended.stderr}"
-    assert "Wrote " in ended.stderr
+    assert ended.stderr.count(" INFO Wrote ") >= command.count("virnucpro-pl ")

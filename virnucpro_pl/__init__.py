@@ -27,19 +27,25 @@ if TYPE_CHECKING:
     from virnucpro_pl.precision import PrecisionFromEnv, should_use_fp16
     from virnucpro_pl.sequences.contigs import ContigDataModule
     from virnucpro_pl.sequences.datamodule import SequenceDataModule
+    from virnucpro_pl.sequences.labelled import EmbeddingPair, LabelledPairDataModule
     from virnucpro_pl.sequences.pairs import EmbeddingPairDataModule
     from virnucpro_pl.stability import NumericalInstabilityError, check_numerical_stability
+    from virnucpro_pl.training import ClassifierTraining, ClassifierWriter
     from virnucpro_pl.virnucpro import VirNucPro, VirusClassifier
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClassifierTraining",
+    "ClassifierWriter",
     "ContigDataModule",
     "DNABERTSEmbedder",
     "ESM2Embedder",
+    "EmbeddingPair",
     "EmbeddingPairDataModule",
     "FailureLog",
     "HDF5Writer",
+    "LabelledPairDataModule",
     "NumericalInstabilityError",
     "PrecisionFromEnv",
     "SequenceDataModule",
@@ -51,12 +57,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ClassifierTraining": "training",
+    "ClassifierWriter": "training",
     "ContigDataModule": "sequences.contigs",
     "DNABERTSEmbedder": "embedder",
     "ESM2Embedder": "embedder",
+    "EmbeddingPair": "sequences.labelled",
     "EmbeddingPairDataModule": "sequences.pairs",
     "FailureLog": "output.failures",
     "HDF5Writer": "output.writer",
+    "LabelledPairDataModule": "sequences.labelled",
     "NumericalInstabilityError": "stability",
     "PrecisionFromEnv": "precision",
     "SequenceDataModule": "sequences.datamodule",

@@ -30,13 +30,17 @@ from virnucpro_pl.output.launch import (
     watch_rank_0,
 )
 from virnucpro_pl.precision import resolve_precision, should_use_fp16, unify_precision
-from virnucpro_pl.shipped import find_config, shipped_configs
+from virnucpro_pl.shipped import shipped_configs, with_shipped_configs
 
 __all__ = ["main"]
 
 log = logging.getLogger("virnucpro_pl")
 
-COMMANDS = {"bench": "measure this program on your own card, beside its peers"}
+COMMANDS = {
+    "bench": "measure this program on your own card, beside its peers",
+    "fit": "train a classifier on embedding files",
+    "plot": "draw results or an embedding file",
+}
 """Commands beside `predict`: each is the function of that name in the module of that name."""
 
 EPILOG = """exit codes: 0 every row written; 1 unexpected failure; 2 bad usage, configuration or
@@ -45,8 +49,32 @@ input (nothing was computed); 3 numerical instability (committed rows are kept);
 An interrupted command continues where it was when it is run again."""
 
 
-class PredictCLI(LightningCLI):
-    """LightningCLI with one subcommand, a writer beside model and data, and the precision rule."""
+class UsageCLI(LightningCLI):
+    """LightningCLI that knows the shipped configs, and says what is wrong without a traceback."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the command line; the bare name of a shipped config is its path."""
+        words = sys.argv[1:] if args is None else args
+        if isinstance(words, list):
+            words = with_shipped_configs(words)
+        self.config = (
+            parser.parse_args(words) if isinstance(words, list) else parser.parse_object(words)
+        )
+
+    def instantiate_classes(self) -> None:
+        """Make Trainer, model, data and callbacks.
+
+        Raises:
+            UsageError: If any of them does not take what is configured.
+        """
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise UsageError(str(error)) from error
+
+
+class PredictCLI(UsageCLI):
+    """The subcommand `predict`: a writer beside model and data, and the precision rule."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -58,15 +86,6 @@ class PredictCLI(LightningCLI):
         """Add the writer, given by class_path as model and data are."""
         parser.add_subclass_arguments(BasePredictionWriter, "writer", required=True)
         parser.callback_keys.append("writer")
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the command line; the bare name of a shipped config is its path."""
-        words = sys.argv[1:] if args is None else args
-        if isinstance(words, list):
-            words = _with_shipped_configs(words)
-        self.config = (
-            parser.parse_args(words) if isinstance(words, list) else parser.parse_object(words)
-        )
 
     def before_instantiate_classes(self) -> None:
         """Decide the precision by the rule, before Lightning logs and saves it.
@@ -87,17 +106,6 @@ class PredictCLI(LightningCLI):
             accelerator=_device_type(config.trainer.accelerator),
         )
         _resolve_sample(config)
-
-    def instantiate_classes(self) -> None:
-        """Make Trainer, model, data and writer.
-
-        Raises:
-            UsageError: If any of them does not take what is configured.
-        """
-        try:
-            super().instantiate_classes()
-        except (MisconfigurationException, ValueError, TypeError) as error:
-            raise UsageError(str(error)) from error
 
     def after_instantiate_classes(self) -> None:
         """Give the writer the resolved configuration for its file."""
@@ -128,7 +136,10 @@ def main(args: Sequence[str] | None = None) -> None:
         if words and words[0] in COMMANDS:
             name = words[0]
             function = getattr(import_module(f"virnucpro_pl.{name}"), name)
-            auto_cli(function, args=words[1:], prog=f"virnucpro-pl {name}")
+            if name == "fit":  # its options are Lightning's
+                function(words)
+            else:
+                auto_cli(function, args=words[1:], prog=f"virnucpro-pl {name}")
         elif _wants_class_help(words):
             print_class_help(words)
         else:
@@ -200,19 +211,6 @@ def _log_to_stderr() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
 
 
-def _with_shipped_configs(words: list[str]) -> list[str]:
-    resolved = list(words)
-    for i, word in enumerate(words):
-        flag, equals, name = word.partition("=")
-        if flag not in ("-c", "--config"):
-            continue
-        if equals:
-            resolved[i] = f"{flag}={find_config(name)}"
-        elif i + 1 < len(words):
-            resolved[i + 1] = find_config(words[i + 1])
-    return resolved
-
-
 def _enable_fp16(model: Namespace) -> bool:
     """Tell whether a configured model, and every model within it, wants FP16."""
     module, _, name = model.class_path.rpartition(".")
@@ -250,7 +248,7 @@ def print_class_help(words: list[str]) -> None:
     Raises:
         UsageError: If there is no such config, or it names no such class.
     """
-    resolved = _with_shipped_configs(words)
+    resolved = with_shipped_configs(words)
     classes: dict[str, str] = {}
     for flag, value in zip(resolved, [*resolved[1:], ""], strict=True):
         head, equals, tail = flag.partition("=")

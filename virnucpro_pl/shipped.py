@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["find_config", "shipped_configs"]
+__all__ = ["find_config", "shipped_configs", "with_shipped_configs"]
 
 
 def shipped_configs() -> Path:
@@ -28,3 +28,17 @@ def find_config(name: str) -> str:
     if Path(name).name == name and not Path(name).exists() and shipped.is_file():
         return str(shipped)
     return name
+
+
+def with_shipped_configs(words: list[str]) -> list[str]:
+    """Replace each name after `--config` in a command line by the path of that config."""
+    resolved = list(words)
+    for i, word in enumerate(words):
+        flag, equals, name = word.partition("=")
+        if flag not in ("-c", "--config"):
+            continue
+        if equals:
+            resolved[i] = f"{flag}={find_config(name)}"
+        elif i + 1 < len(words):
+            resolved[i + 1] = find_config(words[i + 1])
+    return resolved

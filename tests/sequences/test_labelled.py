@@ -1,0 +1,222 @@
+"""Two sets of embedding files as labelled rows, split by record, and what is refused."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from virnucpro_pl.errors import InputError, UsageError
+from virnucpro_pl.sequences.labelled import EmbeddingPair, LabelledPairDataModule
+from virnucpro_pl.sequences.labelled_rows import Batches
+from virnucpro_pl.sequences.splits import split_records
+
+DNA, PROTEIN = 2, 3
+
+
+def ids_of(name, chunks):
+    """Ids of the ORFs of records with so many chunks, in two frames."""
+    return [
+        f"{name}{r}_chunk_{c + 1}{frame}"
+        for r, count in enumerate(chunks)
+        for c in range(count)
+        for frame in ("F1", "R3")
+    ]
+
+
+@pytest.fixture
+def write_set(write_embeddings, tmp_path):
+    """Write both files of a set, the proteins in reverse; a row's numbers start with `first`."""
+
+    def write(name, ids, first=0.0, widths=(DNA, PROTEIN), edit=None, **attributes):
+        rows = first + np.arange(len(ids), dtype=np.float32)[:, None]
+        vectors = [rows + np.arange(width) / 8 for width in widths]
+        if edit is not None:
+            edit(*vectors)
+        dna = write_embeddings(tmp_path / f"{name}_d.h5", ids, vectors[0], **attributes)
+        esm = write_embeddings(tmp_path / f"{name}_e.h5", ids[::-1], vectors[1][::-1])
+        return EmbeddingPair(dna, esm)
+
+    return write
+
+
+@pytest.fixture
+def both_sets(write_set):
+    viral = write_set("v", ids_of("v", [3, 1, 2, 1]), 100.0)
+    return viral, write_set("o", ids_of("o", [1, 2, 1, 1, 1]))
+
+
+def opened(viral, other, **options):
+    torch.manual_seed(0)
+    data = LabelledPairDataModule(viral, other, **options)
+    data.setup("fit")
+    return data
+
+
+@pytest.mark.parametrize("memory_gb", [0.0, 1.0])
+def test_rows_have_their_features_and_labels(both_sets, memory_gb):
+    data = opened(*both_sets, memory_gb=memory_gb)
+    assert (len(data.rows), data.width) == (12 + 14, DNA + PROTEIN)
+    served = pickle.loads(pickle.dumps(data.rows)) if memory_gb == 0 else data.rows
+    features, labels = served[[25, 0, 12, 11, 3]]
+    assert labels.tolist() == [1, 0, 1, 0, 0]
+    first = np.array([113, 0, 100, 11, 3], np.float32)[:, None]
+    assert np.array_equal(features, first + np.array([0, 1, 0, 1, 2]) / 8)
+
+
+@pytest.mark.parametrize("test_fraction", [0.0, 0.3])
+def test_no_record_is_on_two_sides(both_sets, test_fraction, caplog):
+    data = opened(*both_sets, validation_fraction=0.3, test_fraction=test_fraction)
+    stores, border = data.rows.stores, data.rows.border
+
+    def records(rows):
+        names = [
+            stores[int(row >= border)].ids(np.array([row - border * (row >= border)]))[0]
+            for row in rows
+        ]
+        return {name.partition("_chunk_")[0] for name in names}
+
+    sides = [records(rows) for rows in data.split[:3]]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 9
+    for side in sides[: 3 if test_fraction else 2]:
+        assert {name[0] for name in side} == {"v", "o"}
+    assert bool(sides[2]) == bool(test_fraction)
+    assert sum(map(len, data.split[:3])) == 26
+
+
+def test_split_depends_on_the_seed_alone(both_sets):
+    first, same = opened(*both_sets), opened(*both_sets)
+    assert all(np.array_equal(a, b) for a, b in zip(first.split[:3], same.split[:3], strict=True))
+    others = []
+    for seed in range(1, 5):
+        torch.manual_seed(seed)
+        data = LabelledPairDataModule(*both_sets)
+        data.setup("fit")
+        others.append(data.split.validation.tolist())
+    assert any(rows != first.split.validation.tolist() for rows in others)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(0, 1), min_size=6, max_size=40),
+    st.floats(0.01, 0.6),
+    st.floats(0, 0.39),
+    st.integers(0, 9),
+)
+def test_split_any_rows_is_whole(labels, validation, test, seed):
+    of_record = np.array([0, 0, 0, 1, 1, 1, *labels])  # at least three records of each class
+    records = np.repeat(np.arange(len(of_record)), 2)
+    usable = np.ones(len(records), np.bool_)
+    split = split_records(of_record.repeat(2), records, usable, (validation, test), seed)
+    assert sorted(np.concatenate(split[:3])) == list(range(len(records)))
+    for part in split.counts.values():
+        for count in part.values():
+            assert count["records"] >= 1
+            assert count["orfs"] == 2 * count["records"]
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "shuffle", "sizes"),
+    [
+        (7, 3, True, [3, 3]),  # a last one of a single row has no batch normalisation
+        (7, 3, False, [3, 3, 1]),
+        (8, 3, True, [3, 3, 2]),
+        (6, 3, True, [3, 3]),
+        (2, 3, True, [2]),
+    ],
+)
+def test_batches_hold_each_row_once(count, size, shuffle, sizes):
+    batches = Batches(np.arange(10, 10 + count), size, shuffle)
+    drawn = list(batches)
+    assert [len(rows) for rows in drawn] == sizes
+    assert len(batches) == len(sizes)
+    rows = [row for batch in drawn for row in batch]
+    assert len(set(rows)) == sum(sizes)
+    assert set(rows) <= set(range(10, 10 + count))
+
+
+def test_rows_not_finite_are_left_out_and_counted(write_set, caplog):
+    def spoil(dna, esm):
+        dna[1, 0] = np.nan
+        esm[4, 2] = np.inf
+
+    viral = write_set("v", ids_of("v", [3, 1, 2, 1]), edit=spoil)
+    data = opened(viral, write_set("o", ids_of("o", [2, 2])))
+    used = np.concatenate(data.split[:3])
+    assert sorted(set(range(8 + 14)) - set(used)) == [8 + 1, 8 + 4]
+    assert "virus: 2 of 14 ORFs are left out, since their embeddings are not finite" in caplog.text
+
+
+def test_record_in_both_sets_raises(write_set):
+    viral = write_set("v", ids_of("x", [1, 1]))
+    other = write_set("o", [*ids_of("o", [1, 1]), "x1_chunk_9F2"])
+    with pytest.raises(InputError, match=r"1 record\(s\) are in both sets, .*: x1\. Each"):
+        opened(viral, other)
+
+
+def test_ids_that_do_not_match_raise(write_set, write_embeddings):
+    viral, other = (write_set(name, ids_of(name, [1, 1])) for name in "vo")
+    write_embeddings(viral.esm2, ids_of("w", [1, 1]), np.ones((4, PROTEIN)))
+    with pytest.raises(InputError, match=r"v_d\.h5 lacks 4 id\(s\) of the other file: w0_chunk"):
+        opened(viral, other)
+
+
+@pytest.mark.parametrize("widths", [(DNA + 1, PROTEIN), (DNA, PROTEIN + 1)])
+def test_widths_that_differ_raise(write_set, widths):
+    viral = write_set("v", ids_of("v", [1, 1]), widths=widths)
+    with pytest.raises(InputError, match=r"vectors of \d numbers, .* of \d: both sets must be"):
+        opened(viral, write_set("o", ids_of("o", [1, 1])))
+
+
+def test_models_that_differ_raise_and_precisions_are_mentioned(write_set, caplog):
+    told = {"model": "DNABERT-S", "layer": 12, "precision": "32-true"}
+    viral = write_set("v", ids_of("v", [1, 1]), **told)
+    other = write_set("o", ids_of("o", [1, 1]), **{**told, "layer": 11})
+    with pytest.raises(InputError, match=r"differ in layer \(11 and 12\)"):
+        opened(viral, other)
+    opened(viral, write_set("o", ids_of("o", [1, 1]), **{**told, "precision": "16-mixed"}))
+    assert "were computed in 16-mixed and 32-true" in caplog.text
+
+
+def test_class_with_too_few_records_raises(write_set):
+    viral, other = write_set("v", ids_of("v", [5])), write_set("o", ids_of("o", [1, 1]))
+    with pytest.raises(UsageError, match=r"class virus has 1 record\(s\).* it needs at least 2"):
+        opened(viral, other)
+    with pytest.raises(UsageError, match=r"class others has 2 .*train, validation, test: .* 3"):
+        opened(write_set("v", ids_of("v", [1] * 3)), other, test_fraction=0.1)
+
+
+def test_ids_without_a_record_raise_unless_a_pattern_finds_it(write_set):
+    viral, other = write_set("v", ["v_1", "v_2", "w_1"]), write_set("o", ["o_1", "p_1"])
+    with pytest.raises(InputError, match=r"the id 'o_1' does not tell its record.*record_pattern"):
+        opened(viral, other)
+    data = opened(viral, other, record_pattern=r"(.+)_\d+")
+    assert {n["virus"]["records"] for n in data.split.counts.values()} == {1}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 1},
+        {"num_workers": -1},
+        {"memory_gb": -1.0},
+        {"validation_fraction": 0.0},
+        {"validation_fraction": 0.6, "test_fraction": 0.4},
+        {"test_fraction": -0.1},
+        {"record_pattern": "("},
+        {"record_pattern": ".+"},
+    ],
+)
+def test_bad_options_raise(both_sets, options):
+    with pytest.raises(UsageError, match=next(iter(options))):
+        LabelledPairDataModule(*both_sets, **options)
+
+
+def test_close_removes_the_joins(both_sets):
+    data = opened(*both_sets)
+    folder = data.rows.stores[0].folder
+    assert folder.is_dir()
+    data.close()
+    assert not folder.exists()

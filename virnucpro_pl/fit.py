@@ -1,0 +1,160 @@
+"""`virnucpro-pl fit`: train a classifier on two sets of embedding files."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.cli import LightningArgumentParser
+
+from virnucpro_pl import __version__
+from virnucpro_pl.cli import UsageCLI
+from virnucpro_pl.errors import UsageError
+from virnucpro_pl.models.classifier import load_classifier
+from virnucpro_pl.sequences.labelled import LabelledPairDataModule
+from virnucpro_pl.training import METRIC_NAMES, ClassifierTraining, ClassifierWriter
+
+__all__ = ["fit"]
+
+log = logging.getLogger(__name__)
+
+SEED = 42
+"""The authors' (train.py)."""
+
+
+class FitCLI(UsageCLI):
+    """The subcommand `fit`: the writer and early stopping beside model and data."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Offer `fit` only; what its Trainer method takes is not for the command line."""
+        skip = {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path"}
+        return {"fit": skip | {"weights_only"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the writer and early stopping."""
+        parser.add_lightning_class_args(ClassifierWriter, "writer")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.set_defaults({"early_stopping.monitor": "val_loss", "early_stopping.patience": 5})
+
+    def before_fit(self) -> None:
+        """Refuse an output that cannot be written before anything is read.
+
+        Raises:
+            UsageError: If so, if more than one process would train, or if the best epoch could not
+                be told.
+        """
+        processes = self.trainer.num_devices * self.trainer.num_nodes
+        if processes > 1:
+            raise UsageError(
+                f"A classifier is trained by one process: give --trainer.devices 1, not {processes}"
+            )
+        if not self.trainer.limit_val_batches or self.config.fit.trainer.fast_dev_run:
+            raise UsageError(
+                "The best epoch cannot be told without the whole validation: leave out "
+                "--trainer.limit_val_batches and --trainer.fast_dev_run"
+            )
+        known = [f"val_{name}" for name in METRIC_NAMES]
+        stopping = self._get(self.config_init, "early_stopping")
+        for option, monitor in (("writer", self._writer), ("early_stopping", stopping)):
+            if monitor.monitor not in known:
+                raise UsageError(
+                    f"--{option}.monitor must be one of {', '.join(known)}, not {monitor.monitor}"
+                )
+        _quiet()
+        self._writer.claim()
+
+    def after_fit(self) -> None:
+        """Measure the best checkpoint as `--model.classifier` reads it, and say where it is."""
+        model, data, writer = self.model, self.datamodule, self._writer
+        if not writer.best.is_file():
+            raise UsageError(
+                "No checkpoint was kept: the training needs at least one whole epoch with its "
+                "validation (see --trainer.max_epochs and --trainer.check_val_every_n_epoch)"
+            )
+        history = list(model.history)
+        model.classifier = load_classifier(str(writer.best), data.width)
+        measured = {"validation": self.trainer.validate(model, datamodule=data, verbose=False)[0]}
+        if len(data.split.test):
+            measured["test"] = self.trainer.test(model, datamodule=data, verbose=False)[0]
+        shown = {
+            part: {name.partition("_")[2]: value for name, value in metrics.items()}
+            for part, metrics in measured.items()
+        }
+        measured_epochs = [epoch for epoch in history if writer.monitor in epoch]
+        best = min(measured_epochs, key=lambda epoch: _rank(epoch, writer))
+        path = writer.write_metrics(
+            {
+                "checkpoint": str(writer.best),
+                "epoch": best["epoch"],
+                "held_out": shown,
+                "split": data.split.counts,
+                "options": model.options,
+                "features": data.width,
+                "input": data.provenance(),
+                "package_version": __version__,
+                "torch_version": str(torch.__version__),
+                "config": self._parser("fit").dump(self.config.fit, skip_none=False),
+                "epochs": history,
+            }
+        )
+        data.close()
+        part, metrics = list(shown.items())[-1]
+        log.info(
+            "Wrote %s (epoch %d; the last was %d) and %s. On the held-out %s records: %s. "
+            "Use it with: virnucpro-pl predict --config virnucpro.yaml --model.classifier %s",
+            *(writer.best, best["epoch"], history[-1]["epoch"], path.name, part, _line(metrics)),
+            writer.best,
+        )
+
+    @property
+    def _writer(self) -> ClassifierWriter:
+        writer: ClassifierWriter = self._get(self.config_init, "writer")
+        return writer
+
+
+def fit(words: list[str]) -> None:
+    """Train a classifier.
+
+    Args:
+        words: The command line from `fit` on.
+    """
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # the seed is in the metrics
+    FitCLI(
+        ClassifierTraining,
+        LabelledPairDataModule,
+        args=words,
+        save_config_callback=None,
+        seed_everything_default=SEED,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        trainer_defaults={
+            "logger": False,
+            "enable_model_summary": False,
+            "devices": 1,
+            "max_epochs": 200,
+            "deterministic": True,
+        },
+        parser_kwargs={
+            "prog": "virnucpro-pl",
+            "description": "Train a classifier on embeddings of viral and of other ORFs.",
+        },
+    )
+
+
+def _rank(epoch: dict[str, float], writer: ClassifierWriter) -> float:
+    value = epoch[str(writer.monitor)]
+    return value if writer.mode == "min" else -value
+
+
+def _line(metrics: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {metrics[name]:.4f}" for name in METRIC_NAMES)
+
+
+def _quiet() -> None:
+    """Keep from the log what Lightning advises on loaders that are small on purpose."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")

@@ -1,0 +1,238 @@
+"""A map of an embedding file: its vectors along their first two principal components."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from virnucpro_pl.errors import InputError, UsageError
+from virnucpro_pl.pictures.figures import COLORS, new_figure, ratio
+from virnucpro_pl.sequences.embedding_file import EmbeddingFile
+
+__all__ = ["Color", "Sample", "color_by_length", "color_by_table", "draw_map", "read_sample"]
+
+MAX_ROWS = 20_000
+"""Rows of which the components are computed, and that are drawn."""
+_BLOCK = 512
+_CATEGORY_COLORS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7"),
+    *("#E69F00", "#56B4E9", "#000000"),
+)
+"""Okabe and Ito (2008), less the yellow, which is hard to see on white."""
+_MARKERS = "o^sDvP*"
+_MISSING = frozenset(("", "NA", "nan", "NaN", "None"))
+_LOG_RATIO = 50
+
+
+class Sample(NamedTuple):
+    """Some rows of an embedding file."""
+
+    rows: NDArray[np.int64]
+    """(N,) their numbers, ascending."""
+    vectors: NDArray[np.float32]
+    """(N, D), all finite."""
+    total: int
+    """Rows of the file."""
+    lost: int
+    """Rows that were drawn, but are not finite."""
+
+
+class Color(NamedTuple):
+    """What colours the points."""
+
+    label: str
+    values: NDArray[np.float64]
+    """(N,) a number, or an index into `names`; NaN where there is none."""
+    names: tuple[str, ...] = ()
+    """Categories; none where the values are numbers."""
+
+
+def read_sample(file: EmbeddingFile, limit: int = MAX_ROWS, seed: int = 0) -> Sample:
+    """Draw rows at random, and read them.
+
+    Args:
+        file: The embedding file.
+        limit: Rows to read at most.
+        seed: Seed of the draw.
+
+    Raises:
+        UsageError: If fewer than two rows can be drawn.
+    """
+    count = len(file)
+    rows = np.arange(count)
+    if count > limit:
+        rows = np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))
+    vectors = np.empty((len(rows), file.width), np.float32)
+    for start in range(0, len(rows), _BLOCK):
+        vectors[start : start + _BLOCK] = file.rows(rows[start : start + _BLOCK])
+    finite = np.isfinite(vectors).all(axis=1)
+    if finite.sum() < 2 or file.width < 2:
+        raise UsageError(
+            f"{file.path} cannot be drawn: a map needs two rows and two numbers of each, and it "
+            f"has {int(finite.sum())} finite row(s) of {file.width} number(s)"
+        )
+    return Sample(rows[finite], vectors[finite], count, int((~finite).sum()))
+
+
+def principal_components(
+    vectors: NDArray[np.float32],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Coordinates (N, 2) along the first two components, and their shares (2,) of the variance.
+
+    The sign of a component is chosen so that its largest weight is positive: the same vectors give
+    the same picture anywhere.
+    """
+    centred = vectors - vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    if len(vectors) < vectors.shape[1]:  # the smaller of both products has the same eigenvalues
+        values, left = np.linalg.eigh((centred @ centred.T).astype(np.float64))
+        axes = (centred.T @ left[:, :-3:-1]).astype(np.float64)
+        axes /= np.maximum(np.linalg.norm(axes, axis=0), 1e-30)
+    else:
+        values, axes = np.linalg.eigh((centred.T @ centred).astype(np.float64))
+        axes = axes[:, :-3:-1]
+    axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), [0, 1]] < 0, -1, 1)
+    shares = np.maximum(values[:-3:-1], 0) / max(float(values.clip(0).sum()), 1e-30)
+    return (centred @ axes).astype(np.float64), shares
+
+
+def color_by_length(file: EmbeddingFile, sample: Sample) -> Color:
+    """Colour by the length of each string.
+
+    Raises:
+        UsageError: If the file does not tell lengths.
+    """
+    lengths = file.file.get("lengths")
+    if lengths is None or lengths.shape != (sample.total,):
+        raise UsageError(
+            f"{file.path} does not tell lengths: give --color COLUMN --table FILE.tsv instead"
+        )
+    unit = "residues" if "esm" in str(file.file.attrs.get("model", "")).lower() else "letters"
+    unit = "bases" if "dnabert" in str(file.file.attrs.get("model", "")).lower() else unit
+    return Color(f"Length ({unit})", lengths[()][sample.rows].astype(np.float64))
+
+
+def color_by_table(file: EmbeddingFile, sample: Sample, table: Path, column: str) -> Color:
+    """Colour by a column of a tab-separated table, whose first column is the id.
+
+    Where the table has none of the ids, but the records of which they are ORFs, as `contigs.tsv`
+    has, an ORF gets the colour of its record.
+
+    Raises:
+        UsageError: If the table has no such column, or none of the ids.
+        InputError: If it cannot be read, or names an id twice.
+    """
+    stored = file.file["sequence_ids"]
+    ids: list[str] = []
+    for start in range(0, len(sample.rows), _BLOCK):
+        block = stored[sample.rows[start : start + _BLOCK]].tolist()
+        ids.extend(name.decode() for name in block)
+    keys = ids
+    found = _column(table, column, frozenset(keys))
+    if not found:
+        keys = [name.rpartition("_chunk_")[0] for name in ids]
+        found = _column(table, column, frozenset(keys) - {""})
+    if not found:
+        raise UsageError(f"{table} has none of the ids of {file.path}, such as {ids[0]}")
+    return _color(column, [found.get(key, "") for key in keys])
+
+
+def _column(table: Path, column: str, ids: frozenset[str]) -> dict[str, str]:
+    """Texts of one column by id, of some ids only."""
+    found: dict[str, str] = {}
+    try:
+        with table.open(encoding="utf-8") as lines:
+            header = lines.readline().rstrip("\r\n").split("\t")
+            if column not in header[1:]:
+                raise UsageError(
+                    f"{table} has no column {column!r} after the ids; it has "
+                    f"{', '.join(header[1:]) or 'none'}"
+                )
+            at = header.index(column, 1)
+            for number, line in enumerate(lines, 2):
+                cells = line.rstrip("\r\n").split("\t")
+                if cells[0] not in ids:
+                    continue
+                if len(cells) != len(header):
+                    raise InputError(f"{table}, line {number}: not {len(header)} columns")
+                if cells[0] in found:
+                    raise InputError(f"{table}, line {number}: {cells[0]} is there twice")
+                found[cells[0]] = cells[at].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{table} cannot be read: {error}") from error
+    return found
+
+
+def _color(label: str, texts: list[str]) -> Color:
+    """Numbers where every text is one, else categories, the rare ones together."""
+    known = [text for text in texts if text not in _MISSING]
+    try:
+        numbers = [float("nan") if text in _MISSING else float(text) for text in texts]
+        return Color(label, np.where(np.isfinite(numbers), numbers, np.nan))
+    except ValueError:
+        pass  # they are names
+    common = [name for name, _ in Counter(known).most_common()]
+    most = len(_CATEGORY_COLORS)
+    if len(common) > most:
+        rest = f"{len(common) - most + 1} others"
+        names = (*common[: most - 1], rest)
+    else:
+        names = tuple(common)
+    index = {name: min(i, len(names) - 1) for i, name in enumerate(common)}
+    return Color(label, np.array([index.get(text, np.nan) for text in texts], np.float64), names)
+
+
+def draw_map(sample: Sample, color: Color, title: str) -> tuple[Figure, str]:
+    """Draw the sample along its first two principal components.
+
+    Returns:
+        The figure, and what it shows in words.
+    """
+    points, shares = principal_components(sample.vectors)
+    figure, [axis] = new_figure(5.6)
+    size = float(np.clip(20_000 / len(points), 4, 40))
+    missing = np.isnan(color.values)
+    if missing.any():
+        label = f"none ({int(missing.sum()):,})"
+        axis.scatter(
+            *points[missing].T, size, COLORS["NA"], marker="x", linewidths=0.8, label=label
+        )
+    if color.names:
+        for i, name in enumerate(color.names):
+            mine = color.values == i
+            label = f"{name} ({int(mine.sum()):,})"
+            style = {"c": _CATEGORY_COLORS[i], "marker": _MARKERS[i], "linewidths": 0}
+            axis.scatter(*points[mine].T, size, label=label, **style)
+    elif not missing.all():
+        known = color.values[~missing]
+        bounds = (float(known.min()), float(known.max()))
+        norm = LogNorm(*bounds) if ratio(known) > _LOG_RATIO else Normalize(*bounds)
+        style = {"c": known, "cmap": "viridis", "norm": norm, "linewidths": 0}
+        drawn = axis.scatter(*points[~missing].T, size, **style)
+        figure.colorbar(drawn, ax=axis, label=color.label)
+    if color.names or missing.any():
+        named = {"title": color.label} if color.names else {}
+        figure.legend(
+            loc="outside lower center",
+            ncols=2,
+            frameon=False,
+            markerscale=max(1.0, 5 / size**0.5),
+            **named,
+        )
+    said = f"{len(points):,} rows"
+    if len(points) + sample.lost < sample.total:
+        said = f"a random sample of {len(points):,} of {sample.total:,} rows"
+    if sample.lost:
+        said += f", {sample.lost:,} not finite left out"
+    axis.set_title(f"{title}\n{said}", fontsize=11)
+    labels = [f"PC {i + 1} ({100 * share:.1f} % of variance)" for i, share in enumerate(shares)]
+    axis.set(xlabel=labels[0], ylabel=labels[1])
+    return figure, (
+        f"Map of {said} by their first two principal components, which hold "
+        f"{100 * shares.sum():.1f} % of the variance, coloured by {color.label}."
+    )

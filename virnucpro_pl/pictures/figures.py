@@ -1,0 +1,245 @@
+"""The pictures of results, one function each, drawn without a display.
+
+Every picture is six inches wide with letters of 12 points, so that it can be read on a telephone.
+Colours are those of Okabe and Ito (2008), which the colour-blind tell apart; what they mean is also
+said by place, hatching or letters.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from virnucpro_pl.pictures.results import CALLS, Records, Results, Track
+
+__all__ = [
+    "COLORS",
+    "Picture",
+    "draw_length_shares",
+    "draw_phases",
+    "draw_scores",
+    "draw_track",
+    "make_picture",
+    "new_figure",
+]
+
+COLORS = {"virus": "#D55E00", "others": "#0072B2", "NA": "#8A8A8A"}
+HATCHES = {"virus": "", "others": "//", "NA": ".."}
+DPI = 180
+WIDTH = 6.0
+"""Inches."""
+STYLE = {
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": 11,
+    "legend.title_fontsize": 11,
+    "hatch.linewidth": 0.6,
+    "figure.constrained_layout.use": True,
+}
+_LOG_FROM = 1000
+"""Highest column from which a histogram is drawn on a logarithmic scale."""
+_EDGES = (0, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, np.inf)
+"""Bases between which records are counted together."""
+_BIN_NAMES = ("<0.5", "0.5-1", "1-2", "2-5", "5-10", "10-20", "20-50", "≥50")
+_NAME_LETTERS = 34
+
+
+class Picture(NamedTuple):
+    """A picture as it is shown."""
+
+    name: str
+    """Name of its file, without `.png`."""
+    title: str
+    """Heading above it."""
+    alt: str
+    """What it shows, for those who cannot see it."""
+    png: bytes
+
+
+def make_picture(name: str, title: str, draw: Callable[[], tuple[Figure, str]]) -> Picture:
+    """Draw and render a picture.
+
+    Args:
+        name: Name of its file, without `.png`.
+        title: Heading above it.
+        draw: Gives the figure, and what it shows in words.
+    """
+    file = io.BytesIO()
+    with rc_context(STYLE):
+        figure, alt = draw()
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+    return Picture(name, title, alt, file.getvalue())
+
+
+def new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure of so many inches' height, with axes one above the other."""
+    figure = Figure(figsize=(WIDTH, height))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, squeeze=False)
+    return figure, list(axes[:, 0])
+
+
+def draw_scores(results: Results) -> tuple[Figure, str]:
+    """Distribution of P(virus) over ORFs, and of the virus_score over records where there is one.
+
+    Returns:
+        The figure, and what it shows in words.
+    """
+    panels = [("ORFs", "P(virus) of an ORF (score2)", results.orf_scores)]
+    if results.records is not None:
+        panels.append(("Records", "virus_score of a record", results.records.virus_score))
+    figure, axes = new_figure(2.6 * len(panels), len(panels))
+    words = []
+    for axis, (what, label, scores) in zip(axes, panels, strict=True):
+        known = scores[np.isfinite(scores)]
+        counts, *_ = axis.hist(known, bins=50, range=(0, 1), color=COLORS["others"])
+        at = results.threshold if what == "Records" else 0.5
+        axis.axvline(at, color="black", linestyle="--", linewidth=1.2, label=f"{at:g}")
+        axis.legend(frameon=False, loc="upper right")
+        axis.set_title(f"{what}: {len(known):,} with a score")
+        axis.set(xlabel=label, ylabel=what, xlim=(0, 1))
+        if np.max(counts) >= _LOG_FROM:
+            axis.set(yscale="log", ylabel=f"{what} (log scale)")
+        else:
+            axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        above = int((known >= np.float32(at)).sum())
+        words.append(f"{above:,} of {len(known):,} {what} lie at or above {at:g}, the dashed line")
+    return figure, f"Histograms of scores from 0 to 1: {'; '.join(words)}."
+
+
+def draw_track(track: Track) -> tuple[Figure, str]:
+    """P(virus) along one record, a line for each chunk from its first base to its last.
+
+    Returns:
+        The figure, and what it shows in words.
+    """
+    figure, [axis] = new_figure(2.9)
+    scored = np.isfinite(track.scores).all(axis=1)
+    scale = 1.0 if track.bases is None else 1e3
+    many = len(track.scores) > 200
+    size = float(np.clip(6000 / len(track.scores), 3, 30))
+    for call, mine in (("others", ~track.viral), ("virus", track.viral)):
+        rows = np.flatnonzero(mine & scored)
+        begins, ends = track.places[rows].T / scale
+        axis.hlines(track.scores[rows, 1], begins, ends, COLORS[call], linewidth=1 if many else 4)
+        middle = (begins + ends) / 2
+        marker, label = ("^" if call == "virus" else "o"), f"{call} ({len(rows):,})"
+        axis.scatter(
+            *(middle, track.scores[rows, 1], size, COLORS[call]),
+            **{"marker": marker, "label": label, "linewidths": 0},
+        )
+    empty = track.places[~scored] / scale
+    if len(empty):
+        axis.hlines(np.full(len(empty), -0.06), *empty.T, COLORS["NA"], linewidth=5)
+        axis.scatter([], [], size, COLORS["NA"], marker="s", label=f"no score ({len(empty):,})")
+    axis.axhline(0.5, color="black", linestyle="--", linewidth=1)
+    name = _shortened(track.name)
+    axis.set_title(name if track.bases is None else f"{name}, {track.bases:,} bases")
+    unit = "Chunk" if track.bases is None else "Position (kb)"
+    axis.set(xlabel=unit, ylabel="Best P(virus)", ylim=(-0.12, 1.05))
+    axis.set_xlim(track.places[0, 0] / scale, track.places[-1, 1] / scale)
+    if track.bases is None:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(
+        **{"loc": "outside lower center", "ncols": 3, "frameon": False},
+        **{"title": "Chunks called", "markerscale": 7 / size**0.5},
+    )
+    viral = int((track.viral & scored).sum())
+    told = f", called {track.call}" if track.call else ""
+    return figure, (
+        f"P(virus) along {track.name}{told}, dashed at 0.5. Chunks called virus: {viral:,} of "
+        f"{int(scored.sum()):,} with a score; {len(empty):,} more have none. "
+        f"{_longest_run(track)}"
+    )
+
+
+def _longest_run(track: Track) -> str:
+    """Say where the longest run of chunks called virus lies: a prophage, perhaps.
+
+    Chunks without a score do not end a run.
+    """
+    places = track.places[np.isfinite(track.scores).all(axis=1)]
+    viral = track.viral[np.isfinite(track.scores).all(axis=1)].astype(np.int8)
+    runs = np.flatnonzero(np.diff(viral, prepend=0, append=0)).reshape(-1, 2)
+    if not len(runs):
+        return "No chunk is called virus."
+    begin, end = runs[np.argmax(runs[:, 1] - runs[:, 0])]
+    first, last = places[begin, 0], places[end - 1, 1]
+    if track.bases is None:
+        return f"The longest run of such chunks is {first + 0.5:.0f} to {last - 0.5:.0f}."
+    return f"The longest run of such chunks is bases {first + 1:,.0f} to {last:,.0f}."
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _NAME_LETTERS else f"{name[: _NAME_LETTERS - 1]}…"
+
+
+def draw_length_shares(records: Records) -> tuple[Figure, str]:
+    """Share of the calls among records of like length.
+
+    Returns:
+        The figure, and what it shows in words.
+    """
+    figure, [axis] = new_figure(3.8)
+    bins = np.digitize(records.lengths, _EDGES[1:-1])
+    counts = np.stack(
+        [np.bincount(bins[records.calls == call], minlength=len(_BIN_NAMES)) for call in range(3)]
+    )  # (calls, bins)
+    total = counts.sum(axis=0)
+    used = np.flatnonzero(total)
+    shown = np.arange(used[0], used[-1] + 1) if len(used) else used
+    shares = 100 * counts[:, shown] / np.maximum(total[shown], 1)
+    bottom = np.zeros(len(shown))
+    for call in ("virus", "others", "NA"):
+        height = shares[CALLS.index(call)]
+        label = "no score" if call == "NA" else call
+        style = {"color": COLORS[call], "hatch": HATCHES[call], "edgecolor": "white"}
+        axis.bar(np.arange(len(shown)), height, bottom=bottom, label=label, **style)
+        bottom += height
+    for place, number in enumerate(total[shown]):
+        axis.text(place, 101.5, f"{number:,}", ha="center", va="bottom", fontsize=10)
+    axis.set_xticks(np.arange(len(shown)), [_BIN_NAMES[i] for i in shown])
+    axis.set_title("Calls by length (records above each bar)", pad=18)
+    axis.set(xlabel="Length of the record (kb)", ylabel="Share of records (%)", ylim=(0, 100))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    words = "; ".join(
+        f"{_BIN_NAMES[i]} kb: {counts[1, i]:,} virus of {total[i]:,}" for i in shown if total[i]
+    )
+    return figure, f"Bars of the share of calls among records of like length. {words}."
+
+
+def draw_phases(seconds: dict[str, float]) -> tuple[Figure, str]:
+    """Wall time of each phase of the run.
+
+    Returns:
+        The figure, and what it shows in words.
+    """
+    figure, [axis] = new_figure(1.3 + 0.4 * len(seconds))
+    names, values = list(seconds), np.array(list(seconds.values()), float)
+    axis.barh(np.arange(len(names)), values, color=COLORS["others"])
+    for place, value in enumerate(values):
+        axis.text(value, place, f" {value:,.1f} s", va="center")
+    axis.set_yticks(np.arange(len(names)), names)
+    axis.invert_yaxis()
+    axis.set_title(f"Wall time: {values.sum():,.1f} s")
+    axis.set(xlabel="Seconds", xlim=(0, max(1e-3, float(values.max(initial=0)) * 1.25)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    told = ", ".join(f"{name} {value:,.1f} s" for name, value in seconds.items())
+    return figure, f"Bars of the wall time of each phase: {told}."
+
+
+def ratio(values: NDArray[np.float64]) -> float:
+    """How many times the smallest value the largest is; 1 where a logarithm makes no sense."""
+    low, high = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
+    return high / low if 0 < low < high else 1.0

@@ -1,0 +1,282 @@
+"""Two sets of embedding files, viral and other, as the training and held-out rows of a classifier.
+
+All ORFs of one input record stand on one side of the split: they overlap in the record's sequence,
+so that a classifier would otherwise be tested on what it has learnt by heart.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from virnucpro_pl.errors import InputError, UsageError, listed
+from virnucpro_pl.sequences.embedding_file import EmbeddingFile
+from virnucpro_pl.sequences.labelled_rows import Batches, LabelledBatch, LabelledRows
+from virnucpro_pl.sequences.pairs import PairStore, join
+from virnucpro_pl.sequences.splits import CLASSES, Split, split_records
+
+__all__ = ["EmbeddingPair", "LabelledPairDataModule"]
+
+log = logging.getLogger(__name__)
+
+RECORD_PATTERN = r"(.+)_chunk_\d+[FR][123]"
+"""Finds the record in the id of an ORF that this package has named."""
+_BLOCK = 4096
+_SAME = ("model", "weights_sha256", "layer", "pooling")
+"""Attributes in which the files of both sets must agree where they have them."""
+
+
+@dataclass
+class EmbeddingPair:
+    """Both embeddings of the same ORFs.
+
+    Attributes:
+        dnabert_s: Embedding file of the nucleotides.
+        esm2: Embedding file of the proteins, in any order.
+    """
+
+    dnabert_s: Path
+    esm2: Path
+
+
+class LabelledPairDataModule(LightningDataModule):
+    """Serves viral and other ORFs in shuffled batches, and holds whole records out.
+
+    The split is drawn from torch's seed (`--seed_everything`), within each class.
+
+    Attributes:
+        rows: Both sets, from `setup` on.
+        split: Rows of each part, from `setup` on.
+        width: Numbers of a feature vector, from `setup` on.
+    """
+
+    rows: LabelledRows
+    split: Split
+    width: int
+
+    def __init__(
+        self,
+        viral: EmbeddingPair,
+        other: EmbeddingPair,
+        batch_size: int = 32,
+        validation_fraction: float = 0.1,
+        test_fraction: float = 0.0,
+        record_pattern: str = RECORD_PATTERN,
+        memory_gb: float = 8.0,
+        num_workers: int = 0,
+    ) -> None:
+        """Configure the input; nothing is read yet.
+
+        Args:
+            viral: Embeddings of ORFs of viruses.
+            other: Embeddings of ORFs of everything else.
+            batch_size: ORFs of a training step.
+            validation_fraction: Share of the records of each class that is held out to choose the
+                best epoch by.
+            test_fraction: Share of the records that is held out beyond that, and looked at once, at
+                the end; 0 for none, as in VirNucPro.
+            record_pattern: Regular expression that an ORF's whole id matches; its first group is
+                the record, which is never divided between training and what is held out.
+            memory_gb: Features of up to so many gigabytes are held in memory; more of them are read
+                from the files batch by batch.
+            num_workers: DataLoader processes where features are read batch by batch.
+        """
+        super().__init__()
+        if batch_size < 2 or num_workers < 0 or memory_gb < 0:
+            raise UsageError(
+                "batch_size must be at least 2 (batch normalisation), num_workers and memory_gb at "
+                f"least 0, not {batch_size}, {num_workers} and {memory_gb}"
+            )
+        if not (0 < validation_fraction and 0 <= test_fraction) or (
+            validation_fraction + test_fraction >= 1
+        ):
+            raise UsageError(
+                "validation_fraction must be above 0, test_fraction at least 0, and both together "
+                f"below 1, not {validation_fraction} and {test_fraction}"
+            )
+        self.record_pattern = _compiled(record_pattern)
+        self.files = tuple((Path(p.dnabert_s), Path(p.esm2)) for p in (other, viral))
+        self.batch_size = batch_size
+        self.fractions = (validation_fraction, test_fraction)
+        self.memory_gb = memory_gb
+        self.num_workers = num_workers
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Join and check all four files, and split the records.
+
+        Raises:
+            InputError: If a file cannot be used, or the sets are not of two classes of one kind.
+            UsageError: If there is more than one rank, or a class has too few records to split.
+        """
+        if hasattr(self, "split"):
+            return
+        if self.trainer is not None and self.trainer.world_size > 1:
+            raise UsageError(
+                "A classifier is trained by one process: give --trainer.devices 1, not "
+                f"{self.trainer.world_size}"
+            )
+        self._scratch = tempfile.TemporaryDirectory(prefix="virnucpro-pl-")
+        folders = [Path(self._scratch.name) / name for name in CLASSES]
+        stores = [_joined(folder, *pair) for folder, pair in zip(folders, self.files, strict=True)]
+        _check_alike(stores[0], stores[1])
+        self.rows = LabelledRows((stores[0], stores[1]))
+        self.width = stores[0].width
+        records = self._records()
+        size = len(self.rows) * self.width * 4 / 1e9
+        finite = self.rows.finite(hold=size <= self.memory_gb)
+        for label, name in enumerate(CLASSES):
+            of_class = self.rows.labels == label
+            if lost := int((of_class & ~finite).sum()):
+                log.warning(
+                    "%s: %d of %d ORFs are left out, since their embeddings are not finite",
+                    *(name, lost, of_class.sum()),
+                )
+        seed = torch.initial_seed()
+        self.split = split_records(self.rows.labels, records, finite, self.fractions, seed)
+        for line in self.split.described():
+            log.info("%s", line)
+
+    def _records(self) -> NDArray[np.int64]:
+        """(M,) number of each row's record; the sets have none in common.
+
+        Raises:
+            InputError: If an id does not tell its record, or a record is in both sets.
+        """
+        numbers: dict[str, int] = {}
+        rows = array("q")
+        both: set[str] = set()
+        for store in self.rows.stores:
+            first = len(numbers)  # of this set
+            for name in _each_record(store, self.record_pattern):
+                number = numbers.setdefault(name, len(numbers))
+                if first and number < first:
+                    both.add(name)
+                rows.append(number)
+        if both:
+            raise InputError(
+                f"{len(both)} record(s) are in both sets, viral and other: {listed(sorted(both))}. "
+                "Each record needs one label: leave it out of one set"
+            )
+        return np.asarray(rows, np.int64)
+
+    def train_dataloader(self) -> DataLoader[LabelledBatch]:
+        """Serve the training rows in a new order at each epoch."""
+        return self._loader(self.split.train, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[LabelledBatch]:
+        """Serve the rows by which the best epoch is chosen."""
+        return self._loader(self.split.validation, shuffle=False)
+
+    def test_dataloader(self) -> DataLoader[LabelledBatch]:
+        """Serve the rows that nothing was chosen by."""
+        return self._loader(self.split.test, shuffle=False)
+
+    def _loader(self, rows: NDArray[np.int64], shuffle: bool) -> DataLoader[LabelledBatch]:
+        workers = self.num_workers if self.rows.held is None else 0
+        return DataLoader(
+            self.rows,
+            batch_size=None,
+            sampler=Batches(rows, self.batch_size, shuffle),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """What the metrics record about their input."""
+        told: dict[str, Any] = {}
+        for name, store in zip(CLASSES, self.rows.stores, strict=True):
+            told[name] = {
+                key: {"path": str(file.path), **_attributes(file)}
+                for key, file in (("dnabert_s", store.dnabert_s), ("esm2", store.esm2))
+            }
+        return told
+
+    def close(self) -> None:
+        """Close all files and remove the joins; otherwise that is done when the process ends."""
+        for store in self.rows.stores if hasattr(self, "rows") else ():
+            store.dnabert_s.close()
+            store.esm2.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+
+def _joined(folder: Path, dnabert_s: Path, esm2: Path) -> PairStore:
+    files = (EmbeddingFile(dnabert_s), EmbeddingFile(esm2))
+    try:
+        folder.mkdir()
+        join(folder, *files)
+    except OSError as error:
+        raise UsageError(f"The ids cannot be stored in {folder}: {error}") from error
+    finally:
+        for file in files:
+            file.close()
+    return PairStore(folder, dnabert_s, esm2)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"record_pattern {pattern!r} is no regular expression: {error}") from error
+    if compiled.groups < 1:
+        raise UsageError(f"record_pattern {pattern!r} has no group (...) around the record's name")
+    return compiled
+
+
+def _each_record(store: PairStore, pattern: re.Pattern[str]) -> Iterator[str]:
+    for start in range(0, len(store), _BLOCK):
+        for name in store.ids(np.arange(start, min(start + _BLOCK, len(store)))):
+            found = pattern.fullmatch(name)
+            if found is None or not found[1]:
+                raise InputError(
+                    f"{store.dnabert_s.path}: the id {name!r} does not tell its record: it "
+                    f"does not match {pattern.pattern!r}. Give --data.record_pattern, whose first "
+                    "group is the record ('(.+)' if each row is a record of its own)"
+                )
+            yield found[1]
+
+
+def _attributes(file: EmbeddingFile) -> dict[str, str]:
+    keys = (*_SAME, "precision", "input_sha256")
+    return {key: str(file.file.attrs[key]) for key in keys if key in file.file.attrs}
+
+
+def _check_alike(others: PairStore, viral: PairStore) -> None:
+    """Make sure that a classifier can learn nothing from how the two sets were embedded.
+
+    Raises:
+        InputError: If they differ in width, or in what their files say of the model.
+    """
+    for first, second in ((others.dnabert_s, viral.dnabert_s), (others.esm2, viral.esm2)):
+        if first.width != second.width:
+            raise InputError(
+                f"{first.path} has vectors of {first.width} numbers, {second.path} of "
+                f"{second.width}: both sets must be embedded by one model"
+            )
+        told = [_attributes(file) for file in (first, second)]
+        shared = told[0].keys() & told[1].keys()
+        differ = [key for key in sorted(shared) if told[0][key] != told[1][key]]
+        if fields := [key for key in differ if key in _SAME]:
+            pairs = ", ".join(f"{key} ({told[0][key]} and {told[1][key]})" for key in fields)
+            raise InputError(
+                f"{first.path} and {second.path} differ in {pairs}: a classifier would learn to "
+                "tell the models apart; embed both sets in the same way"
+            )
+        if "precision" in differ:
+            log.warning(
+                "%s and %s were computed in %s and %s: best embed both sets alike",
+                *(first.path, second.path, told[0]["precision"], told[1]["precision"]),
+            )
