@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from virnucpro_pl.precision import PrecisionFromEnv, should_use_fp16
     from virnucpro_pl.sequences.contigs import ContigDataModule
     from virnucpro_pl.sequences.datamodule import SequenceDataModule
+    from virnucpro_pl.sequences.embedding_file import load_embeddings
     from virnucpro_pl.sequences.pairs import EmbeddingPairDataModule
     from virnucpro_pl.stability import NumericalInstabilityError, check_numerical_stability
     from virnucpro_pl.virnucpro import VirNucPro, VirusClassifier
@@ -47,6 +48,7 @@ __all__ = [
     "VirNucPro",
     "VirusClassifier",
     "check_numerical_stability",
+    "load_embeddings",
     "should_use_fp16",
 ]
 
@@ -64,6 +66,7 @@ _HOMES = {
     "VirNucPro": "virnucpro",
     "VirusClassifier": "virnucpro",
     "check_numerical_stability": "stability",
+    "load_embeddings": "sequences.embedding_file",
     "should_use_fp16": "precision",
 }
 
