@@ -36,7 +36,10 @@ __all__ = ["main"]
 
 log = logging.getLogger("virnucpro_pl")
 
-COMMANDS = {"bench": "measure this program on your own card, beside its peers"}
+COMMANDS = {
+    "bench": "measure this program on your own card, beside its peers",
+    "compare": "tell how far two embedding files or prediction tables are apart",
+}
 """Commands beside `predict`: each is the function of that name in the module of that name."""
 
 EPILOG = """exit codes: 0 every row written; 1 unexpected failure; 2 bad usage, configuration or
@@ -128,7 +131,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if words and words[0] in COMMANDS:
             name = words[0]
             function = getattr(import_module(f"virnucpro_pl.{name}"), name)
-            auto_cli(function, args=words[1:], prog=f"virnucpro-pl {name}")
+            auto_cli(function, args=_with_underscores(words[1:]), prog=f"virnucpro-pl {name}")
         elif _wants_class_help(words):
             print_class_help(words)
         else:
@@ -190,6 +193,15 @@ def _log_to_stderr() -> None:
     # What Lightning says of itself is nothing that a user of this command can act on.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+
+
+def _with_underscores(words: list[str]) -> list[str]:
+    """Let options be written with hyphens, as their keywords cannot be."""
+    split = (word.partition("=") for word in words)
+    return [
+        "--" + flag[2:].replace("-", "_") + equals + value if flag[:2] == "--" else word
+        for word, (flag, equals, value) in zip(words, split, strict=True)
+    ]
 
 
 def _with_shipped_configs(words: list[str]) -> list[str]:
