@@ -39,6 +39,7 @@ log = logging.getLogger("virnucpro_pl")
 COMMANDS = {
     "bench": "measure this program on your own card, beside its peers",
     "compare": "tell how far two embedding files or prediction tables are apart",
+    "export": "write the vectors of an embedding file as other programs read them",
 }
 """Commands beside `predict`: each is the function of that name in the module of that name."""
 

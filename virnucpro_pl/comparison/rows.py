@@ -20,6 +20,11 @@ class Named(NamedTuple):
     number: int
     first_ids: list[str]
 
+    def listed(self, limit: int) -> str:
+        """Join the first ids for a message, then say how many more rows there are."""
+        shown = ", ".join(self.first_ids[:limit])
+        return shown if self.number <= limit else f"{shown} and {self.number - limit} more"
+
 
 class Rows(NamedTuple):
     """What became of the rows of A and B; pairs are of A and of B."""

@@ -71,7 +71,9 @@ class ScoreTable:
                 ) from error
             scores.extend(numbers)
         self.labels: NDArray[np.uint8] = np.frombuffer(labels, np.uint8)
-        self.scores: NDArray[np.float32] = np.asarray(scores, np.float32).reshape(-1, width)
+        self.scores: NDArray[np.float32] = np.asarray(scores, np.float32).reshape(
+            len(labels), width
+        )
 
     def __len__(self) -> int:
         """Count the rows."""
