@@ -27,10 +27,16 @@ def run(*words, folder, **options):
 
 
 def readme_commands(text):
-    """Commands of this package in the ```bash blocks of README.md; plain ``` blocks are not run."""
+    """Commands of this package in each ```bash block of README.md, which go on from each other.
+
+    Plain ``` blocks are not run.
+    """
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    commands = re.split(r"&&|\n", "".join(blocks).replace("\\\n", " "))
-    return [command.strip() for command in commands if command.strip().startswith("virnucpro-pl")]
+    for block in blocks:
+        words = re.split(r"&&|\n", block.replace("\\\n", " "))
+        commands = [word.strip() for word in words if word.strip().startswith("virnucpro-pl")]
+        if commands:
+            yield " && ".join(commands)
 
 
 def test_help_names_exit_codes_and_subcommand(capsys):
@@ -200,8 +206,10 @@ def test_demo_config_runs_from_any_folder(tmp_path):
 
 def test_readme_commands_are_found():
     text = "```bash\npip x && virnucpro-pl a \\\n-b\npytest\n```\n```\nvirnucpro-pl c\n```\n"
-    assert readme_commands(text) == ["virnucpro-pl a  -b"]
-    assert readme_commands((CHECKOUT / "README.md").read_text())
+    assert list(readme_commands(text)) == ["virnucpro-pl a  -b"]
+    two = "```bash\nvirnucpro-pl a\nls\nvirnucpro-pl b\n```\n"
+    assert list(readme_commands(two)) == ["virnucpro-pl a && virnucpro-pl b"]
+    assert list(readme_commands((CHECKOUT / "README.md").read_text()))
 
 
 @pytest.mark.parametrize("command", readme_commands((CHECKOUT / "README.md").read_text()))

@@ -161,7 +161,7 @@ def test_tables_are_compared(folder, capsys):
         (["t.txt", "t.txt", *CENTRED], "gates are for embeddings"),
         (["a.h5", "junk"], "junk is neither an embedding file"),
         (["a.h5", "junk.pt"], "junk.pt"),
-        (["a.h5", "."], "is a folder without .pt files"),
+        (["a.h5", "empty"], "empty is a folder without .pt files"),
         (["a.h5", "near.h5", "--min-cosine", "2"], "--min_cosine 2.0 is no cosine"),
         (["a.h5", "near.h5", "--min-cosine", "much"], "min_cosine"),
         (["a.h5", "near.h5", "--output", "no/c.json"], "there is no folder no"),
@@ -180,6 +180,7 @@ def test_files_and_options_that_do_not_fit_exit_2(
     (folder / "c.csv").write_text(f"{CALLS}x\tTrue\n")
     for name in ("junk", "junk.pt"):
         (folder / name).write_bytes(b"\xff\xfejunk")
+    (folder / "empty").mkdir()
     before = (folder / "a.h5").read_bytes()
     code, _, err = run(capsys, *words)
     assert code == 2
@@ -190,5 +191,5 @@ def test_files_and_options_that_do_not_fit_exit_2(
 def test_help_tells_gates_and_exit_codes(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    for part in ("--min_centred_cosine", "proves nothing", "Exit code 1"):
+    for part in ("--min_centred_cosine", "exit code 1", "*_DNABERT_S.pt"):
         assert part in out

@@ -45,19 +45,18 @@ def compare(
 ) -> None:
     """Tell how far two embedding files, or two prediction tables, are apart, joined by id.
 
-    An embedding file is one of this program, embeddings.h5 of virnucpro-broad, a file *_ESM.pt,
-    *_DNABERT_S.pt or *_merged.pt of VirNucPro, or a folder of the latter, read as one. A table is
-    prediction_results.txt or prediction_results_highestscore.csv. Options may be written with
-    hyphens. Exit code 1: a gate is not met; 2: the files cannot be compared.
-
     Args:
-        a: The file that the other is measured by.
-        b: The other file.
-        min_cosine: Gate: least plain cosine of any record; proves nothing without the other gate.
-        min_centred_cosine: Gate: least centred cosine of any record, 0.999 for FP16 against FP32.
-            With a gate no row may be missing from either file, nor be NaN without being listed in
-            /failed.
-        seed: Of the sample of 5,000 records among which nearest neighbours are sought.
+        a: The file that the other is measured by: an embedding file of this program, embeddings.h5
+            of virnucpro-broad, a file *_ESM.pt, *_DNABERT_S.pt or *_merged.pt of VirNucPro or a
+            folder of them, read as one; or prediction_results.txt or
+            prediction_results_highestscore.csv.
+        b: The other file, of the same kind.
+        min_cosine: Gate: least plain cosine of any record, else exit code 1. Alone it proves
+            nothing. With a gate no row may be missing from either file, nor be NaN unless the
+            file lists it in /failed. Options may be written with hyphens.
+        min_centred_cosine: Gate: least cosine of any record after the mean vector of A was
+            subtracted; 0.999 is right for FP16 against FP32.
+        seed: Of the sample of at most 5,000 records among which nearest neighbours are sought.
         output: JSON file for all figures; replaced if it exists.
 
     Raises:

@@ -31,16 +31,13 @@ _CHUNK_BYTES = 1 << 18
 def export(file: Path, *, to: Format, output: Path | None = None, overwrite: bool = False) -> None:
     """Write the vectors of an embedding file as other programs read them, every row of them.
 
-    per-id: HDF5 with one dataset (D,) for each record, named by its id, with the id again as its
-    attribute original_id, as UniProt's per-protein.h5, bio_embeddings and biotrainer have it; in
-    names / is %2F, % is %25, and a name of dots alone has %2E for them. anndata: .h5ad with the
-    vectors as X, ids and lengths as obs; needs `pip install 'virnucpro-pl[anndata]'`. npy: a matrix
-    (N, D), and beside it the ids in a file .ids.txt, one a line. Records that failed are NaN in
-    each of them, as in the file.
-
     Args:
-        file: Embedding file of this program.
-        to: The format.
+        file: Embedding file of this program. Records that failed are NaN in the output, too.
+        to: per-id is HDF5 with one dataset (D,) for each record, named by its id, with the id again
+            as its attribute original_id: what reads UniProt's per-protein.h5, bio_embeddings or
+            biotrainer reads it. In names / is %2F and % is %25. anndata is .h5ad with the vectors
+            as X, ids and lengths as obs; needs pip install 'virnucpro-pl[anndata]'. npy is a matrix
+            (N, D), and beside it the ids, one a line, in a file .ids.txt.
         output: File to write; by default the input's name with .per-id.h5, .h5ad or .npy.
         overwrite: Whether to replace a file that exists.
 
@@ -103,7 +100,11 @@ def _write_per_id(embeddings: EmbeddingFile, output: Path) -> None:
 
 
 def dataset_name(name: str) -> str:
-    """Give the name of a record's dataset; no two ids have the same one."""
+    """Give the name of a record's dataset; no two ids have the same one.
+
+    UniProt's readers look a record up by this name, those of bio_embeddings and biotrainer by the
+    attribute; the letters that HDF5 does not allow are escaped as in an address.
+    """
     return _UNSAFE.sub(lambda found: "".join(f"%{ord(letter):02X}" for letter in found[0]), name)
 
 
