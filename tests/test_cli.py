@@ -212,7 +212,7 @@ def test_readme_commands_are_found():
     assert list(readme_commands((CHECKOUT / "README.md").read_text()))
 
 
-@pytest.mark.parametrize("command", readme_commands((CHECKOUT / "README.md").read_text()))
+@pytest.mark.parametrize("command", list(readme_commands((CHECKOUT / "README.md").read_text())))
 def test_readme_command_runs(command, tmp_path):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     ended = run("bash", "-c", command, folder=tmp_path, env={**os.environ, "PATH": path})

@@ -43,9 +43,9 @@ COMMANDS = {
 }
 """Commands beside `predict`: each is the function of that name in the module of that name."""
 
-EPILOG = """exit codes: 0 every row written; 1 unexpected failure; 2 bad usage, configuration or
-input (nothing was computed); 3 numerical instability (committed rows are kept); 130 Ctrl-C;
-143 SIGTERM.
+EPILOG = """exit codes: 0 every row written; 1 unexpected failure, or a gate of compare not met;
+2 bad usage, configuration or input (nothing was computed); 3 numerical instability (committed rows
+are kept); 130 Ctrl-C; 143 SIGTERM.
 An interrupted command continues where it was when it is run again."""
 
 

@@ -54,11 +54,10 @@ class Joined(NamedTuple):
     """(S,) rows of B."""
 
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield which pairs, and their vectors (n, D) float64 in A and in B."""
+        """Yield which pairs, and their vectors (n, D) float32 in A and in B."""
         for start in range(0, len(self.first), _BLOCK):
             some = slice(start, min(start + _BLOCK, len(self.first)))
-            a, b = self.chosen(some).vectors()
-            yield some, a.double(), b.double()
+            yield some, *self.chosen(some).vectors()
 
     def chosen(self, keep: NDArray[np.generic] | slice) -> Joined:
         """Some of the pairs, by index, mask or slice."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import MaxMetric, MeanMetric, MinMetric
+from torchmetrics import MaxMetric, MeanMetric, MinMetric, SumMetric
 
 from virnucpro_pl.comparison.joined import Joined, Vectors
 from virnucpro_pl.comparison.neighbours import Neighbours, compare_neighbours
@@ -54,7 +56,7 @@ class Figures(NamedTuple):
     standard_deviation: tuple[float, float]
     """Of all numbers."""
     outliers: tuple[int, int]
-    """Numbers more than FENCE standard deviations of A from the mean of A."""
+    """Numbers more than FENCE standard deviations from the mean, both of A over all classes."""
 
 
 class Worst(NamedTuple):
@@ -162,79 +164,109 @@ class _Moments:
     """Mean and standard deviation of all numbers of A or B in one class, streamed in float64."""
 
     def __init__(self) -> None:
-        self.sum = MeanMetric(nan_strategy="error").set_dtype(torch.float64)
-        self.squares = MeanMetric(nan_strategy="error").set_dtype(torch.float64)
+        self.mean = MeanMetric(nan_strategy="error").set_dtype(torch.float64)
+        self.square = MeanMetric(nan_strategy="error").set_dtype(torch.float64)
 
-    def update(self, vectors: Tensor) -> None:
-        self.sum.update(vectors)
-        self.squares.update(vectors.square())
+    def update(self, means: Tensor, squares: Tensor) -> None:
+        """Add records by the means (n,) of their numbers and of their squares."""
+        self.mean.update(means)
+        self.square.update(squares)
 
     def compute(self) -> tuple[float, float]:
-        mean = float(self.sum.compute())
-        return mean, max(0.0, float(self.squares.compute()) - mean**2) ** 0.5
+        mean = float(self.mean.compute())
+        return mean, max(0.0, float(self.square.compute()) - mean**2) ** 0.5
+
+
+class _Differences:
+    """What the second pass adds up of one class."""
+
+    def __init__(self) -> None:
+        self.largest, self.most, self.least = (
+            metric().set_dtype(torch.float64) for metric in (MaxMetric, MaxMetric, MinMetric)
+        )
+        self.ratio = MeanMetric(nan_strategy="error").set_dtype(torch.float64)
+        self.outliers = [SumMetric().set_dtype(torch.float64) for _ in "AB"]
+
+    def update(self, largest: Tensor, ratios: Tensor, outliers: tuple[Tensor, Tensor]) -> None:
+        """Add records: largest difference, norm ratio, outliers in A and in B, (n,) each."""
+        self.largest.update(largest)
+        known = ratios[ratios.isfinite()]  # a zero vector has no ratio
+        if len(known):
+            for metric in (self.ratio, self.least, self.most):
+                metric.update(known)
+        for metric, counts in zip(self.outliers, outliers, strict=True):
+            metric.update(counts)
 
 
 def _figures(
     pairs: Joined, members: dict[str, NDArray[np.bool_]]
 ) -> tuple[dict[str, Figures], NDArray[np.float64]]:
     """Give the figures of each class, and plain and centred cosines (2, S)."""
-    moments = {name: (_Moments(), _Moments()) for name in members}
-    centre = torch.zeros(pairs.files[0].width, dtype=torch.float64)
-    for some, a, b in pairs.blocks():
-        centre += a.sum(dim=0) / len(pairs.first)
-        for name, of in members.items():
-            if (inside := of[some]).any():
-                for own, vectors in zip(moments[name], (a, b), strict=True):
-                    own.update(vectors[torch.from_numpy(inside)])
-    known = {name: tuple(own.compute() for own in both) for name, both in moments.items()}
+    centre, moments = _first_pass(pairs, members)
+    mean, deviation = moments["all"][0]
     cosines = np.empty((2, len(pairs.first)))
-    streams = {name: _Stream(*known[name][0]) for name in members}
-    for some, a, b in pairs.blocks():
+    differences = {name: _Differences() for name in members}
+    for some, a32, b32 in pairs.blocks():
+        a, b = a32.double(), b32.double()
         cosines[0, some] = cosine(a, b, torch.zeros_like(centre)).numpy()
         cosines[1, some] = cosine(a, b, centre).numpy()
-        for name, of in members.items():
-            if (inside := of[some]).any():
-                keep = torch.from_numpy(inside)
-                streams[name].update(a[keep], b[keep])
+        largest = (a - b).abs().amax(dim=1)
+        ratios = b.norm(dim=1) / a.norm(dim=1)
+        beyond = [(x - mean).abs().gt(FENCE * deviation).sum(dim=1) for x in (a, b)]
+        for name, inside in _inside(members, some):
+            differences[name].update(
+                largest[inside], ratios[inside], (beyond[0][inside], beyond[1][inside])
+            )
     return {
-        name: streams[name].figures(cosines[:, of], *known[name]) for name, of in members.items()
+        name: _summary(differences[name], cosines[:, of], *moments[name])
+        for name, of in members.items()
     }, cosines
 
 
-class _Stream:
-    """What the second pass adds up of one class."""
+def _first_pass(
+    pairs: Joined, members: dict[str, NDArray[np.bool_]]
+) -> tuple[Tensor, dict[str, list[tuple[float, float]]]]:
+    """Give the mean vector (D,) of A; by class, mean and deviation of the numbers of A and B."""
+    moments = {name: (_Moments(), _Moments()) for name in members}
+    centre = torch.zeros(pairs.files[0].width, dtype=torch.float64)
+    for some, *both in pairs.blocks():
+        wide = [vectors.double() for vectors in both]
+        centre += wide[0].sum(dim=0) / len(pairs.first)
+        means = [(x.mean(dim=1), x.square().mean(dim=1)) for x in wide]
+        for name, inside in _inside(members, some):
+            for own, (mean, square) in zip(moments[name], means, strict=True):
+                own.update(mean[inside], square[inside])
+    return centre, {name: [own.compute() for own in both] for name, both in moments.items()}
 
-    def __init__(self, mean: float, standard_deviation: float) -> None:
-        self.mean, self.reach = mean, FENCE * standard_deviation
-        self.difference = MaxMetric().set_dtype(torch.float64)
-        self.ratio = MeanMetric(nan_strategy="ignore").set_dtype(torch.float64)
-        self.least, self.most = (m().set_dtype(torch.float64) for m in (MinMetric, MaxMetric))
-        self.outliers = [0, 0]
 
-    def update(self, a: Tensor, b: Tensor) -> None:
-        self.difference.update((a - b).abs())
-        norms = a.norm(dim=1)
-        ratios = (b.norm(dim=1) / norms)[norms > 0]
-        if len(ratios):
-            for metric in (self.ratio, self.least, self.most):
-                metric.update(ratios)
-        for i, vectors in enumerate((a, b)):
-            self.outliers[i] += int((vectors - self.mean).abs().gt(self.reach).sum())
+def _inside(members: dict[str, NDArray[np.bool_]], some: slice) -> Iterator[tuple[str, Tensor]]:
+    """Yield the classes that have members in a block, and a mask (n,) of these."""
+    for name, of in members.items():
+        if of[some].any():
+            yield name, torch.from_numpy(of[some])
 
-    def figures(
-        self, cosines: NDArray[np.float64], a: tuple[float, float], b: tuple[float, float]
-    ) -> Figures:
-        return Figures(
-            records=cosines.shape[1],
-            cosine=_spread(cosines[0]),
-            centred_cosine=_spread(cosines[1]),
-            largest_difference=float(self.difference.compute()),
-            norm_ratio=float(self.ratio.compute()),
-            norm_ratio_range=(float(self.least.compute()), float(self.most.compute())),
-            mean=(a[0], b[0]),
-            standard_deviation=(a[1], b[1]),
-            outliers=(self.outliers[0], self.outliers[1]),
-        )
+
+def _summary(
+    differences: _Differences,
+    cosines: NDArray[np.float64],
+    a: tuple[float, float],
+    b: tuple[float, float],
+) -> Figures:
+    of = differences
+    known = of.ratio.update_called
+    return Figures(
+        records=cosines.shape[1],
+        cosine=_spread(cosines[0]),
+        centred_cosine=_spread(cosines[1]),
+        largest_difference=float(of.largest.compute()),
+        norm_ratio=float(of.ratio.compute()) if known else math.nan,
+        norm_ratio_range=(
+            (float(of.least.compute()), float(of.most.compute())) if known else (math.nan, math.nan)
+        ),
+        mean=(a[0], b[0]),
+        standard_deviation=(a[1], b[1]),
+        outliers=(int(of.outliers[0].compute()), int(of.outliers[1].compute())),
+    )
 
 
 def cosine(a: Tensor, b: Tensor, centre: Tensor) -> Tensor:
@@ -246,12 +278,10 @@ def cosine(a: Tensor, b: Tensor, centre: Tensor) -> Tensor:
     if they are not.
     """
     x, y = a - centre, b - centre
-    norms = x.norm(dim=1) * y.norm(dim=1)
-    tiny = (x.norm(dim=1) <= _ROUNDING * a.norm(dim=1)) | (
-        y.norm(dim=1) <= _ROUNDING * b.norm(dim=1)
-    )
+    norms, left = (x.norm(dim=1), y.norm(dim=1)), (a.norm(dim=1), b.norm(dim=1))
+    tiny = (norms[0] <= _ROUNDING * left[0]) | (norms[1] <= _ROUNDING * left[1])
     same = torch.where((a == b).all(dim=1), 1.0, torch.nan).double()
-    return torch.where(tiny, same, ((x * y).sum(dim=1) / norms).clamp(-1, 1))
+    return torch.where(tiny, same, ((x * y).sum(dim=1) / (norms[0] * norms[1])).clamp(-1, 1))
 
 
 def _spread(cosines: NDArray[np.float64]) -> Spread:
