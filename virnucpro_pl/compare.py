@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from virnucpro_pl.comparison.vectors import (
     VectorDifference,
     compare_vectors,
 )
-from virnucpro_pl.errors import GateError, InputError, UsageError
+from virnucpro_pl.errors import GateError, InputError, OutputError, UsageError
 from virnucpro_pl.output.files import write_json
 from virnucpro_pl.sequences.embedding_file import EmbeddingFile
 
@@ -62,6 +63,7 @@ def compare(
     Raises:
         UsageError: If the files cannot be compared, or the options cannot be followed.
         GateError: If a gate is not met.
+        OutputError: If the JSON file cannot be written.
     """
     gates = {"cosine": min_cosine, "centred_cosine": min_centred_cosine}
     _check_options((a, b), gates, output)
@@ -79,7 +81,10 @@ def compare(
     if output is not None:
         content = {"a": str(a), "b": str(b), "kinds": kinds, **_plain(result)}
         gated = {f"min_{name}": least for name, least in gates.items() if least is not None}
-        write_json(output, content | {"gates": gated, "gates_unmet": unmet})
+        try:
+            write_json(output, content | {"gates": gated, "gates_unmet": unmet})
+        except OSError as error:
+            raise OutputError(f"{output} cannot be written: {error}") from error
         log.info("Wrote %s", output)
     if unmet:
         raise GateError(f"{b} is not accepted against {a}: {'; '.join(unmet)}")
@@ -95,8 +100,9 @@ def _check_options(
             raise UsageError(f"--min_{name} {least} is no cosine: it must lie between -1 and 1")
     if output is None:
         return
-    if not output.parent.is_dir():
-        raise UsageError(f"--output {output}: there is no folder {output.parent}")
+    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+        what = "cannot be written to" if output.parent.is_dir() else "does not exist"
+        raise UsageError(f"--output {output}: the folder {output.parent} {what}")
     if output.is_dir() or any(path.exists() and path.samefile(output) for path in inputs
                               if output.exists()):  # fmt: skip
         raise UsageError(f"--output {output} is a folder, or a file to compare: name another file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,8 @@ def export(file: Path, *, to: Format, output: Path | None = None, overwrite: boo
         overwrite: Whether to replace a file that exists.
 
     Raises:
-        UsageError: If the file cannot be used, or the output exists or cannot be written.
+        UsageError: If the file cannot be used, or the output exists or has no folder.
+        UnwritableError: If the disk is full, for example.
     """
     output = file.with_suffix(_SUFFIXES[to]) if output is None else output
     if to == "npy" and output.suffix != ".npy":
@@ -71,8 +73,9 @@ def export(file: Path, *, to: Format, output: Path | None = None, overwrite: boo
 
 def _check_outputs(file: Path, outputs: list[Path], overwrite: bool) -> None:
     for path in outputs:
-        if not path.parent.is_dir():
-            raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            what = "cannot be written to" if path.parent.is_dir() else "does not exist"
+            raise UsageError(f"{path}: the folder {path.parent} {what}")
         if not path.exists():
             continue
         if path.is_dir() or path.samefile(file):

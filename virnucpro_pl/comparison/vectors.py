@@ -280,8 +280,10 @@ def cosine(a: Tensor, b: Tensor, centre: Tensor) -> Tensor:
     x, y = a - centre, b - centre
     norms, left = (x.norm(dim=1), y.norm(dim=1)), (a.norm(dim=1), b.norm(dim=1))
     tiny = (norms[0] <= _ROUNDING * left[0]) | (norms[1] <= _ROUNDING * left[1])
-    same = torch.where((a == b).all(dim=1), 1.0, torch.nan).double()
-    return torch.where(tiny, same, ((x * y).sum(dim=1) / (norms[0] * norms[1])).clamp(-1, 1))
+    cosines: Tensor = ((x * y).sum(dim=1) / (norms[0] * norms[1])).clamp(-1, 1)
+    cosines[tiny] = torch.nan
+    cosines[(a == b).all(dim=1)] = 1.0  # exactly, so that a file meets any gate against itself
+    return cosines
 
 
 def _spread(cosines: NDArray[np.float64]) -> Spread:
