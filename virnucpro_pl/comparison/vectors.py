@@ -272,10 +272,10 @@ def _summary(
 def cosine(a: Tensor, b: Tensor, centre: Tensor) -> Tensor:
     """Cosines (n,) of vectors (n, D) after `centre` (D,) was subtracted from both.
 
-    In float64: torchmetrics' CosineSimilarity computes in float32, too coarse by a factor of ten
-    for what FP16 changes, and keeps all vectors. Where nothing is left of a vector, as of the only
-    one of a file, the cosine is 1 if both are the same number for number, and undefined, NaN,
-    if they are not.
+    In float64: torchmetrics' CosineSimilarity computes in float32, whose rounding is as large as
+    what FP16 changes in a plain cosine, and it keeps all vectors. Where nothing is left of a
+    vector, as of the only one of a file, the cosine is 1 if both are the same number for number,
+    and undefined, NaN, if they are not.
     """
     x, y = a - centre, b - centre
     norms, left = (x.norm(dim=1), y.norm(dim=1)), (a.norm(dim=1), b.norm(dim=1))
