@@ -51,7 +51,7 @@ def test_help_names_exit_codes_and_subcommand(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     for part in ("predict", "exit codes", "3 numerical", "instability", "130 Ctrl-C"):
         assert part in text
 

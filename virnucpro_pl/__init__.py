@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from virnucpro_pl.precision import PrecisionFromEnv, should_use_fp16
     from virnucpro_pl.sequences.contigs import ContigDataModule
     from virnucpro_pl.sequences.datamodule import SequenceDataModule
+    from virnucpro_pl.sequences.embedding_file import load_embeddings
     from virnucpro_pl.sequences.labelled import EmbeddingPair, LabelledPairDataModule
     from virnucpro_pl.sequences.pairs import EmbeddingPairDataModule
     from virnucpro_pl.stability import NumericalInstabilityError, check_numerical_stability
@@ -53,6 +54,7 @@ __all__ = [
     "VirNucPro",
     "VirusClassifier",
     "check_numerical_stability",
+    "load_embeddings",
     "should_use_fp16",
 ]
 
@@ -74,6 +76,7 @@ _HOMES = {
     "VirNucPro": "virnucpro",
     "VirusClassifier": "virnucpro",
     "check_numerical_stability": "stability",
+    "load_embeddings": "sequences.embedding_file",
     "should_use_fp16": "precision",
 }
 

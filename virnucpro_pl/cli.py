@@ -38,14 +38,16 @@ log = logging.getLogger("virnucpro_pl")
 
 COMMANDS = {
     "bench": "measure this program on your own card, beside its peers",
+    "compare": "tell how far two embedding files or prediction tables are apart",
+    "export": "write the vectors of an embedding file as other programs read them",
     "fit": "train a classifier on embedding files",
     "plot": "draw results or an embedding file",
 }
 """Commands beside `predict`: each is the function of that name in the module of that name."""
 
-EPILOG = """exit codes: 0 every row written; 1 unexpected failure; 2 bad usage, configuration or
-input (nothing was computed); 3 numerical instability (committed rows are kept); 130 Ctrl-C;
-143 SIGTERM.
+EPILOG = """exit codes: 0 every row written; 1 unexpected failure, or a gate of compare not met;
+2 bad usage, configuration or input (nothing was computed); 3 numerical instability (committed rows
+are kept); 130 Ctrl-C; 143 SIGTERM.
 An interrupted command continues where it was when it is run again."""
 
 
@@ -139,7 +141,7 @@ def main(args: Sequence[str] | None = None) -> None:
             if name == "fit":  # its options are Lightning's
                 function(words)
             else:
-                auto_cli(function, args=words[1:], prog=f"virnucpro-pl {name}")
+                auto_cli(function, args=_with_underscores(words[1:]), prog=f"virnucpro-pl {name}")
         elif _wants_class_help(words):
             print_class_help(words)
         else:
@@ -209,6 +211,15 @@ def _log_to_stderr() -> None:
     # What Lightning says of itself is nothing that a user of this command can act on.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+
+
+def _with_underscores(words: list[str]) -> list[str]:
+    """Let options be written with hyphens, as their keywords cannot be."""
+    split = (word.partition("=") for word in words)
+    return [
+        "--" + flag[2:].replace("-", "_") + equals + value if flag[:2] == "--" else word
+        for word, (flag, equals, value) in zip(words, split, strict=True)
+    ]
 
 
 def _enable_fp16(model: Namespace) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "GateError",
     "InputError",
     "OutputError",
     "PeerError",
@@ -38,6 +39,12 @@ class OutputError(Exception):
 
 class UnwritableError(OutputError):
     """HDF5 could not write a file; it crashes if the process then ends in the ordinary way."""
+
+
+class GateError(Exception):
+    """Two files are further apart than `compare` was told to accept."""
+
+    exit_code = 1
 
 
 class TooLargeError(Exception):

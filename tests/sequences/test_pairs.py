@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virnucpro_pl.errors import InputError
-from virnucpro_pl.sequences import pairs as module
+from virnucpro_pl.sequences import id_table
 from virnucpro_pl.sequences.pairs import EmbeddingPairDataModule, Pairs, PairStore
 
 COUNT = 300
@@ -48,7 +48,7 @@ def opened(paths, folder):
 def test_features_are_joined_by_id_in_the_order_of_the_dna(
     files, tmp_path, monkeypatch, seed, block
 ):
-    monkeypatch.setattr(module, "_ID_BLOCK", block)
+    monkeypatch.setattr(id_table, "_ID_BLOCK", block)
     ids = [f"c_chunk_{i}F1" for i in range(COUNT)]
     order = None if seed is None else np.random.default_rng(seed).permutation(COUNT)
     data = opened(files(ids, order=order), tmp_path)
@@ -108,12 +108,12 @@ def test_more_ids_in_one_file_raise(files, write_embeddings, tmp_path):
 
 def test_different_ids_with_one_hash_raise(files, tmp_path, monkeypatch):
     paths = files(["a", "b"], ["a", "x"])
-    write = module.write_ids
+    write = id_table.write_ids
 
     def collide(file, folder, name):
         return write(file, folder, name)[0], np.array([1, 2])
 
-    monkeypatch.setattr(module, "write_ids", collide)
+    monkeypatch.setattr(id_table, "write_ids", collide)
     with pytest.raises(InputError, match="do not hold the same ids"):
         opened(paths, tmp_path)
 

@@ -53,18 +53,19 @@ class Checkpoint(NamedTuple):
     """Files that the content hash covers."""
 
 
-def read_torch_file(path: Path, allowed: Sequence[Any] = ()) -> Any:
+def read_torch_file(path: Path, allowed: Sequence[Any] = (), what: str = "weights file") -> Any:
     """Unpickle a `.pt`, `.pth` or `.bin` file on the CPU, tensors and allowed classes only.
 
     Args:
         path: A zip file (mapped) or one of the older format (read).
         allowed: Classes beyond tensors that the file may name.
+        what: What messages call it.
 
     Raises:
         WeightsError: If the file is missing, damaged, or wants any other class.
     """
     if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file")
+        raise WeightsError(f"{path}: no such {what}")
     try:
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(
@@ -72,11 +73,11 @@ def read_torch_file(path: Path, allowed: Sequence[Any] = ()) -> Any:
             )
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"wants to run {wanted[1]}, which is not allowed" if wanted else "is damaged"
-        raise WeightsError(f"{path} is not a plain weights file: it {what}") from error
+        fault = f"wants to run {wanted[1]}, which is not allowed" if wanted else "is damaged"
+        raise WeightsError(f"{path} is not a plain {what}: it {fault}") from error
     except Exception as error:  # damaged bytes make torch raise whatever comes
-        what = f"{type(error).__name__}: {error}"
-        raise WeightsError(f"{path} cannot be read as a weights file: {what}") from error
+        fault = f"{type(error).__name__}: {error}"
+        raise WeightsError(f"{path} cannot be read as a {what}: {fault}") from error
 
 
 def read_fair_esm_file(path: Path) -> Checkpoint:

@@ -1,44 +1,79 @@
-"""Embedding files as input: checked, their ids mapped from disk, their vectors read on demand."""
+"""Embedding files as input: checked, their ids and vectors read on demand."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_pl.errors import InputError
-from virnucpro_pl.sequences.records import map_array
 
-__all__ = ["EmbeddingFile", "IdTable", "write_ids"]
+__all__ = ["EmbeddingFile", "load_embeddings"]
 
 _FORMAT = "virnucpro-pl embeddings"
 _FORMAT_VERSION = 1
 _ID_BLOCK = 65_536
+_ROW_BLOCK = 1024
+_SPREAD = 4
+"""Rows of a file that are read for each row that is wanted, rather than picking rows."""
 _CONTROL = re.compile(rb"[\0-\x1f\x7f]")
 
 
-class EmbeddingFile:
-    """An embedding file, opened anew in each process that reads it."""
+def load_embeddings(path: str | Path) -> EmbeddingFile:
+    """Open an embedding file; ids and vectors are read when they are asked for.
 
-    def __init__(self, path: Path) -> None:
+        with load_embeddings("proteins.h5") as embeddings:
+            embeddings["sp|P0DTC2"]  # (D,) by id
+            embeddings[0:10]  # (10, D) by row
+
+    Args:
+        path: HDF5 file that `virnucpro-pl predict` has completed.
+
+    Raises:
+        InputError: If it is missing, damaged, unfinished, or no embedding file.
+    """
+    file = EmbeddingFile(Path(path))
+    len(file)  # what is wrong with it is said here, not at the first vector
+    return file
+
+
+class EmbeddingFile:
+    """An embedding file, opened anew in each process that reads it.
+
+    A context manager. Iterating gives the ids in order, as `in` asks for ids.
+    """
+
+    def __init__(self, path: Path, foreign: bool = False) -> None:
         """Keep the path.
 
         Args:
             path: The file.
+            foreign: Whether a file that names no format will do, as virnucpro-broad writes it: it
+                cannot tell whether it is complete.
         """
         self.path = path
+        self.foreign = foreign
         self._open_in: tuple[int, h5py.File] | None = None
+        self._hashes: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
-    def __reduce__(self) -> tuple[type[EmbeddingFile], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[EmbeddingFile], tuple[Path, bool]]:
         """Send the path to a worker, not an open file."""
-        return EmbeddingFile, (self.path,)
+        return EmbeddingFile, (self.path, self.foreign)
+
+    def __enter__(self) -> EmbeddingFile:
+        """Give the file itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
 
     @property
     def file(self) -> h5py.File:
@@ -74,12 +109,13 @@ class EmbeddingFile:
 
     def _check(self, file: h5py.File) -> None:
         kind = file.attrs.get("format"), file.attrs.get("format_version")
-        if kind != (_FORMAT, _FORMAT_VERSION):
+        named = not self.foreign or kind[0] is not None
+        if named and kind != (_FORMAT, _FORMAT_VERSION):
             raise InputError(
                 f"{self.path} is no embedding file of this version: format is {kind[0]!r}, "
                 f"format_version {kind[1]}"
             )
-        if not file.attrs.get("complete"):
+        if named and not file.attrs.get("complete"):
             raise InputError(f"{self.path} was never completed")
         for name, dimensions in (("embeddings", 2), ("sequence_ids", 1)):
             dataset = file.get(name)
@@ -101,6 +137,94 @@ class EmbeddingFile:
     def width(self) -> int:
         """Numbers of a vector."""
         return int(self.file["embeddings"].shape[1])
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """How the file was made: model, precision, versions, and so on."""
+        return dict(self.file.attrs)
+
+    @property
+    def ids(self) -> list[str]:
+        """All N ids in order, read anew at each access."""
+        return [name.decode() for block in self.id_blocks() for name in block]
+
+    @property
+    def lengths(self) -> NDArray[np.int32] | None:
+        """(N,) letters of each record that were embedded, where the file tells them.
+
+        Raises:
+            InputError: If they are not one for each id.
+        """
+        lengths = self._numbers("lengths", np.int32)
+        if lengths is not None and len(lengths) != len(self):
+            raise InputError(f"{self.path}: /lengths has not one number for each id")
+        return lengths
+
+    @property
+    def failed(self) -> NDArray[np.int64]:
+        """Rows that have no vector: they are NaN."""
+        failed = self._numbers("failed", np.int64)
+        return np.empty(0, np.int64) if failed is None else failed
+
+    def _numbers(self, name: str, dtype: type[np.generic]) -> NDArray[Any] | None:
+        dataset = self.file.get(name)
+        if dataset is None:
+            return None
+        try:
+            values = np.asarray(dataset)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{self.path}: /{name} cannot be read: {error}") from error
+        if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+            raise InputError(f"{self.path}: /{name} is not a list of whole numbers")
+        return values.astype(dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the ids in order."""
+        for block in self.id_blocks():
+            yield from (name.decode() for name in block)
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether there is a row of this id."""
+        return isinstance(name, str) and len(self._find(name)) > 0
+
+    def __getitem__(self, key: str | int | slice | Sequence[str | int]) -> NDArray[np.float32]:
+        """Read some vectors.
+
+        Args:
+            key: One id or row for its vector (D,); a slice of rows, or several ids or rows in any
+                order, for (n, D).
+
+        Raises:
+            KeyError: If there is no such id, or it stands there twice.
+            IndexError: If there is no such row.
+        """
+        if isinstance(key, slice):
+            return self.rows(np.arange(len(self))[key])
+        if isinstance(key, str | int | np.integer):
+            return np.asarray(self.rows(np.array([self._row(key)]))[0])
+        return self.rows(np.array([self._row(one) for one in key], np.int64))
+
+    def _row(self, key: str | int) -> int:
+        if isinstance(key, str):
+            found = self._find(key)
+            if len(found) != 1:
+                what = f"{len(found)} rows of" if found else "no"
+                raise KeyError(f"{self.path} has {what} id {key!r}")
+            return found[0]
+        if not -len(self) <= key < len(self):
+            raise IndexError(f"{self.path} has {len(self)} rows, not {key}")
+        return int(key) % len(self)
+
+    def _find(self, name: str) -> list[int]:
+        """Rows of an id; by hashes, since six million ids in a dictionary take a gigabyte."""
+        if self._hashes is None:
+            each = (hash(one) for block in self.id_blocks() for one in block)
+            unsorted = np.fromiter(each, np.int64, len(self))
+            order = np.argsort(unsorted, kind="stable")
+            self._hashes = unsorted[order], order
+        key, (hashes, order) = name.encode(), self._hashes
+        first, last = (np.searchsorted(hashes, hash(key), side) for side in ("left", "right"))
+        return [int(row) for row in order[first:last] if self.file["sequence_ids"][row] == key]
 
     def id_blocks(self) -> Iterator[list[bytes]]:
         """Yield all ids in order, a block at a time.
@@ -130,9 +254,14 @@ class EmbeddingFile:
             InputError: If they cannot be read.
         """
         embeddings = self.file["embeddings"]
+        if not len(rows):
+            return np.empty((0, self.width), np.float32)
         try:
-            if np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
-                return np.asarray(embeddings[rows[0] : rows[-1] + 1], np.float32)
+            first, last = rows.min(), rows.max()
+            if last - first < _SPREAD * len(rows):  # picking rows is far slower than reading on
+                block = np.asarray(embeddings[first : last + 1], np.float32)
+                in_order = len(block) == len(rows) and bool(np.all(np.diff(rows) == 1))
+                return block if in_order else block[rows - first]
             # HDF5 reads in ascending order only.
             ordered, back = np.unique(rows, return_inverse=True)
             return np.asarray(embeddings[ordered], np.float32)[back]
@@ -141,54 +270,16 @@ class EmbeddingFile:
                 f"{self.path} is damaged in rows {rows.min()} to {rows.max()}: {error}"
             ) from error
 
+    def row_blocks(self) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+        """Yield all ids and vectors in order, a block of (n,) and (n, D) at a time."""
+        start = 0
+        for ids in self.id_blocks():
+            for within in range(0, len(ids), _ROW_BLOCK):
+                names = [name.decode() for name in ids[within : within + _ROW_BLOCK]]
+                yield names, self.rows(np.arange(start, start + len(names)))
+                start += len(names)
+
     def sha256(self) -> str:
         """Hash of the file's bytes."""
         with self.path.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-class IdTable:
-    """Ids of an embedding file, mapped from disk."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        """Map a table.
-
-        Args:
-            folder: Where `write_ids` put it.
-            name: The file's name there.
-        """
-        self._letters = map_array(folder / f"{name}.ids", np.uint8)
-        self._ends = map_array(folder / f"{name}.ends", np.int64)
-
-    def __len__(self) -> int:
-        """Count the ids."""
-        return len(self._ends)
-
-    def __call__(self, rows: NDArray[np.int64]) -> list[str]:
-        """Ids of some rows."""
-        starts = np.where(rows > 0, self._ends[rows - 1], 0)
-        letters = self._letters
-        return [
-            letters[a:b].tobytes().decode() for a, b in zip(starts, self._ends[rows], strict=True)
-        ]
-
-
-def write_ids(file: EmbeddingFile, folder: Path, name: str) -> tuple[IdTable, NDArray[np.int64]]:
-    """Copy a file's ids to where all ranks and workers map them.
-
-    Args:
-        file: The file.
-        folder: An existing folder.
-        name: Name of the table there.
-
-    Returns:
-        The table, and (M,) one number per id; equal ids have equal ones.
-    """
-    lengths, hashes = array("q"), array("q")
-    with (folder / f"{name}.ids").open("wb") as letters:
-        for ids in file.id_blocks():
-            letters.write(b"".join(ids))
-            lengths.extend(map(len, ids))
-            hashes.extend(map(hash, ids))
-    np.cumsum(np.asarray(lengths, np.int64)).tofile(folder / f"{name}.ends")
-    return IdTable(folder, name), np.asarray(hashes, np.int64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,8 @@ from torch.utils.data import Dataset
 
 from virnucpro_pl.errors import InputError, UsageError, listed
 from virnucpro_pl.sequences.datamodule import SequenceDataModule
-from virnucpro_pl.sequences.embedding_file import EmbeddingFile, IdTable, write_ids
+from virnucpro_pl.sequences.embedding_file import EmbeddingFile
+from virnucpro_pl.sequences.id_table import IdTable, match_ids
 from virnucpro_pl.sequences.packing import plan_packs
 from virnucpro_pl.sequences.records import map_array
 
@@ -29,7 +29,6 @@ BLOCK = 256
 """Rows that are classified together, as in VirNucPro: the last float32 digit depends on it."""
 _POOLED_RESIDUES = 1024
 """VirNucPro stops its mean over residues here; an embedding file holds the mean over all."""
-_ID_BLOCK = 65_536
 _FRAME = re.compile(r"[FR][123]$")
 
 
@@ -69,7 +68,7 @@ class PairStore:
         self.folder = folder
         self.dnabert_s = EmbeddingFile(dnabert_s)
         self.esm2 = EmbeddingFile(esm2)
-        self.ids = IdTable(folder, "dnabert_s")
+        self.ids = IdTable(folder, "first")
         self.partner: NDArray[np.int64] = map_array(folder / "partner", np.int64)
         self.width = self.dnabert_s.width + self.esm2.width
 
@@ -106,28 +105,15 @@ def join(folder: Path, dnabert_s: EmbeddingFile, esm2: EmbeddingFile) -> None:
         model = str(file.file.attrs.get("model", kind))
         if other in model.lower():
             raise InputError(f"{file.path} holds embeddings of {model}, not of {kind}")
-    first, first_hashes = write_ids(dnabert_s, folder, "dnabert_s")
-    second, second_hashes = write_ids(esm2, folder, "esm2")
-    first_order, second_order = np.argsort(first_hashes), np.argsort(second_hashes)
-    sides = (
-        (dnabert_s, first, first_hashes, first_order),
-        (esm2, second, second_hashes, second_order),
-    )
-    for file, table, hashes, order in sides:
-        twice = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
-        if len(twice):
-            names = listed(table(twice[:1000]))
-            raise InputError(f"{file.path} has {len(twice)} id(s) more than once: {names}")
-    for (file, _, own, _), (_, table, others, _) in (sides, sides[::-1]):
-        lacking = np.flatnonzero(~np.isin(others, own))
+    match, first, second = match_ids((dnabert_s, esm2), folder)
+    for file, table, lacking in (
+        (dnabert_s, second, match.only_second),
+        (esm2, first, match.only_first),
+    ):
         if len(lacking):
             names = listed(table(lacking[:1000]))
             raise InputError(f"{file.path} lacks {len(lacking)} id(s) of the other file: {names}")
-    partner = np.empty(len(first), np.int64)
-    partner[first_order] = second_order
-    for rows in _blocks(len(first)):
-        if first(rows) != second(partner[rows]):  # different ids with one hash
-            raise InputError(f"{dnabert_s.path} and {esm2.path} do not hold the same ids")
+    partner = match.second
     partner.tofile(folder / "partner")
     _check_lengths(dnabert_s, esm2, first, partner)
 
@@ -163,11 +149,6 @@ def _check_lengths(
             "embeddings do not",
             *(esm2.path, longer, _POOLED_RESIDUES),
         )
-
-
-def _blocks(count: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, count, _ID_BLOCK):
-        yield np.arange(start, min(start + _ID_BLOCK, count))
 
 
 class Pairs(Dataset[list[PairBatch]]):
@@ -232,7 +213,7 @@ class EmbeddingPairDataModule(SequenceDataModule):
         finally:
             for file in files:
                 file.close()
-        ids = IdTable(folder, "dnabert_s")
+        ids = IdTable(folder, "first")
         names = ids(np.arange(min(len(ids), 1000)))
         strange = [name for name in names if not _FRAME.search(name)]
         if strange:

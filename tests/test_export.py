@@ -1,0 +1,144 @@
+"""`export`: every vector under its own id, in formats that other programs read."""
+
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from virnucpro_pl import export as module
+from virnucpro_pl.cli import main
+from virnucpro_pl.export import dataset_name
+from virnucpro_pl.sequences import embedding_file
+
+IDS = ["a_chunk_1F1", "sp|x/y", "ü", "sp|x%2Fy", ".", "a b", ".."]
+VECTORS = np.arange(21, dtype=np.float32).reshape(7, 3)
+VECTORS[5] = np.nan
+
+
+@pytest.fixture
+def path(write_embeddings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(embedding_file, "_ROW_BLOCK", 2)
+    path = write_embeddings(tmp_path / "out.h5", IDS, VECTORS, range(7), model="m", layer=3)
+    with h5py.File(path, "r+") as file:
+        file["failed"] = [5]
+    return path
+
+
+def test_per_id_is_read_as_uniprot_and_biotrainer_files_are(path, tmp_path):
+    main(["export", "out.h5", "--to", "per-id"])
+    with h5py.File(tmp_path / "out.per-id.h5") as file:
+        assert len(file) == len(IDS)  # nothing lies in groups
+        assert all(isinstance(dataset, h5py.Dataset) for dataset in file.values())
+        by_original_id = {file[name].attrs["original_id"]: file[name][:] for name in file}
+        assert file["a_chunk_1F1"][:].tolist() == [0, 1, 2]
+        assert file["ü"].dtype == np.float32
+    assert set(by_original_id) == set(IDS)
+    for name, vector in zip(IDS, VECTORS, strict=True):
+        assert np.array_equal(by_original_id[name], vector, equal_nan=True)
+
+
+def test_dataset_names_are_safe_and_differ():
+    names = [dataset_name(name) for name in IDS]
+    assert names[:5] == ["a_chunk_1F1", "sp|x%2Fy", "ü", "sp|x%252Fy", "%2E"]
+    assert names[5:] == ["a b", "%2E%2E"]
+    assert len(set(names)) == len(IDS)
+
+
+def test_npy_holds_matrix_and_ids(path, tmp_path, caplog):
+    main(["export", "out.h5", "--to", "npy", "--output", "m.npy"])
+    matrix = np.load(tmp_path / "m.npy", mmap_mode="r")
+    assert matrix.dtype == np.float32
+    assert np.array_equal(matrix, VECTORS, equal_nan=True)
+    assert (tmp_path / "m.ids.txt").read_text(encoding="utf-8").split("\n") == [*IDS, ""]
+
+
+def test_npy_of_no_rows(write_embeddings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_embeddings(tmp_path / "e.h5", [], np.empty((0, 3), np.float32))
+    for kind in ("npy", "per-id"):
+        main(["export", "e.h5", "--to", kind])
+    assert np.load("e.npy").shape == (0, 3)
+    assert (tmp_path / "e.ids.txt").read_text() == ""
+
+
+def test_anndata_is_read_by_anndata(path, tmp_path):
+    anndata = pytest.importorskip("anndata")
+    main(["export", "out.h5", "--to", "anndata"])
+    data = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert np.array_equal(data.X, VECTORS, equal_nan=True)
+    assert data.obs_names.tolist() == IDS
+    assert data.obs["length"].tolist() == list(range(7))
+    assert data.obs["failed"].tolist() == [False] * 5 + [True, False]
+    assert data.uns["model"] == "m"
+    assert anndata.read_h5ad(tmp_path / "out.h5ad", backed="r")[2].X[:].tolist() == [[6, 7, 8]]
+
+
+def refused(capsys, *words):
+    with pytest.raises(SystemExit) as ended:
+        main(["export", *words])
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_anndata_missing_names_the_install_line(path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert "pip install 'virnucpro-pl[anndata]'" in refused(capsys, "out.h5", "--to", "anndata")
+
+
+def test_output_that_exists_is_kept_unless_overwritten(path, tmp_path, capsys):
+    target = tmp_path / "out.npy"
+    (tmp_path / "out.ids.txt").write_text("mine")
+    assert "out.ids.txt exists already" in refused(capsys, "out.h5", "--to", "npy")
+    assert not target.exists()
+    main(["export", "out.h5", "--to", "npy", "--overwrite", "true"])
+    assert np.load(target).shape == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["absent.h5", "--to", "npy"], "absent.h5: no such embedding file"),
+        (["out.h5", "--to", "csv"], "csv"),
+        (["out.h5"], "to"),
+        (["out.h5", "--to", "npy", "--output", "m.txt"], "ends in .npy"),
+        (["out.h5", "--to", "npy", "--output", "no/m.npy"], "the folder no does not exist"),
+        (["out.h5", "--to", "per-id", "--output", "out.h5", "--overwrite", "true"], "input itself"),
+        (["out.h5", "--to", "per-id", "--output", "."], "is a folder"),
+    ],
+)
+def test_bad_usage_exits_2_and_writes_nothing(path, tmp_path, capsys, words, message):
+    before = sorted(tmp_path.iterdir())
+    assert message in refused(capsys, *words)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_unfinished_file_is_refused(path, capsys):
+    with h5py.File(path, "r+") as file:
+        file.attrs["complete"] = False
+    assert "never completed" in refused(capsys, "out.h5", "--to", "npy")
+
+
+@pytest.mark.parametrize("kind", ["per-id", "anndata", "npy"])
+def test_failure_on_the_way_leaves_nothing(path, tmp_path, monkeypatch, kind):
+    if kind == "anndata":
+        pytest.importorskip("anndata")
+    before = sorted(tmp_path.iterdir())
+
+    def broken(self):
+        yield IDS[:2], VECTORS[:2]
+        raise OSError("disk full")
+
+    monkeypatch.setattr(embedding_file.EmbeddingFile, "row_blocks", broken)
+    with pytest.raises(module.UnwritableError, match=r"out\..* cannot be written: disk full"):
+        module.export(path, to=kind)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_export_does_not_import_anndata_before_it_is_asked_for():
+    import subprocess
+
+    code = "import sys, virnucpro_pl.export; print('anndata' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "False"

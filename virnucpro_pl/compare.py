@@ -1,0 +1,188 @@
+"""`virnucpro-pl compare`: how far two embedding files, or two prediction tables, are apart."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from virnucpro_pl.comparison.original_file import OriginalFile
+from virnucpro_pl.comparison.printing import print_difference
+from virnucpro_pl.comparison.score_table import (
+    ScoreTable,
+    TableDifference,
+    compare_tables,
+    is_score_table,
+)
+from virnucpro_pl.comparison.vectors import (
+    Spread,
+    VectorDifference,
+    compare_vectors,
+)
+from virnucpro_pl.errors import GateError, InputError, OutputError, UsageError
+from virnucpro_pl.output.files import write_json
+from virnucpro_pl.sequences.embedding_file import EmbeddingFile
+
+__all__ = ["compare"]
+
+log = logging.getLogger(__name__)
+
+Source = EmbeddingFile | OriginalFile | ScoreTable
+
+
+def compare(
+    a: Path,
+    b: Path,
+    *,
+    min_cosine: float | None = None,
+    min_centred_cosine: float | None = None,
+    seed: int = 0,
+    output: Path | None = None,
+) -> None:
+    """Tell how far two embedding files, or two prediction tables, are apart, joined by id.
+
+    Args:
+        a: The file that the other is measured by: an embedding file of this program, embeddings.h5
+            of virnucpro-broad, a file *_ESM.pt, *_DNABERT_S.pt or *_merged.pt of VirNucPro or a
+            folder of them, read as one; or prediction_results.txt or
+            prediction_results_highestscore.csv.
+        b: The other file, of the same kind.
+        min_cosine: Gate: least plain cosine of any record, else exit code 1. Alone it proves
+            nothing. With a gate no row may be missing from either file, nor be NaN unless the
+            file lists it in /failed. Options may be written with hyphens.
+        min_centred_cosine: Gate: least cosine of any record after the mean vector of A was
+            subtracted; 0.999 is right for FP16 against FP32.
+        seed: Of the sample of at most 5,000 records among which nearest neighbours are sought.
+        output: JSON file for all figures; replaced if it exists.
+
+    Raises:
+        UsageError: If the files cannot be compared, or the options cannot be followed.
+        GateError: If a gate is not met.
+        OutputError: If the JSON file cannot be written.
+    """
+    gates = {"cosine": min_cosine, "centred_cosine": min_centred_cosine}
+    _check_options((a, b), gates, output)
+    sources = _open(a), _open(b)
+    kinds = [_kind(source) for source in sources]
+    _check_kinds(sources, kinds, gates)
+    with tempfile.TemporaryDirectory() as scratch:
+        result: VectorDifference | TableDifference
+        if isinstance(sources[0], ScoreTable) and isinstance(sources[1], ScoreTable):
+            result = compare_tables(sources[0], sources[1], Path(scratch))
+        else:
+            result = compare_vectors(*sources, Path(scratch), seed)  # type: ignore[arg-type]
+    unmet = _unmet(result, gates)
+    print_difference(result, (a, b), kinds)
+    if output is not None:
+        content = {"a": str(a), "b": str(b), "kinds": kinds, **_plain(result)}
+        gated = {f"min_{name}": least for name, least in gates.items() if least is not None}
+        try:
+            write_json(output, content | {"gates": gated, "gates_unmet": unmet})
+        except OSError as error:
+            raise OutputError(f"{output} cannot be written: {error}") from error
+        log.info("Wrote %s", output)
+    if unmet:
+        raise GateError(f"{b} is not accepted against {a}: {'; '.join(unmet)}")
+    if any(least is not None for least in gates.values()):
+        log.info("Every gate is met")
+
+
+def _check_options(
+    inputs: tuple[Path, Path], gates: dict[str, float | None], output: Path | None
+) -> None:
+    for name, least in gates.items():
+        if least is not None and not -1 <= least <= 1:
+            raise UsageError(f"--min_{name} {least} is no cosine: it must lie between -1 and 1")
+    if output is None:
+        return
+    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+        what = "cannot be written to" if output.parent.is_dir() else "does not exist"
+        raise UsageError(f"--output {output}: the folder {output.parent} {what}")
+    if output.is_dir() or any(path.exists() and path.samefile(output) for path in inputs
+                              if output.exists()):  # fmt: skip
+        raise UsageError(f"--output {output} is a folder, or a file to compare: name another file")
+
+
+def _open(path: Path) -> Source:
+    """Open a file as what its content shows it to be.
+
+    Raises:
+        InputError: If it is missing or none of them.
+    """
+    if path.is_dir():
+        return OriginalFile(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if h5py.is_hdf5(path) or path.suffix in (".h5", ".hdf5"):
+        file = EmbeddingFile(path, foreign=True)
+        if "format" not in file.file.attrs:
+            log.warning("%s names no format and cannot tell whether it is complete", path)
+        return file
+    if path.suffix in (".pt", ".pth"):
+        return OriginalFile(path)
+    if is_score_table(path):
+        return ScoreTable(path)
+    raise InputError(
+        f"{path} is neither an embedding file (HDF5, or .pt of VirNucPro) nor a table with the "
+        "header of prediction_results.txt or prediction_results_highestscore.csv"
+    )
+
+
+def _kind(source: Source) -> str | None:
+    """What a file holds; None if it does not tell."""
+    if not isinstance(source, EmbeddingFile):
+        return source.kind
+    model = str(source.attributes.get("model", "")).lower()
+    return "DNABERT-S" if "dnabert" in model else "ESM-2" if "esm" in model else None
+
+
+def _check_kinds(
+    sources: tuple[Source, Source], kinds: list[str | None], gates: dict[str, float | None]
+) -> None:
+    a, b = sources
+    tables = [isinstance(source, ScoreTable) for source in sources]
+    if tables[0] != tables[1] or (None not in kinds and kinds[0] != kinds[1]):
+        what = [kind or "embeddings" for kind in kinds]
+        raise UsageError(f"{a.path} holds {what[0]}, {b.path} {what[1]}: they are not of one kind")
+    if tables[0] and any(least is not None for least in gates.values()):
+        raise UsageError(f"{a.path} and {b.path} are tables: --min_... gates are for embeddings")
+
+
+def _unmet(result: VectorDifference | TableDifference, gates: dict[str, float | None]) -> list[str]:
+    """Reasons why the gates, if any, are not met."""
+    if isinstance(result, TableDifference) or all(least is None for least in gates.values()):
+        return []
+    rows, reasons = result.rows, []
+    if not rows.compared:
+        reasons.append("no record could be compared")
+    for name, only, strange in zip("AB", rows.only, rows.not_finite, strict=True):
+        if only.number:
+            reasons.append(f"{only.number} row(s) are only in {name}")
+        if strange.number:
+            reasons.append(f"{strange.number} row(s) of {name} are NaN or Inf, unlisted")
+    for name, least in gates.items():
+        if least is None or not rows.compared:
+            continue
+        spread: Spread = getattr(result.classes["all"], name)
+        if not spread.min >= least:  # NaN is not met
+            found = "undefined" if math.isnan(spread.min) else f"{spread.min:.7f}"
+            reasons.append(f"the lowest {name.replace('_', ' ')} is {found}, less than {least}")
+    if reasons and result.worst:
+        reasons[-1] += f" (furthest apart: {', '.join(worst.id for worst in result.worst[:3])})"
+    return reasons
+
+
+def _plain(value: Any) -> Any:
+    """Give named tuples as dictionaries, and numbers that JSON does not know as None."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,69 @@
+"""Two files of vectors, joined by id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from virnucpro_pl.sequences.id_table import Ids
+
+__all__ = ["Joined", "Vectors"]
+
+_BLOCK = 1024
+
+
+class Vectors(Ids, Protocol):
+    """A file of vectors."""
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        ...
+
+    @property
+    def lengths(self) -> NDArray[np.int32] | None:
+        """(N,) letters of each record, if known."""
+        ...
+
+    @property
+    def failed(self) -> NDArray[np.int64]:
+        """Rows that have no vector, as the file says itself."""
+        ...
+
+    def rows(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors of some rows."""
+        ...
+
+
+class Joined(NamedTuple):
+    """Rows of both files that are compared."""
+
+    files: tuple[Vectors, Vectors]
+    first: NDArray[np.int64]
+    """(S,) rows of A."""
+    second: NDArray[np.int64]
+    """(S,) rows of B."""
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield which pairs, and their vectors (n, D) float32 in A and in B."""
+        for start in range(0, len(self.first), _BLOCK):
+            some = slice(start, min(start + _BLOCK, len(self.first)))
+            yield some, *self.chosen(some).vectors()
+
+    def chosen(self, keep: NDArray[np.generic] | slice) -> Joined:
+        """Some of the pairs, by index, mask or slice."""
+        return Joined(self.files, self.first[keep], self.second[keep])
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """Vectors (S, D) float32 in A and in B."""
+        a, b = self.files
+        return torch.from_numpy(a.rows(self.first)), torch.from_numpy(b.rows(self.second))

@@ -1,0 +1,61 @@
+"""Whether the nearest neighbour of a record is the same in two files, and how near others are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torchmetrics.functional import pairwise_cosine_similarity
+
+from virnucpro_pl.comparison.joined import Joined
+
+__all__ = ["Neighbours", "compare_neighbours"]
+
+SAMPLE = 5000
+"""Records at most among which nearest neighbours are sought."""
+_BLOCK = 500
+_TIE = 1e-6
+"""Cosine within which two neighbours are equally near: identical sequences have no order."""
+
+
+class Neighbours(NamedTuple):
+    """What a sample of records says about those beside them."""
+
+    sample: int
+    """Records sampled."""
+    same: float | None
+    """Share of them whose nearest neighbour in A is also nearest in B; None with less than three.
+
+    Near is a high cosine, each file's vectors centred on their own mean.
+    """
+    cosine_of_others: float | None
+    """Median plain cosine of different records of A: what a wrong vector would have."""
+
+
+def compare_neighbours(pairs: Joined, seed: int) -> Neighbours:
+    """Compare who is near whom in two files.
+
+    Args:
+        pairs: Records that are compared.
+        seed: Of the sample.
+    """
+    count = len(pairs.first)
+    if count <= 2:  # one neighbour at most: it cannot change
+        return Neighbours(count, None, None)
+    generator = np.random.default_rng(seed)
+    sample = pairs.chosen(np.sort(generator.permutation(count)[:SAMPLE]))
+    a, b = sample.vectors()
+    others = torch.nn.functional.cosine_similarity(a, a.roll(1, dims=0)).median()
+    a, b = a - a.mean(dim=0), b - b.mean(dim=0)
+    same = 0
+    for start in range(0, len(a), _BLOCK):
+        some = torch.arange(start, min(start + _BLOCK, len(a)))
+        near = []
+        for vectors in (a, b):
+            cosines = pairwise_cosine_similarity(vectors[some], vectors).nan_to_num(nan=-1.0)
+            cosines[torch.arange(len(some)), some] = -torch.inf
+            near.append(cosines)
+        best, chosen = near[0].max(dim=1).values, near[1].argmax(dim=1, keepdim=True)
+        same += int((near[0].gather(1, chosen).squeeze(1) >= best - _TIE).sum())
+    return Neighbours(len(a), same / len(a), float(others))

@@ -1,0 +1,135 @@
+"""The differences of two files as text and a table, for people."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from virnucpro_pl.comparison.rows import Rows
+from virnucpro_pl.comparison.score_table import TableDifference
+from virnucpro_pl.comparison.vectors import CLASSES, FENCE, Figures, VectorDifference
+from virnucpro_pl.errors import MAX_LISTED
+
+__all__ = ["print_difference"]
+
+log = logging.getLogger(__name__)
+
+_PLAIN_PROVES_NOTHING = (
+    "The plain cosine alone proves nothing: vectors of one model share a direction, so that "
+    "different sequences come near 1, too. Judge by the centred one: the mean vector of A was "
+    "subtracted from both."
+)
+_RANGES = {"short": "short, < 50", "medium": "medium, 50-200", "long": "long, > 200"}
+
+
+def print_difference(
+    result: VectorDifference | TableDifference,
+    paths: tuple[Path, Path],
+    kinds: list[str | None],
+) -> None:
+    """Print what is said of two files to stdout.
+
+    Args:
+        result: What is said.
+        paths: A and B.
+        kinds: What they hold, if known.
+    """
+    console = Console(file=sys.stdout, width=120, highlight=False, markup=False)
+    for name, path, kind, total in zip("AB", paths, kinds, result.rows.total, strict=True):
+        console.print(f"{name}: {path} ({kind or 'embeddings'}, {total} rows)", soft_wrap=True)
+    for line in _row_lines(result.rows):
+        console.print(line, soft_wrap=True)
+    if isinstance(result, TableDifference):
+        for line in _table_lines(result):
+            console.print(line, soft_wrap=True)
+        return
+    if result.other_lengths:
+        log.warning(
+            "%d records have another length in B: the files are not of the same sequences",
+            result.other_lengths,
+        )
+    if result.classes:
+        console.print(_figure_table(result.classes))
+    for line in _neighbour_lines(result):
+        console.print(line, soft_wrap=True)
+    console.print(_PLAIN_PROVES_NOTHING)
+
+
+def _row_lines(rows: Rows) -> list[str]:
+    lines = [f"Compared: {rows.compared} records"]
+    for what, both in (
+        ("Only in", rows.only),
+        ("Failed, so listed in the file, not compared, in", rows.failed),
+        ("NaN or Inf, though not listed as failed, not compared, in", rows.not_finite),
+    ):
+        for name, some in zip("AB", both, strict=True):
+            if some.number:
+                lines.append(f"{what} {name}: {some.number}: {some.listed(5)}")
+    return lines
+
+
+def _table_lines(result: TableDifference) -> list[str]:
+    flips = result.flips
+    lines = [
+        f"Label flips: {flips.number} ({result.to_virus} viral only in B, "
+        f"{result.from_virus} only in A)"
+    ]
+    if flips.number:
+        lines.append(f"  {flips.listed(MAX_LISTED)}")
+    if result.largest_change is not None:
+        lines.append(
+            f"Largest score change: {result.largest_change:.3g} ({result.largest_change_id}); "
+            f"mean {result.mean_change:.3g}"
+        )
+    return lines
+
+
+def _neighbour_lines(result: VectorDifference) -> list[str]:
+    near, lines = result.neighbours, []
+    if near.same is not None:
+        lines.append(f"Same nearest neighbour: {near.same:.2%} of {near.sample} records")
+        lines.append(
+            f"Plain cosine of different records of A: {near.cosine_of_others:.4f} (median)"
+        )
+    if result.worst:
+        worst = result.worst[0]
+        length = "" if worst.length is None else f", length {worst.length}"
+        lines.append(
+            f"Furthest apart: {worst.id} (centred cosine {worst.centred_cosine:.7f}, "
+            f"plain {worst.cosine:.7f}{length})"
+        )
+    return lines
+
+
+def _figure_table(classes: dict[str, Figures]) -> Table:
+    table = Table()
+    table.add_column("")
+    for name in CLASSES:
+        if name in classes:
+            table.add_column(_RANGES.get(name, name), justify="right")
+
+    def row(label: str, *values: str) -> None:
+        table.add_row(label, *values)
+
+    of = [classes[name] for name in CLASSES if name in classes]
+    row("records", *(f"{each.records:,}" for each in of))
+    for label, spreads in (
+        ("plain cosine", [each.cosine for each in of]),
+        ("centred cosine", [each.centred_cosine for each in of]),
+    ):
+        row(f"{label}: min", *(f"{spread.min:.7f}" for spread in spreads))
+        row("  1 % quantile", *(f"{spread.percentile_1:.7f}" for spread in spreads))
+        row("  median", *(f"{spread.median:.7f}" for spread in spreads))
+    row("largest difference", *(f"{each.largest_difference:.3g}" for each in of))
+    row("norm of B over A: mean", *(f"{each.norm_ratio:.6f}" for each in of))
+    row("  range", *("{:.5f}-{:.5f}".format(*each.norm_ratio_range) for each in of))
+    row("mean, A | B", *("{:.1e} | {:.1e}".format(*each.mean) for each in of))
+    row(
+        "st. deviation, A | B", *("{:.5f} | {:.5f}".format(*each.standard_deviation) for each in of)
+    )
+    row(f"outliers (> {FENCE:g} sd), A | B", *("{:,} | {:,}".format(*each.outliers) for each in of))
+    return table

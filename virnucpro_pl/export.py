@@ -1,0 +1,153 @@
+"""`virnucpro-pl export`: the vectors of an embedding file in the formats that others read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+
+from virnucpro_pl.errors import MAX_LISTED, UnwritableError, UsageError
+from virnucpro_pl.output.files import published
+from virnucpro_pl.sequences.embedding_file import EmbeddingFile, load_embeddings
+
+__all__ = ["export"]
+
+log = logging.getLogger(__name__)
+
+Format = Literal["per-id", "anndata", "npy"]
+_SUFFIXES = {"per-id": ".per-id.h5", "anndata": ".h5ad", "npy": ".npy"}
+_UNSAFE = re.compile(r"[/%]|^\.+$")
+"""What cannot stand in the name of an HDF5 dataset: `/` parts groups, `.` is the group itself."""
+_CHUNK_BYTES = 1 << 18
+
+
+def export(file: Path, *, to: Format, output: Path | None = None, overwrite: bool = False) -> None:
+    """Write the vectors of an embedding file as other programs read them, every row of them.
+
+    Args:
+        file: Embedding file of this program. Records that failed are NaN in the output, too.
+        to: per-id is HDF5 with one dataset (D,) for each record, named by its id, with the id again
+            as its attribute original_id: what reads UniProt's per-protein.h5, bio_embeddings or
+            biotrainer reads it. In names / is %2F and % is %25. anndata is .h5ad with the vectors
+            as X, ids and lengths as obs; needs pip install 'virnucpro-pl[anndata]'. npy is a matrix
+            (N, D), and beside it the ids, one a line, in a file .ids.txt.
+        output: File to write; by default the input's name with .per-id.h5, .h5ad or .npy.
+        overwrite: Whether to replace a file that exists.
+
+    Raises:
+        UsageError: If the file cannot be used, or the output exists or has no folder.
+        UnwritableError: If the disk is full, for example.
+    """
+    output = file.with_suffix(_SUFFIXES[to]) if output is None else output
+    if to == "npy" and output.suffix != ".npy":
+        raise UsageError(f"--output {output}: a matrix needs a name that ends in .npy")
+    if to == "anndata" and find_spec("anndata") is None:
+        raise UsageError("anndata is not installed: pip install 'virnucpro-pl[anndata]'")
+    outputs = [output, output.with_suffix(".ids.txt")] if to == "npy" else [output]
+    with load_embeddings(file) as embeddings:
+        _check_outputs(file, outputs, overwrite)
+        if count := len(embeddings.failed):
+            ids = embeddings.file["sequence_ids"]
+            names = ", ".join(ids[row].decode() for row in embeddings.failed[:MAX_LISTED])
+            log.warning("%d records have no vector and are written as NaN: %s ...", count, names)
+        with _reporting(output):
+            if to == "per-id":
+                _write_per_id(embeddings, output)
+            elif to == "anndata":
+                _write_anndata(embeddings, output)
+            else:
+                _write_npy(embeddings, *outputs)
+        log.info(
+            "Wrote %s: %d vectors of %d numbers",
+            *(" and ".join(map(str, outputs)), len(embeddings), embeddings.width),
+        )
+
+
+def _check_outputs(file: Path, outputs: list[Path], overwrite: bool) -> None:
+    for path in outputs:
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            what = "cannot be written to" if path.parent.is_dir() else "does not exist"
+            raise UsageError(f"{path}: the folder {path.parent} {what}")
+        if not path.exists():
+            continue
+        if path.is_dir() or path.samefile(file):
+            raise UsageError(f"{path} is a folder or the input itself: --output names another file")
+        if not overwrite:
+            raise UsageError(
+                f"{path} exists already; --overwrite true replaces it, --output names another file"
+            )
+
+
+@contextmanager
+def _reporting(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # h5py raises either on a full disk
+        raise UnwritableError(f"{output} cannot be written: {error}") from error
+
+
+def _write_per_id(embeddings: EmbeddingFile, output: Path) -> None:
+    with published(output) as temporary, h5py.File(temporary, "w") as file:
+        for names, vectors in embeddings.row_blocks():
+            for name, vector in zip(names, vectors, strict=True):
+                dataset = file.create_dataset(dataset_name(name), data=vector)
+                dataset.attrs["original_id"] = name
+
+
+def dataset_name(name: str) -> str:
+    """Give the name of a record's dataset; no two ids have the same one.
+
+    UniProt's readers look a record up by this name, those of bio_embeddings and biotrainer by the
+    attribute; the letters that HDF5 does not allow are escaped as in an address.
+    """
+    return _UNSAFE.sub(lambda found: "".join(f"%{ord(letter):02X}" for letter in found[0]), name)
+
+
+def _write_npy(embeddings: EmbeddingFile, output: Path, ids: Path) -> None:
+    shape = len(embeddings), embeddings.width
+    with published(ids) as names_file, published(output) as temporary:
+        with temporary.open("wb") as matrix, names_file.open("w", encoding="utf-8") as text:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(matrix, header)
+            for names, vectors in embeddings.row_blocks():
+                matrix.write(vectors.astype("<f4", copy=False).tobytes())
+                text.writelines(f"{name}\n" for name in names)
+
+
+def _write_anndata(embeddings: EmbeddingFile, output: Path) -> None:
+    """Let anndata write all but the matrix, which it would want whole, and add that in blocks.
+
+    The matrix follows anndata's on-disk format, encoding `array` of version 0.2.0.
+    """
+    import anndata
+    import pandas
+
+    count, width = len(embeddings), embeddings.width
+    rows = pandas.DataFrame(index=pandas.Index(embeddings.ids, dtype=object))
+    if embeddings.lengths is not None:
+        rows["length"] = embeddings.lengths
+    rows["failed"] = np.isin(np.arange(count), embeddings.failed)
+    columns = pandas.DataFrame(index=pandas.Index([str(i) for i in range(width)], dtype=object))
+    attributes = {
+        key: value for key, value in embeddings.attributes.items() if isinstance(value, str)
+    }
+    with published(output) as temporary:
+        anndata.AnnData(obs=rows, var=columns, uns=attributes).write_h5ad(temporary)
+        with h5py.File(temporary, "r+") as file:
+            if "X" in file:
+                del file["X"]
+            chunk = (max(1, min(count, _CHUNK_BYTES // (4 * width))), width) if count else None
+            matrix = file.create_dataset("X", (count, width), np.float32, chunks=chunk)
+            matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+            start = 0
+            for _, vectors in embeddings.row_blocks():
+                matrix[start : start + len(vectors)] = vectors
+                start += len(vectors)
