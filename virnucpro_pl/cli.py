@@ -45,6 +45,23 @@ COMMANDS = {
 }
 """Commands beside `predict`: each is the function of that name in the module of that name."""
 
+HELP = """usage: virnucpro-pl COMMAND [options]
+
+Find viral sequences in sequencing data: VirNucPro as a PyTorch Lightning package.
+
+commands:
+  predict   sequences in, calls or embeddings out
+{commands}
+
+  virnucpro-pl COMMAND --help               options of a command
+  virnucpro-pl predict --config NAME --help options of what a config names
+  virnucpro-pl predict --config demo.yaml   a trial without any download
+
+shipped configs:
+{configs}
+
+{epilog}"""
+
 EPILOG = """exit codes: 0 every row written; 1 unexpected failure, or a gate of compare not met;
 2 bad usage, configuration or input (nothing was computed); 3 numerical instability (committed rows
 are kept); 130 Ctrl-C; 143 SIGTERM.
@@ -135,6 +152,9 @@ def main(args: Sequence[str] | None = None) -> None:
     signals = Signals()
     signals.install()
     try:
+        if words in ([], ["-h"], ["--help"]):
+            print_help()
+            raise SystemExit(0 if words else 2)
         if words and words[0] in COMMANDS:
             name = words[0]
             function = getattr(import_module(f"virnucpro_pl.{name}"), name)
@@ -186,8 +206,7 @@ def _predict(args: ArgsType) -> None:
         },
         parser_kwargs={
             "prog": "virnucpro-pl",
-            "description": "Find viral sequences in sequencing data. Other commands, each with its "
-            f"own --help: {'; '.join(f'{name} ({use})' for name, use in COMMANDS.items())}.",
+            "description": "Find viral sequences in sequencing data.",
             "epilog": EPILOG,
         },
     )
@@ -251,6 +270,17 @@ def _resolve_sample(config: Namespace) -> None:
 def _wants_class_help(words: list[str]) -> bool:
     asks = "--help" in words or "-h" in words
     return asks and any(w.partition("=")[0] in ("-c", "--config") for w in words)
+
+
+def print_help() -> None:
+    """Print the commands, the shipped configs, each with its first line, and the exit codes."""
+    commands = [f"  {name:<9} {use}" for name, use in COMMANDS.items()]
+    configs = [
+        f"  {path.name:<22} {path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# ')}"
+        for path in sorted(shipped_configs().glob("*.yaml"))
+    ]
+    text = HELP.format(commands="\n".join(commands), configs="\n".join(configs), epilog=EPILOG)
+    sys.stdout.write(f"{text}\n")
 
 
 def print_class_help(words: list[str]) -> None:
