@@ -5,22 +5,29 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace, auto_cli
+from jsonargparse import ArgumentError, Namespace, auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from virnucpro_pl.errors import UnwritableError, UsageError
+from virnucpro_pl.help import (
+    COMMANDS,
+    EPILOG,
+    print_class_help,
+    print_help,
+    wants_class_help,
+)
 from virnucpro_pl.output.launch import (
     Signals,
     announce_rank_0,
@@ -30,55 +37,40 @@ from virnucpro_pl.output.launch import (
     watch_rank_0,
 )
 from virnucpro_pl.precision import resolve_precision, should_use_fp16, unify_precision
-from virnucpro_pl.shipped import shipped_configs, with_shipped_configs
+from virnucpro_pl.shipped import DEMO, shipped_configs, with_shipped_configs
 
 __all__ = ["main"]
 
 log = logging.getLogger("virnucpro_pl")
 
-COMMANDS = {
-    "bench": "measure this program on your own card, beside its peers",
-    "compare": "tell how far two embedding files or prediction tables are apart",
-    "export": "write the vectors of an embedding file as other programs read them",
-    "fit": "train a classifier on embedding files",
-    "plot": "draw results or an embedding file",
-}
-"""Commands beside `predict`: each is the function of that name in the module of that name."""
-
-HELP = """usage: virnucpro-pl COMMAND [options]
-
-Find viral sequences in sequencing data: VirNucPro as a PyTorch Lightning package.
-
-commands:
-  predict   sequences in, calls or embeddings out
-{commands}
-
-  virnucpro-pl COMMAND --help               options of a command
-  virnucpro-pl predict --config NAME --help options of what a config names
-  virnucpro-pl predict --config demo.yaml   a trial without any download
-
-shipped configs:
-{configs}
-
-{epilog}"""
-
-EPILOG = """exit codes: 0 every row written; 1 unexpected failure, or a gate of compare not met;
-2 bad usage, configuration or input (nothing was computed); 3 numerical instability (committed rows
-are kept); 130 Ctrl-C; 143 SIGTERM.
-An interrupted command continues where it was when it is run again."""
+_NOISE = re.compile(
+    r"Does not validate|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value"
+)
+"""Lines of a parser's message that are of no use to whoever has misspelt an option."""
 
 
 class UsageCLI(LightningCLI):
     """LightningCLI that knows the shipped configs, and says what is wrong without a traceback."""
 
+    help_command: ClassVar[str]
+    """Lists the options."""
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the command line; the bare name of a shipped config is its path."""
+        """Parse the command line; the bare name of a shipped config is its path.
+
+        Raises:
+            UsageError: In one sentence, if an option is unknown, missing, or of a wrong kind.
+        """
         words = sys.argv[1:] if args is None else args
-        if isinstance(words, list):
-            words = with_shipped_configs(words)
-        self.config = (
-            parser.parse_args(words) if isinstance(words, list) else parser.parse_object(words)
-        )
+        try:
+            if isinstance(words, list):
+                self.config = parser.parse_args(with_shipped_configs(words))
+            else:
+                self.config = parser.parse_object(words)
+        except ArgumentError as error:
+            lines = (line.strip() for line in str(error).splitlines())
+            said = " ".join(line.removeprefix("- ") for line in lines if not _NOISE.match(line))
+            raise UsageError(f"{said}. Options are listed by {self.help_command}") from error
 
     def instantiate_classes(self) -> None:
         """Make Trainer, model, data and callbacks.
@@ -94,6 +86,8 @@ class UsageCLI(LightningCLI):
 
 class PredictCLI(UsageCLI):
     """The subcommand `predict`: a writer beside model and data, and the precision rule."""
+
+    help_command = "virnucpro-pl predict --config NAME --help"
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -155,14 +149,17 @@ def main(args: Sequence[str] | None = None) -> None:
         if words in ([], ["-h"], ["--help"]):
             print_help()
             raise SystemExit(0 if words else 2)
-        if words and words[0] in COMMANDS:
-            name = words[0]
+        name = words[0]
+        if not name.startswith("-") and name not in ("predict", *COMMANDS):
+            known = ", ".join(["predict", *COMMANDS])
+            raise UsageError(f"There is no command {name!r}; there are {known}")
+        if name in COMMANDS:
             function = getattr(import_module(f"virnucpro_pl.{name}"), name)
             if name == "fit":  # its options are Lightning's
                 function(words)
             else:
                 auto_cli(function, args=_with_underscores(words[1:]), prog=f"virnucpro-pl {name}")
-        elif _wants_class_help(words):
+        elif wants_class_help(words):
             print_class_help(words)
         else:
             _predict(None if args is None else words)
@@ -208,6 +205,7 @@ def _predict(args: ArgsType) -> None:
             "prog": "virnucpro-pl",
             "description": "Find viral sequences in sequencing data.",
             "epilog": EPILOG,
+            "exit_on_error": False,
         },
     )
 
@@ -260,56 +258,11 @@ def _device_type(accelerator: Any) -> str:
 
 
 def _resolve_sample(config: Namespace) -> None:
-    """Find a data file that a shipped config names beside that config, from any folder."""
+    """Find a bundled sample beside the shipped config that runs on samples, from any folder."""
     path = config.data.init_args.get("path")
     beside = shipped_configs() / str(path)
-    if path is not None and not Path(path).exists() and beside.is_file():
+    trial = any(
+        Path(str(given)).samefile(shipped_configs() / DEMO) for given in config.config or ()
+    )
+    if trial and path is not None and not Path(path).exists() and beside.is_file():
         config.data.init_args.path = str(beside)
-
-
-def _wants_class_help(words: list[str]) -> bool:
-    asks = "--help" in words or "-h" in words
-    return asks and any(w.partition("=")[0] in ("-c", "--config") for w in words)
-
-
-def print_help() -> None:
-    """Print the commands, the shipped configs, each with its first line, and the exit codes."""
-    commands = [f"  {name:<9} {use}" for name, use in COMMANDS.items()]
-    configs = [
-        f"  {path.name:<22} {path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# ')}"
-        for path in sorted(shipped_configs().glob("*.yaml"))
-    ]
-    text = HELP.format(commands="\n".join(commands), configs="\n".join(configs), epilog=EPILOG)
-    sys.stdout.write(f"{text}\n")
-
-
-def print_class_help(words: list[str]) -> None:
-    """Print the options of the classes that the config on the command line names.
-
-    Raises:
-        UsageError: If there is no such config, or it names no such class.
-    """
-    resolved = with_shipped_configs(words)
-    classes: dict[str, str] = {}
-    for flag, value in zip(resolved, [*resolved[1:], ""], strict=True):
-        head, equals, tail = flag.partition("=")
-        if head in ("-c", "--config"):
-            classes |= _classes_in(Path(tail if equals else value))
-    parser = ArgumentParser(prog="virnucpro-pl predict", usage="%(prog)s --config NAME [options]")
-    for key, path in classes.items():
-        module, _, name = path.rpartition(".")
-        try:
-            parser.add_class_arguments(getattr(import_module(module), name), key)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UsageError(f"{key}: there is no class {path!r}: {error}") from error
-    parser.print_help()
-
-
-def _classes_in(path: Path) -> dict[str, str]:
-    """Class paths of model, data and writer in a config file."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        given = {key: content.get(key) for key in ("model", "data", "writer")}
-        return {key: str(value["class_path"]) for key, value in given.items() if value is not None}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read as a config: {error!r}") from error

@@ -41,8 +41,9 @@ class ESM2Embedder(SequenceEmbedder):
             attention: `triton` or `varlen` (packed, GPU only), `sdpa` (any device), or `auto`.
             compile: Whether to compile the layers on a GPU; `auto` does so for long runs.
             on_instability: What becomes of sequences whose numbers are not finite: `raise` ends
-                the run, `fp32` computes them again in FP32, `skip` leaves their rows NaN. The
-                latter two also skip a sequence that is too large for the device's memory.
+                the run; `fp32` computes them again in FP32, and leaves the rows of those NaN that
+                are not finite even then; `skip` leaves all their rows NaN. The latter two do so
+                with a sequence that is too large for the device's memory, too.
         """
         super().__init__(
             name,
@@ -102,8 +103,9 @@ class DNABERTSEmbedder(SequenceEmbedder):
             attention: `triton` (packed, GPU only), `sdpa` (any device), or `auto`.
             compile: Whether to compile the layers on a GPU; `auto` does so for long runs.
             on_instability: What becomes of sequences whose numbers are not finite: `raise` ends
-                the run, `fp32` computes them again in FP32, `skip` leaves their rows NaN. The
-                latter two also skip a sequence that is too large for the device's memory.
+                the run; `fp32` computes them again in FP32, and leaves the rows of those NaN that
+                are not finite even then; `skip` leaves all their rows NaN. The latter two do so
+                with a sequence that is too large for the device's memory, too.
             size: Size of random weights, `published` or `tiny`; other weights have their own.
         """
         name = "DNABERT-S" if size == "published" else f"DNABERT-S-{size}"

@@ -28,6 +28,8 @@ SEED = 42
 class FitCLI(UsageCLI):
     """The subcommand `fit`: the writer and early stopping beside model and data."""
 
+    help_command = "virnucpro-pl fit --help"
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Offer `fit` only; what its Trainer method takes is not for the command line."""
@@ -139,6 +141,7 @@ def fit(words: list[str]) -> None:
             "deterministic": True,
         },
         parser_kwargs={
+            "exit_on_error": False,
             "prog": "virnucpro-pl",
             "description": "Train a classifier on embeddings of viral and of other ORFs.",
         },

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -14,7 +15,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from virnucpro_pl.errors import TooLargeError, UsageError
-from virnucpro_pl.models.attention import Attention, BiasedAttention, choose_attention
+from virnucpro_pl.models.attention import (
+    Attention,
+    BiasedAttention,
+    check_attention,
+    choose_attention,
+)
 from virnucpro_pl.models.dnabert_s import DNABERTS
 from virnucpro_pl.models.esm2 import ESM2
 from virnucpro_pl.models.files import SEED, hash_files
@@ -79,8 +85,8 @@ class Embeddings(NamedTuple):
 def bring_along(trainer: Trainer) -> list[Callback]:
     """The callbacks that every model of this package needs, but for those that the Trainer has."""
     mine: list[Callback] = [PrecisionFromEnv(), FailureLog()]
-    present = {type(callback) for callback in trainer.callbacks}  # type: ignore[attr-defined]
-    return [callback for callback in mine if type(callback) not in present]
+    present = trainer.callbacks  # type: ignore[attr-defined]
+    return [c for c in mine if not any(isinstance(other, type(c)) for other in present)]
 
 
 class StaysOnDevice(LightningModule):
@@ -132,16 +138,16 @@ class SequenceEmbedder(StaysOnDevice, ABC):
             on_instability: What becomes of sequences that are not finite, or too large alone.
         """
         super().__init__()
+        check_attention(attention, biased=self.biased)
         self.name = name
         self.layer = layer
         self.enable_fp16 = enable_fp16
         self.attention = attention
         self.compile_layers = compile
         self.on_instability = on_instability
-        self._fill_to = 0
-        self._budget: int | None = None
-        self._full: ESM2 | DNABERTS | None = None
         self._found: Path | UsageError | None = None
+        self._loaded: object = None
+        self._start_over()
         self._hash: Future[str] | None = None
 
     @abstractmethod
@@ -173,27 +179,39 @@ class SequenceEmbedder(StaysOnDevice, ABC):
         Raises:
             WeightsError: On every rank, what rank 0 found in `prepare_data`.
         """
+        self._start_over()
         found = self.trainer.strategy.broadcast(self._found)
         if isinstance(found, UsageError):
             raise found
         self._found = found
 
+    def _start_over(self) -> None:
+        """Forget what a run has found out: another Trainer may have other devices."""
+        self._fill_to = 0
+        self._budget: int | None = None
+        self._full: ESM2 | DNABERTS | None = None
+
     def configure_model(self) -> None:
-        """Load the weights straight to the device, in the dtype they compute in."""
-        if hasattr(self, "encoder"):
-            return
+        """Load the weights straight to the device, in the dtype they compute in.
+
+        Those that an earlier Trainer has loaded stay if they are the same.
+        """
         assert not isinstance(self._found, UsageError)
-        began = time.monotonic()
         device = self.trainer.strategy.root_device
-        dtype = _MATRIX_DTYPES.get(unify_precision(self.trainer.precision), torch.float32)
-        self.encoder, files = self.load_encoder(self._found, device, dtype)
-        if files and self.trainer.is_global_zero:
-            self._hash = hash_files(files)
-        reduced = dtype in (torch.float16, torch.bfloat16)
+        wanted = self._found, device, self._matrix_dtype
+        if self._loaded != wanted:
+            began = time.monotonic()
+            self.encoder, files = self.load_encoder(*wanted)
+            self._loaded = wanted
+            self._hash = hash_files(files) if files and self.trainer.is_global_zero else None
+            log.info("Loaded %s in %.1f s", self.name, time.monotonic() - began)
         self.attention_used = choose_attention(
-            self.attention, device=device, reduced=reduced, biased=self.biased
+            self.attention, device=device, reduced=self._reduced, biased=self.biased
         )
-        log.info("Loaded %s in %.1f s", self.name, time.monotonic() - began)
+
+    @property
+    def _matrix_dtype(self) -> torch.dtype:
+        return _MATRIX_DTYPES.get(unify_precision(self.trainer.precision), torch.float32)
 
     def on_predict_start(self) -> None:
         """Compile the layers, where packed attention runs and the run is long enough to gain by it.
@@ -263,16 +281,14 @@ class SequenceEmbedder(StaysOnDevice, ABC):
                 `on_instability` is `raise`.
             TooLargeError: If a single sequence does not fit, and `on_instability` is `raise`.
         """
-        if self._budget is not None and len(batch.tokens) > self._budget and len(batch.ids) > 1:
+        if not self.has_room_for(batch) and len(batch.ids) > 1:
             return self._embed_halves(batch, batch_idx)
         try:
             return self._embed(batch, batch_idx)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Out of the except clause, where the traceback would hold the tensors.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()  # out of the except clause, where the traceback would hold the tensors
         if len(batch.ids) == 1:
             return self._too_large(batch, batch_idx)
         self._budget = len(batch.tokens) // 2
@@ -283,6 +299,10 @@ class SequenceEmbedder(StaysOnDevice, ABC):
             *(self.name, len(batch.tokens), self._budget),
         )
         return self._embed_halves(batch, batch_idx)
+
+    def has_room_for(self, batch: PackedBatch) -> bool:
+        """Tell whether the device has not yet been found too small for so many tokens."""
+        return self._budget is None or len(batch.tokens) <= self._budget
 
     def _embed(self, batch: PackedBatch, batch_idx: int) -> Embeddings:
         hidden = self(batch)
@@ -331,24 +351,34 @@ class SequenceEmbedder(StaysOnDevice, ABC):
             mended = [i for i, fine in zip(failing, finite.tolist(), strict=True) if fine]
             vectors[mended] = again[finite.to(again.device)]
             outcomes[mended] = RECOMPUTED
-            log.warning("%s: %d sequence(s) computed again in FP32", self.name, len(mended))
-        lost = [batch.ids[i] for i in failing if outcomes[i] == FAILED]
+            if mended:
+                log.warning("%s: %d sequence(s) computed again in FP32", self.name, len(mended))
+        lost = [i for i in failing if outcomes[i] == FAILED]
         if lost:
-            self._record(error, lost, batch_idx)
+            ids = [batch.ids[i] for i in lost]
+            what = "not even in FP32" if self.on_instability == "fp32" else "and are left out"
+            message = f"{self.name}: {len(ids)} sequence(s) are not finite, {what}"
+            skipped = NumericalInstabilityError(
+                message,
+                nan_count=error.nan_count,
+                inf_count=error.inf_count,
+                sequence_ids=ids,
+            )
+            self._record(skipped, ids, batch_idx)
         return Embeddings(batch.rows, vectors, outcomes)
 
     @property
     def _reduced(self) -> bool:
-        return unify_precision(self.trainer.precision) in _MATRIX_DTYPES
+        return self._matrix_dtype in (torch.float16, torch.bfloat16)
 
     def _embed_in_fp32(self, batch: PackedBatch) -> Tensor:
         """Vectors (N, D) from the file's own weights, without autocast."""
         device = batch.tokens.device
-        if self._full is None:
-            assert not isinstance(self._found, UsageError)
-            self._full, _ = self.load_encoder(self._found, device, torch.float32)
         torch.set_float32_matmul_precision("highest")
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False), _default_dtype(torch.float32):
+            if self._full is None:
+                assert not isinstance(self._found, UsageError)
+                self._full, _ = self.load_encoder(self._found, device, torch.float32)
             tokens, starts, longest = batch.tokens, batch.cu_seqlens, batch.max_seqlen
             hidden = self._full(tokens, starts, longest, "sdpa", self.layer)
             return self.pool(hidden, batch)
@@ -377,6 +407,23 @@ _OTHER_CHOICES = (
     " on_instability: fp32 (compute these sequences again in FP32) or skip (leave their rows NaN) "
     "let the run go on."
 )
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Set the dtype of new tensors, which Lightning's true precisions have changed."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def free_memory() -> None:
+    """Give memory that nobody uses back to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -7,6 +7,10 @@ from pathlib import Path
 __all__ = ["find_config", "shipped_configs", "with_shipped_configs"]
 
 
+DEMO = "demo.yaml"
+"""The one shipped config that names a file of data, a bundled sample."""
+
+
 def shipped_configs() -> Path:
     """Folder of the shipped files: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).parent

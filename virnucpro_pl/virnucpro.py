@@ -18,8 +18,14 @@ from virnucpro_pl.models.classifier import (
     hash_classifier,
     load_classifier,
 )
-from virnucpro_pl.sequence_embedder import StaysOnDevice, bring_along, is_out_of_memory
+from virnucpro_pl.sequence_embedder import (
+    StaysOnDevice,
+    bring_along,
+    free_memory,
+    is_out_of_memory,
+)
 from virnucpro_pl.sequences.contigs import ContigDataModule, OrfBatch
+from virnucpro_pl.sequences.orfs import POOLING
 from virnucpro_pl.sequences.pairs import EmbeddingPairDataModule, PairBatch
 from virnucpro_pl.stability import (
     FAILED,
@@ -77,6 +83,7 @@ class _Caller(StaysOnDevice):
 
     def prepare_data(self) -> None:
         """Look at the classifier on rank 0; a fault is kept for all ranks to raise in setup."""
+        self._fault = None
         try:
             load_classifier(self.classifier_source)
             self._classifier_sha256 = hash_classifier(self.classifier_source)
@@ -173,8 +180,6 @@ class VirNucPro(_Caller):
         Raises:
             WeightsError: If the classifier takes features of another width.
         """
-        if hasattr(self, "classifier"):
-            return
         for embedder in self.embedders:
             embedder.configure_model()
         width = sum(embedder.width for embedder in self.embedders)
@@ -193,9 +198,12 @@ class VirNucPro(_Caller):
         Raises:
             NumericalInstabilityError: With the model and exactly the ORFs that are not finite.
         """
-        scores = self._in_one_go(batch)
-        if scores is not None:
-            return scores
+        packs = (batch.nucleotides, batch.proteins)  # of the same rows in the same order
+        if all(e.has_room_for(pack) for e, pack in zip(self.embedders, packs, strict=True)):
+            scores = self._in_one_go(batch)
+            if scores is not None:
+                return scores
+            free_memory()
         # Again, one network after the other: each knows what to do with what fails.
         nucleotides = self.dnabert_s.predict_step(batch.nucleotides, batch_idx)
         proteins = self.esm2.predict_step(batch.proteins, batch_idx)
@@ -234,6 +242,7 @@ class VirNucPro(_Caller):
                 for key, value in embedder.provenance().items()
                 if key != "precision"
             },
+            "pooling_esm2": POOLING,
             "model": "VirNucPro",
             "attention": f"{self.dnabert_s.attention_used} and {self.esm2.attention_used}",
         }
@@ -251,8 +260,6 @@ class VirusClassifier(_Caller):
         Raises:
             WeightsError: If it takes features of another width.
         """
-        if hasattr(self, "classifier"):
-            return
         width = self.trainer.datamodule.width  # type: ignore[attr-defined]
         self.classifier = load_classifier(self.classifier_source, width)
 

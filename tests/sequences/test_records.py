@@ -139,6 +139,14 @@ def test_records_several_compressed_streams_and_padding_all_read(read, suffix):
     assert read(data) == [("a", b"MK"), ("b", b"V")]
 
 
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("blank", [b"\n", b" \r\n" * 50_000], ids=["short", "long"])
+def test_records_behind_a_blank_stream_are_all_read(read, suffix, blank):
+    records = [(f"p{i}", b"M" * 55) for i in range(3000)]
+    text = b"".join(b">%b\n%b\n" % (name.encode(), letters) for name, letters in records)
+    assert read(COMPRESS[suffix](blank) + COMPRESS[suffix](text)) == records
+
+
 def test_records_named_pipe_read(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -27,6 +27,7 @@ __all__ = [
     "BiasedAttention",
     "Layout",
     "attend",
+    "check_attention",
     "choose_attention",
     "lay_out",
 ]
@@ -70,6 +71,17 @@ class Layout(NamedTuple):
     """sdpa: (T,) int64: the place of each token among the padded places of all groups."""
 
 
+def check_attention(asked: str, *, biased: bool) -> None:
+    """Refuse a backend that a model does not have.
+
+    Raises:
+        UsageError: With those that it has.
+    """
+    known = get_args(BiasedAttention if biased else Attention)
+    if asked not in known:
+        raise UsageError(f"This model's attention is one of {', '.join(known)}, not {asked}")
+
+
 def choose_attention(
     asked: Attention | BiasedAttention,
     *,
@@ -92,8 +104,7 @@ def choose_attention(
         UsageError: If the model has no such backend, or `VIRNUCPRO_DISABLE_PACKING` holds a word
             that is neither on nor off.
     """
-    if asked not in get_args(BiasedAttention if biased else Attention):
-        raise UsageError(f"This model's attention is auto, triton or sdpa, not {asked}")
+    check_attention(asked, biased=biased)
     able = device.type == "cuda" and reduced
     why = "asked for"
     backend = asked

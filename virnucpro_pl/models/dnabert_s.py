@@ -206,7 +206,8 @@ def alibi_slopes(heads: int) -> Tensor:
         more = alibi_slopes(2 * smaller)[::2][: heads - smaller]
         return torch.cat((alibi_slopes(smaller), more))
     # In double precision first, as the authors' Python floats are.
-    return torch.tensor([2.0 ** (-8 * (i + 1) / heads) for i in range(heads)])
+    slopes = [2.0 ** (-8 * (i + 1) / heads) for i in range(heads)]
+    return torch.tensor(slopes, dtype=torch.float32)
 
 
 def authors_names(name: str) -> list[str]:
@@ -297,8 +298,8 @@ def _how_to_fetch(why: str) -> str:
         f"The authors' weights {REPOSITORY} are not on this machine and cannot be downloaded "
         f"({why}). On a machine with a network fetch config.json, tokenizer.json and "
         f"model.safetensors or pytorch_model.bin from https://huggingface.co/{REPOSITORY}, "
-        "put them into one folder and name it with --model.weights, or copy that machine's Hugging "
-        f"Face cache to {HF_HUB_CACHE}; `--model.weights random` is there for a trial."
+        "put them into one folder and give it as the embedder's `weights`, or copy that machine's "
+        f"Hugging Face cache to {HF_HUB_CACHE}; `weights: random` is there for a trial."
     )
 
 

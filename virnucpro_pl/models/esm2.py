@@ -49,6 +49,10 @@ TRAINED_MASK_SHARE = 0.15 * 0.8
 """Share of tokens replaced by `<mask>` in training (fair-esm, esm/model/esm2.py)."""
 
 
+_UNUSED = r"lm_head\..*|contact_head\..*"
+"""What every published file may hold beyond the encoder."""
+
+
 class ESM2Config(NamedTuple):
     """Sizes of one ESM-2."""
 
@@ -319,7 +323,7 @@ def load_esm2(
         encoder,
         checkpoint._replace(tensors=tensors),
         transformers_names if folder else fair_esm_names,
-        unused=r"lm_head\..*|contact_head\..*|pooler\..*|embeddings\.position_.*",
+        unused=_UNUSED + r"|pooler\..*|embeddings\.position_.*" if folder else _UNUSED,
         device=device,
         matrix_dtype=matrix_dtype,
     )

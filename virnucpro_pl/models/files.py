@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -39,10 +40,10 @@ def download(url: str, path: Path) -> None:
         WeightsError: Without a network, or if the connection breaks off; says which file is wanted,
             from where and where to put it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     log.info("Downloading %s to %s", url, path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         _fetch(url, temporary)
         digest = _digest(temporary).hex()
         _beside(path).write_text(f"{digest}  {path.name}\n", encoding="utf-8")
@@ -50,11 +51,12 @@ def download(url: str, path: Path) -> None:
     except (OSError, HTTPException) as error:
         raise WeightsError(
             f"The published weights {path.name} are not on this machine and cannot be downloaded "
-            f"({error}). Fetch {url} on a machine with a network and put it at {path}, "
-            "or name a file with --model.weights; `--model.weights random` is there for a trial."
+            f"({error}). Fetch {url} on a machine with a network and put it at {path}, or give a "
+            "file as the embedder's `weights`; `weights: random` is there for a trial."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where there is no such folder
+            temporary.unlink()
 
 
 def _fetch(url: str, path: Path) -> None:
@@ -83,7 +85,7 @@ def hash_files(files: Sequence[Path]) -> Future[str]:
     def hash_them() -> None:
         try:
             future.set_result(_sha256(files))
-        except (OSError, WeightsError) as error:
+        except BaseException as error:  # noqa: BLE001 - raised to whoever waits for the result
             future.set_exception(error)
 
     # No pool: Python would wait for its thread, half a minute for 12 GB, before it lets a run end.
@@ -113,8 +115,8 @@ def _checked_digest(file: Path) -> bytes:
     recorded = _recorded(file)
     if recorded not in (None, digest.hex()):
         raise WeightsError(
-            f"{file} is not what was downloaded: its SHA-256 is {digest.hex()}, not {recorded}. "
-            "Remove it to have it downloaded again"
+            f"{file} is not what was downloaded: its SHA-256 is {digest.hex()}, not {recorded}, "
+            "which was recorded then. Restore it, or remove it to have it downloaded again"
         )
     return digest
 
@@ -125,7 +127,15 @@ def _recorded(file: Path) -> str | None:
     if file.is_symlink() and re.fullmatch("[0-9a-f]{64}", blob):
         return blob  # the Hugging Face cache names large files by their SHA-256
     beside = _beside(file)
-    return beside.read_text(encoding="utf-8").split()[0] if beside.is_file() else None
+    if not beside.is_file():
+        return None
+    line = re.fullmatch(
+        r"([0-9a-f]{64})  .*\n", beside.read_text(encoding="utf-8", errors="replace")
+    )
+    if line is None:
+        log.warning("%s is not as sha256sum writes it: %s is not checked", beside, file)
+        return None
+    return line[1]
 
 
 def _beside(file: Path) -> Path:

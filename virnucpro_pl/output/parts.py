@@ -218,7 +218,7 @@ class PartsFolder:
         """
 
         def write() -> None:
-            with contextlib.suppress(OSError):  # the first commit tries again, and tells why not
+            with contextlib.suppress(OSError, UsageError):  # the first commit tells why not
                 self.write_manifest(provenance)
 
         threading.Thread(target=write, name="manifest", daemon=True).start()
@@ -245,7 +245,7 @@ class PartsFolder:
             return
         with self._manifest_lock:
             self._claim = None  # nobody writes a manifest any more
-        if self.files():
+        if self.files() and (self.path / "manifest.json").exists():  # else nobody trusts them
             self._sweep()
             return
         shutil.rmtree(self.path, ignore_errors=True)

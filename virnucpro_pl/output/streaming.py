@@ -77,6 +77,11 @@ class StreamingWriter(BasePredictionWriter, ABC):
             stall_seconds: Time without progress after which a rank is reported as stalled.
         """
         super().__init__(write_interval="batch")
+        if commit_seconds < 0 or stall_seconds <= 0:
+            raise UsageError(
+                "commit_seconds must be at least 0 and stall_seconds above 0, not "
+                f"{commit_seconds} and {stall_seconds}"
+            )
         self.path = Path(path)
         self.overwrite = overwrite
         self.commit_seconds = commit_seconds
@@ -318,11 +323,13 @@ class StreamingWriter(BasePredictionWriter, ABC):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Tell the other ranks, commit what is finished, and wait until all are on their way."""
+        computing = self._signals.patient
         self._signals.patient = True  # a second signal shall not interrupt this
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, FailureLog):  # now: once rank 0 ends, nobody waits for it
                 callback.on_exception(trainer, pl_module, exception)
-        if isinstance(exception, UsageError) or self._ranks is None:
+        alike = isinstance(exception, UsageError) and not computing  # every rank raises it
+        if alike or self._ranks is None:
             self._folder.discard()
             self._close()
             return

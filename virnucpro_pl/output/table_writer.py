@@ -214,6 +214,7 @@ class TableWriter(StreamingWriter):
                 column=name,
                 ids=store.ids,
                 lengths=store.letter_counts(kind),
+                max_length=_letters(kind, provenance["max_length"]),
                 attributes={**attributes, "config": self.config},
                 width=getattr(model, name).width,
             )
@@ -248,6 +249,11 @@ class TableWriter(StreamingWriter):
             shutil.rmtree(replaced)
 
 
+def _letters(kind: str, residues: int | None) -> int | None:
+    """Letters of a `protein` or `nucleotide` string that code for so many residues."""
+    return residues if residues is None or kind == "protein" else 3 * residues
+
+
 def _orf_ledger(scores: NDArray[np.float32]) -> dict[str, Any]:
     """Account for every ORF: scored and skipped ones add up to all."""
     scored = int(is_scored(scores).sum())
@@ -265,8 +271,10 @@ def _record_ledger(contigs: Contigs) -> dict[str, Any]:
     by_status = np.bincount(contigs.status, minlength=len(STATUSES)).tolist()
     viruses = int(contigs.is_virus.sum())
     has_score = by_status[STATUSES.index("ok")]
+    partly = (contigs.n_scored_orfs > 0) & (contigs.n_scored_orfs < contigs.n_orfs)
     return {
         "records": len(contigs.lengths),
+        "records_scored_in_part": int(partly.sum()),
         "records_by_status": dict(zip(STATUSES, by_status, strict=True)),
         "records_by_prediction": {
             "virus": viruses,
@@ -294,4 +302,6 @@ def _warnings(ledger: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
             f"{lost} of {ledger['orfs']} ORFs have no score (NA in the tables), since their "
             "embeddings are not finite"
         )
+    if partly := ledger.get("records_scored_in_part"):
+        warnings.append(f"{partly} records are called without some of their ORFs")
     return warnings

@@ -61,6 +61,8 @@ class Contigs(NamedTuple):
     """(R,) chunks that `prediction_results_highestscore.csv` calls True."""
     n_orfs: NDArray[np.int64]
     """(R,) ORFs, those that could not be scored included."""
+    n_scored_orfs: NDArray[np.int64]
+    """(R,) ORFs that could be scored."""
     virus_score: NDArray[np.float32]
     """(R,) mean over the scored chunks of the best P(virus) in the chunk; NaN without one."""
     is_virus: NDArray[np.bool_]
@@ -196,6 +198,7 @@ def summarise_contigs(
         n_scored_chunks=n_scored_chunks,
         n_viral_chunks=np.bincount(owner[virus >= others], minlength=n_records),
         n_orfs=n_orfs,
+        n_scored_orfs=np.bincount(record[is_scored(scores)], minlength=n_records),
         virus_score=virus_score,
         is_virus=virus_score >= np.float32(threshold),
         status=np.select(

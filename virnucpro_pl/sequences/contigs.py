@@ -17,7 +17,13 @@ from torch.utils.data import Dataset
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.sequences.alphabets import PRINTABLE
 from virnucpro_pl.sequences.datamodule import SequenceDataModule
-from virnucpro_pl.sequences.orfs import Orfs, count_unusual_letters, find_orfs, orf_id
+from virnucpro_pl.sequences.orfs import (
+    POOLED_RESIDUES,
+    Orfs,
+    count_unusual_letters,
+    find_orfs,
+    orf_id,
+)
 from virnucpro_pl.sequences.packing import plan_packs
 from virnucpro_pl.sequences.records import RecordStore, map_array, read_records
 from virnucpro_pl.sequences.tokens import PackedBatch, Tokenizer, pack
@@ -26,8 +32,6 @@ __all__ = ["ContigDataModule", "OrfBatch", "OrfStore"]
 
 log = logging.getLogger(__name__)
 
-POOLED_RESIDUES = 1024
-"""VirNucPro stops its mean over residues here, its input not being cut (Li et al. 2025)."""
 _BLOCK = 64 << 20
 """Bases of contigs that are searched for ORFs at a time."""
 _ROWS = 65_536
@@ -187,6 +191,7 @@ class OrfPacks(Dataset[list[OrfBatch]]):
         packs: list[NDArray[np.int64]],
         proteins: Tokenizer,
         nucleotides: Tokenizer,
+        max_length: int | None = None,
     ) -> None:
         """Keep what a worker needs.
 
@@ -195,7 +200,9 @@ class OrfPacks(Dataset[list[OrfBatch]]):
             packs: Rows of each pack.
             proteins: ESM-2's tokenizer.
             nucleotides: DNABERT-S's tokenizer.
+            max_length: Residues, and codons, of an ORF that are kept; None for all.
         """
+        self.max_length = max_length
         self.store = store
         self.packs = packs
         self.proteins = proteins
@@ -210,6 +217,9 @@ class OrfPacks(Dataset[list[OrfBatch]]):
         rows = self.packs[index]
         ids = self.store.ids(rows)
         proteins, nucleotides = (self.store.sequences(k, rows) for k in ("protein", "nucleotide"))
+        if self.max_length is not None:
+            proteins = [p[: self.max_length] for p in proteins]
+            nucleotides = [n[: 3 * self.max_length] for n in nucleotides]
         return [
             OrfBatch(
                 pack(rows, ids, proteins, self.proteins, pool_limit=POOLED_RESIDUES),
@@ -234,6 +244,7 @@ class ContigDataModule(SequenceDataModule):
         save_orfs: bool = False,
         tokens_per_batch: int = 16_384,
         num_workers: int = 1,
+        max_length: int | None = None,
     ) -> None:
         """Configure the input; nothing is read yet.
 
@@ -244,8 +255,10 @@ class ContigDataModule(SequenceDataModule):
                 `<input>_identified_nucleotide.fa` and `<input>_identified_protein.faa`.
             tokens_per_batch: Protein tokens of a pack, special tokens included.
             num_workers: DataLoader processes of each rank; 0 tokenises in the rank itself.
+            max_length: Residues of an ORF, and three times as many bases, that are embedded; None
+                for all.
         """
-        super().__init__(path, tokens_per_batch, num_workers)
+        super().__init__(path, tokens_per_batch, num_workers, max_length)
         if length < 3:
             raise UsageError(f"A chunk of {length} bases holds no codon: give --data.length 500")
         self.length = length
@@ -280,15 +293,17 @@ class ContigDataModule(SequenceDataModule):
     def open(self, folder: Path) -> None:
         """Map contigs and ORFs."""
         self.store = OrfStore(folder)
+        self.warn_of_cuts()
 
     def plan(self) -> list[range]:
         """Cut all ORFs into packs, by the tokens of their proteins."""
-        return plan_packs(self.store.lengths, self.tokens_per_batch)
+        return plan_packs(self.kept_lengths, self.tokens_per_batch)
 
     def tokenise(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
         """Make the dataset of some packs' batches."""
         model: Any = self._trainer().lightning_module
-        return OrfPacks(self.store, packs, model.esm2.tokenizer, model.dnabert_s.tokenizer)
+        tokenizers = model.esm2.tokenizer, model.dnabert_s.tokenizer
+        return OrfPacks(self.store, packs, *tokenizers, self.max_length)
 
     def transfer_batch_to_device(  # type: ignore[override]
         self, batch: OrfBatch, device: torch.device, dataloader_idx: int

@@ -182,6 +182,7 @@ class SequenceDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Read and validate the input on rank 0; a fault is kept for all to raise in setup."""
+        self.fault = None
         try:
             folder = self._workspace_folder()
             self.read(folder)
@@ -229,17 +230,23 @@ class SequenceDataModule(LightningDataModule):
     def open(self, folder: Path) -> None:
         """Map what `read` wrote. Called on every rank."""
         self.store = RecordStore(folder)
-        if self.max_length is not None:
-            longer = int(np.count_nonzero(self.store.lengths > self.max_length))
-            if longer and self._trainer().is_global_zero:
-                log.warning("%d records are cut to %d letters", longer, self.max_length)
+        self.warn_of_cuts()
+
+    def warn_of_cuts(self) -> None:
+        """Tell how many rows `max_length` cuts, on rank 0."""
+        cut = int(np.count_nonzero(self.kept_lengths < self.store.lengths))
+        if cut and self._trainer().is_global_zero:
+            log.warning("%d %s are cut to %d letters", cut, self.store.unit, self.max_length)
+
+    @property
+    def kept_lengths(self) -> NDArray[np.int64]:
+        """(N,) letters of each row that are embedded."""
+        lengths = self.store.lengths
+        return lengths if self.max_length is None else np.minimum(lengths, self.max_length)
 
     def plan(self) -> list[range]:
         """Cut all rows into packs."""
-        lengths = self.store.lengths
-        if self.max_length is not None:
-            lengths = np.minimum(lengths, self.max_length)
-        tokens = self.tokenizer.estimate(lengths)
+        tokens = self.tokenizer.estimate(self.kept_lengths)
         return plan_packs(tokens, self.tokens_per_batch, self.tokenizer.specials)
 
     def tokenise(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:

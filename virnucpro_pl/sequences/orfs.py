@@ -37,6 +37,12 @@ _RUN_BASES = 1 << 20
 _RUN_CHUNKS = 1 << 15
 
 
+POOLED_RESIDUES = 1024
+"""VirNucPro stops its mean over residues here, its input not being cut (Li et al. 2025)."""
+POOLING = f"mean of the first {POOLED_RESIDUES} residues"
+"""What an output says of it."""
+
+
 class Chunks(NamedTuple):
     """Chunks of many records, in the order of the records and of their places in them."""
 

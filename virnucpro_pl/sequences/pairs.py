@@ -18,6 +18,7 @@ from virnucpro_pl.errors import InputError, UsageError, listed
 from virnucpro_pl.sequences.datamodule import SequenceDataModule
 from virnucpro_pl.sequences.embedding_file import EmbeddingFile
 from virnucpro_pl.sequences.id_table import IdTable, match_ids
+from virnucpro_pl.sequences.orfs import POOLED_RESIDUES, POOLING
 from virnucpro_pl.sequences.packing import plan_packs
 from virnucpro_pl.sequences.records import map_array
 
@@ -27,8 +28,6 @@ log = logging.getLogger(__name__)
 
 BLOCK = 256
 """Rows that are classified together, as in VirNucPro: the last float32 digit depends on it."""
-_POOLED_RESIDUES = 1024
-"""VirNucPro stops its mean over residues here; an embedding file holds the mean over all."""
 _FRAME = re.compile(r"[FR][123]$")
 
 
@@ -142,12 +141,12 @@ def _check_lengths(
             f"{dnabert_s.path} and {esm2.path} are not of the same ORFs: {len(wrong)} have a "
             f"protein of a length that they do not code for: {listed(ids(wrong[:1000]))}"
         )
-    longer = int(np.count_nonzero(residues > _POOLED_RESIDUES))
-    if longer:
+    longer = int(np.count_nonzero(residues > POOLED_RESIDUES))
+    if longer and esm2.file.attrs.get("pooling") != POOLING:
         log.warning(
             "%s: %d proteins are longer than %d residues; VirNucPro stops its mean there, these "
             "embeddings do not",
-            *(esm2.path, longer, _POOLED_RESIDUES),
+            *(esm2.path, longer, POOLED_RESIDUES),
         )
 
 

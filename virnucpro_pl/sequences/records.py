@@ -326,6 +326,6 @@ def _parse(path: Path) -> Iterator[tuple[str, str]]:
 
 def _reader(text: SequenceText) -> FastaReader | FastqReader:
     buffered = BufferedReader(text, _BUFFER)
-    while buffered.peek().isspace() and not text.first:
-        buffered.read(_BUFFER)
+    while not text.first and (blank := buffered.peek()).isspace():
+        buffered.read(len(blank))  # no more: what comes next may be the first record
     return FastqReader(buffered) if text.first == b"@" else FastaReader(buffered)

@@ -1,0 +1,121 @@
+"""What `virnucpro-pl --help` and `virnucpro-pl predict --config NAME --help` say."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from virnucpro_pl.errors import UsageError
+from virnucpro_pl.shipped import shipped_configs, with_shipped_configs
+
+__all__ = ["COMMANDS", "EPILOG", "print_class_help", "print_help", "wants_class_help"]
+
+COMMANDS = {
+    "bench": "measure this program on your own card, beside its peers",
+    "compare": "tell how far two embedding files or prediction tables are apart",
+    "export": "write the vectors of an embedding file as other programs read them",
+    "fit": "train a classifier on embedding files",
+    "plot": "draw results or an embedding file",
+}
+"""Commands beside `predict`: each is the function of that name in the module of that name."""
+
+EPILOG = """exit codes: 0 every row written; 1 unexpected failure, or a gate of compare not met;
+2 bad usage, configuration or input (nothing was computed); 3 numerical instability (committed rows
+are kept); 130 Ctrl-C; 143 SIGTERM.
+An interrupted command continues where it was when it is run again."""
+
+_HELP = """usage: virnucpro-pl COMMAND [options]
+
+Find viral sequences in sequencing data: VirNucPro as a PyTorch Lightning package.
+
+commands:
+  predict   sequences in, calls or embeddings out
+{commands}
+
+  virnucpro-pl COMMAND --help                 options of a command
+  virnucpro-pl predict --config NAME --help   options of what a config names
+  virnucpro-pl predict --config demo.yaml     a trial without any download
+
+shipped configs:
+{configs}
+
+{epilog}"""
+
+_TRAINER = """Beside these, Lightning's own: --trainer.devices, --trainer.strategy,
+--trainer.precision and more (virnucpro-pl predict --help). --print_config prints what is set."""
+
+
+def print_help() -> None:
+    """Print the commands, the shipped configs, each with its first line, and the exit codes."""
+    commands = [f"  {name:<9} {use}" for name, use in COMMANDS.items()]
+    configs = [
+        f"  {path.name:<22} {path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# ')}"
+        for path in sorted(shipped_configs().glob("*.yaml"))
+    ]
+    text = _HELP.format(commands="\n".join(commands), configs="\n".join(configs), epilog=EPILOG)
+    sys.stdout.write(f"{text}\n")
+
+
+def wants_class_help(words: list[str]) -> bool:
+    """Tell whether a command line asks for help with a config."""
+    asks = "--help" in words or "-h" in words
+    return asks and any(w.partition("=")[0] in ("-c", "--config") for w in words)
+
+
+def print_class_help(words: list[str]) -> None:
+    """Print the options of the classes that the config on the command line names.
+
+    Raises:
+        UsageError: If there is no such config, or it names no such class.
+    """
+    resolved = with_shipped_configs(words)
+    classes: dict[str, str] = {}
+    for flag, value in zip(resolved, [*resolved[1:], ""], strict=True):
+        head, equals, tail = flag.partition("=")
+        if head in ("-c", "--config"):
+            classes |= _classes_in(Path(tail if equals else value))
+    parser = ArgumentParser(
+        prog="virnucpro-pl predict",
+        usage="%(prog)s --config NAME [options]",
+        epilog=_TRAINER,
+    )
+    for key, path in classes.items():
+        module, _, name = path.rpartition(".")
+        inner = {other.rpartition(".")[2] for other in classes if other.startswith(f"{key}.")}
+        try:
+            parser.add_class_arguments(getattr(import_module(module), name), key, skip=inner)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UsageError(f"{key}: there is no class {path!r}: {error}") from error
+    for action in parser._actions:
+        if action.dest in classes:  # whole classes can be given by file, which is no help here
+            action.help = argparse.SUPPRESS
+    parser.print_help()
+
+
+def _classes_in(path: Path) -> dict[str, str]:
+    """Class paths of model, data and writer in a config file, and of the classes within them."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = {key: content.get(key) for key in ("model", "data", "writer")}
+        return {
+            name: class_path
+            for key, value in given.items()
+            if value is not None
+            for name, class_path in _nested(key, value)
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read as a config: {error!r}") from error
+
+
+def _nested(key: str, value: dict[str, Any]) -> list[tuple[str, str]]:
+    found = [(key, str(value["class_path"]))]
+    for name, option in (value.get("init_args") or {}).items():
+        if isinstance(option, dict) and "class_path" in option:
+            found.extend(_nested(f"{key}.{name}", option))
+    return found
