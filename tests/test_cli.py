@@ -96,7 +96,8 @@ def test_print_config_shows_rule_free_options(capsys, tmp_path, monkeypatch):
     [
         ("esm2.yaml", ["--model.weights", "--model.layer", "--data.tokens_per_batch",
                        "--data.max_length", "--writer.commit_seconds", "--model.attention"]),
-        ("demo.yaml", ["--model.enable_fp16", "--data.num_workers", "--writer.overwrite"]),
+        ("demo.yaml", ["--model.enable_fp16", "--data.num_workers", "--writer.overwrite",
+                       "--model.esm2.on_instability", "--model.dnabert_s.attention"]),
         ("classify.yaml", ["--model.classifier", "--data.esm2", "--writer.threshold"]),
     ],
 )  # fmt: skip
@@ -231,3 +232,30 @@ def test_readme_command_runs(command, tmp_path):
     assert ended.returncode == 0, f"{command}:\n{ended.stdout}{ended.stderr}"
     writing = len(re.findall("virnucpro-pl (predict|export|fit|plot)", command))
     assert ended.stderr.count(" INFO Wrote ") >= writing
+
+
+def test_sample_is_taken_by_the_trial_config_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny = ("--model.weights=random", "--model.size=tiny", "--writer.path=x.h5")
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--config=dnabert_s.yaml", "--data.path=sample.fna", *tiny])
+    assert ended.value.code == 2
+    assert "sample.fna" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "--config=esm2.yaml", "--model.nme=x"], "Option 'nme' is not accepted"),
+        (["predict", "--config=esm2.yaml", "--modl.name=x"], "--modl.name=x"),
+        (["fit", "--config=train_classifier.yaml", "--model.nme=x"], "--model.nme=x"),
+        (["prdict"], "no command 'prdict'; there are predict, bench"),
+    ],
+)
+def test_misspelt_words_are_named_in_one_line(words, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert "NoneType" not in line

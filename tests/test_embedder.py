@@ -180,3 +180,58 @@ def test_predict_packing_disabled_uses_sdpa(weights_file, fasta, tmp_path, monke
     monkeypatch.setenv("VIRNUCPRO_DISABLE_PACKING", "1")
     model, _, _ = run(weights_file, fasta, tmp_path, attention=attention)
     assert model.attention_used == "sdpa"
+
+
+def test_same_model_in_another_trainer_follows_its_precision(
+    weights_file, fasta, fair_esm_vectors, monkeypatch
+):
+    model, data = ESM2Embedder(weights=str(weights_file)), make_data(fasta)
+    make_trainer().predict(model, data)
+    assert model.encoder.layers[0].fc1.weight.dtype == torch.bfloat16
+    monkeypatch.setenv("VIRNUCPRO_DISABLE_FP16", "1")
+    batches = make_trainer().predict(model, data)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    expected = fair_esm_vectors(fasta.read_text().split("\n")[1::2])
+    vectors = torch.cat([batch.vectors for batch in batches]).numpy()
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5)
+    loaded = model.encoder
+    make_trainer().predict(model, data)
+    assert model.encoder is loaded  # nothing differs: it need not be read again
+
+
+def test_same_data_after_its_fault_was_mended_are_read(weights_file, fasta):
+    model, data = ESM2Embedder(weights=str(weights_file)), make_data(fasta)
+    whole = fasta.read_text()
+    fasta.write_text(">a\nAC1\n")
+    with pytest.raises(UsageError, match="position 3"):
+        make_trainer().predict(model, data)
+    fasta.write_text(whole)
+    assert sum(len(batch.rows) for batch in make_trainer().predict(model, data)) == 7
+
+
+def test_subclass_of_a_callback_is_not_brought_along_again(weights_file, fasta):
+    class Mine(FailureLog):
+        pass
+
+    trainer = make_trainer(Mine())
+    trainer.predict(ESM2Embedder(weights=str(weights_file)), make_data(fasta))
+    assert sum(isinstance(callback, FailureLog) for callback in trainer.callbacks) == 1
+
+
+def test_unknown_attention_raises_at_once():
+    with pytest.raises(UsageError, match="one of auto, triton, varlen, sdpa, not flash"):
+        ESM2Embedder(attention="flash")
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "16-true"])
+def test_predict_true_precisions_are_close_to_fair_esm(
+    weights_file, fasta, fair_esm_vectors, precision
+):
+    trainer = make_trainer(precision=precision)
+    batches = trainer.predict(ESM2Embedder(weights=str(weights_file)), make_data(fasta))
+    assert trainer.precision == precision
+    vectors = torch.cat([batch.vectors for batch in batches])
+    assert vectors.dtype == torch.float32
+    expected = fair_esm_vectors(fasta.read_text().split("\n")[1::2])
+    most = {"64-true": 1e-5, "bf16-true": 0.2, "16-true": 0.05}[precision]
+    np.testing.assert_allclose(vectors.numpy(), expected, rtol=0, atol=most)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from virnucpro_pl.embedder import DNABERTSEmbedder
+from virnucpro_pl.models.esm2 import ESM2
 from virnucpro_pl.sequences.alphabets import PRINTABLE
 from virnucpro_pl.sequences.contigs import write_orfs
 from virnucpro_pl.sequences.records import read_records
@@ -284,3 +285,74 @@ def test_bad_usage_exits_2_and_writes_nothing(
     assert "Traceback" not in ended.log
     assert re.search(message, ended.log), ended.log
     assert {*tmp_path.iterdir()} == before
+
+
+def calls_without(run_main, words, tmp_path, *more):
+    """Calls of two records of which the second has an ORF with a W that cannot be embedded."""
+    (tmp_path / "in.fa").write_text(">good\nGCCAACGCCAAC\n>bad\nGGCTGGTGGTGG\n")
+    ended = run_main(*words, "--data.path", "in.fa", "--writer.path", "calls", *more)
+    assert ended.code == 0, ended.log
+    rows = [line.split("\t") for line in (tmp_path / "calls" / TABLES[0]).read_text().splitlines()]
+    lost = [row[0] for row in rows[1:] if row[1] == "NA"]
+    store = write_orfs(read_records(tmp_path / "in.fa", PRINTABLE, tmp_path), 500)
+    every = np.arange(len(store))
+    proteins = zip(store.ids(every), store.sequences("protein", every), strict=True)
+    return ended, lost, [name for name, protein in proteins if b"W" in protein]
+
+
+@pytest.mark.parametrize("policy", ["skip", "fp32"])
+def test_unstable_orfs_left_out_are_named_and_their_records_counted(
+    run_main, words, poisoned_file, tmp_path, policy
+):
+    ended, lost, expected = calls_without(
+        run_main, words, tmp_path, "--model.esm2.weights", poisoned_file,
+        "--model.esm2.on_instability", policy,
+    )  # fmt: skip
+    assert lost == expected
+    assert expected
+    [line] = (tmp_path / "calls.failures.jsonl").read_text().splitlines()
+    assert json.loads(line)["sequence_ids"] == expected
+    summary = json.loads((tmp_path / "calls" / "summary.json").read_text())
+    assert summary["orfs_skipped"] == {"embedding_not_finite": len(expected)}
+    assert summary["records_scored_in_part"] == 2
+    assert "2 records are called without some of their ORFs" in ended.log
+    assert f"{len(expected)} FAILED rows are NaN" in ended.log
+    rows = (tmp_path / "calls" / "contigs.tsv").read_text().splitlines()[1:]
+    assert [row.split("\t")[0] for row in rows] == ["good", "bad"]
+
+
+def test_out_of_memory_in_one_network_halves_packs_and_keeps_every_orf(
+    run_main, words, tmp_path, monkeypatch
+):
+    whole = run_main(*words, "--writer.path", "whole")
+    assert whole.code == 0, whole.log
+    forward, seen = ESM2.forward, []
+
+    def cramped(self, tokens, *arguments, **options):
+        seen.append(len(tokens))
+        if len(tokens) > 400:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 TiB")
+        return forward(self, tokens, *arguments, **options)
+
+    monkeypatch.setattr(ESM2, "forward", cramped)
+    ended = run_main(*words, "--writer.path", "calls")
+    assert ended.code == 0, ended.log
+    assert ended.log.count("out of memory with") == 1
+    assert sum(count > 400 for count in seen) == 2  # in one go, then alone; never again
+    tables = [(tmp_path / f / TABLES[0]).read_text().splitlines()[1:] for f in ("whole", "calls")]
+    names, scores = zip(*[zip(*[r.split("\t")[::3] for r in t], strict=True) for t in tables],
+                        strict=True)  # fmt: skip
+    assert names[0] == names[1]
+    np.testing.assert_allclose(*(np.array(s, float) for s in scores), rtol=0, atol=1e-6)
+
+
+def test_max_length_cuts_orfs_in_both_models_alike(run_main, words, tmp_path):
+    ended = run_main(
+        *(*words, "--data.max_length", 20, "--writer.save_embeddings", "true"),
+        *("--writer.path", "calls"),
+    )
+    assert ended.code == 0, ended.log
+    assert "are cut to 20 letters" in ended.log
+    for name, longest in (("esm2", 20), ("dnabert_s", 60)):
+        with h5py.File(tmp_path / "calls" / f"{name}.h5") as file:
+            assert file["lengths"][()].max() == longest

@@ -255,6 +255,17 @@ def test_find_weights_published_fetches_one_format_of_one_commit(
         assert calls[1] == {"revision": COMMIT, "allow_patterns": ["pytorch_model*.bin*"]}
 
 
+def test_alibi_slopes_are_fp32_whatever_the_default():
+    expected = dnabert_s.alibi_slopes(12)
+    torch.set_default_dtype(torch.float16)
+    try:
+        slopes = dnabert_s.alibi_slopes(12)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert slopes.dtype == torch.float32
+    assert torch.equal(slopes, expected)
+
+
 def test_choose_attention_packed_needs_gpu_and_half(caplog):
     caplog.set_level("INFO")
     cuda = torch.device("cuda")
@@ -268,7 +279,7 @@ def test_choose_attention_packed_needs_gpu_and_half(caplog):
         choose = attention.choose_attention
         assert choose(asked, device=device, reduced=reduced, biased=True) == used
     assert "triton needs a GPU" in caplog.text
-    with pytest.raises(UsageError, match="auto, triton or sdpa, not varlen"):
+    with pytest.raises(UsageError, match="one of auto, triton, sdpa, not varlen"):
         attention.choose_attention("varlen", device=cuda, reduced=True, biased=True)
 
 

@@ -1,5 +1,6 @@
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +96,24 @@ def test_hash_folder_depends_on_each_file(tmp_path):
             file.write_bytes(bytes([byte]))
         hashes.add(hash_files(files).result())
     assert len(hashes) == 3
+
+
+@pytest.mark.parametrize(
+    "beside", [b"", b"SHA256 (a) = 00\n", b"\xff\xfe", b"0" * 63 + b"  a\n"],
+    ids=["empty", "as BSD writes it", "no text", "too short"],
+)  # fmt: skip
+def test_record_that_is_none_is_not_checked_and_said_so(tmp_path, caplog, beside):
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "a.sha256").write_bytes(beside)
+    assert hash_files([tmp_path / "a"]).result(10) == SHA256_OF_ABC
+    assert "a is not checked" in caplog.text
+
+
+def test_hash_of_a_file_that_is_gone_is_an_error_for_whoever_waits(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        hash_files([tmp_path / "absent"]).result(10)
+
+
+def test_download_to_a_folder_that_cannot_be_made_says_what_to_do(server):
+    with pytest.raises(WeightsError, match="put it at"):
+        download(f"{server}/whole.pt", Path("/proc/nothing/whole.pt"))

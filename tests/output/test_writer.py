@@ -67,6 +67,12 @@ def test_predict_python_writes_the_file_and_keeps_nothing_in_memory(fasta, tmp_p
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.faa", "out.h5", "out.h5.run.json"]
 
 
+@pytest.mark.parametrize("option", ["commit_seconds", "stall_seconds"])
+def test_seconds_below_zero_raise(tmp_path, option):
+    with pytest.raises(UsageError, match=option):
+        HDF5Writer(tmp_path / "out.h5", **{option: -1})
+
+
 def test_stop_iteration_in_a_step_is_no_success(fasta, tmp_path):
     def stop(index, rows, vectors):
         if index == 2:
