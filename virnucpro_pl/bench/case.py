@@ -16,11 +16,13 @@ from virnucpro_pl.sequence_embedder import SequenceEmbedder
 from virnucpro_pl.sequences.records import read_records
 from virnucpro_pl.sequences.tokens import PackedBatch, pack
 
-__all__ = ["DNA", "SAMPLE", "Case", "draw", "draw_genes", "write_fasta"]
+__all__ = ["DNA", "FEWEST", "Case", "draw", "draw_genes", "write_fasta"]
 
 DNA = "dnabert_s"
 SAMPLE = 4096
 """Sequences that are drawn, or taken from a file; longer runs repeat them."""
+FEWEST = 32
+"""Records of the shortest run."""
 
 
 class Case(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from virnucpro_pl.bench.case import DNA, Case, draw_genes, write_fasta
+from virnucpro_pl.bench.case import DNA, FEWEST, Case, draw_genes, write_fasta
 from virnucpro_pl.bench.meter import Row, measured, repeat
 from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder
 from virnucpro_pl.output.streaming import StreamingWriter
@@ -24,9 +24,6 @@ from virnucpro_pl.virnucpro import VirNucPro
 __all__ = ["encoder_alone", "end_to_end", "fused"]
 
 log = logging.getLogger(__name__)
-
-_FEWEST = 32
-"""Chunks of the shortest fused run."""
 
 
 def encoder_alone(case: Case, name: str = "virnucpro-pl, encoder alone") -> Row:
@@ -60,7 +57,7 @@ def end_to_end(case: Case, rate: float) -> Row:
         case: What is measured.
         rate: Sequences per second of the encoder, to know how many make a run of the wanted length.
     """
-    count = max(len(case.sample), int(rate * case.seconds))
+    count = max(FEWEST, int(rate * case.seconds))
     fasta = write_fasta(case.scratch / "input.fasta", case.sample, count)
     data = SequenceDataModule(fasta, case.budget, case.workers)
     writer = HDF5Writer(case.scratch / "out.h5")
@@ -74,7 +71,7 @@ def fused(case: Case) -> Iterator[Row]:
     alone = [encoder_alone(one, f"{one.model}, encoder alone") for one in cases]
     yield from alone
     rate = 1 / sum(1 / row.sequences_per_second for row in alone)
-    count = max(_FEWEST, int(rate * case.seconds))
+    count = max(FEWEST, int(rate * case.seconds))
     yield _predict(
         case,
         f"virnucpro-pl, end to end; both encoders' own times allow {rate:,.0f} sequences/s",

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import torch
 
-from virnucpro_pl.bench.case import DNA, Case, write_fasta
+from virnucpro_pl.bench.case import DNA, FEWEST, Case, write_fasta
 from virnucpro_pl.errors import OutputError
 from virnucpro_pl.models.esm2 import fair_esm_names
 
@@ -64,7 +64,7 @@ def processes(case: Case, devices: int, rate: float) -> Iterator[ProcessRow]:
     """
     weights = "random" if case.model == DNA else str(write_weights(case))
     floor = float("nan") if weights == "random" else read_and_copy(case, Path(weights))
-    each = max(len(case.sample), int(rate * case.seconds))
+    each = max(FEWEST, int(rate * case.seconds))
     alone: ProcessRow | None = None
     for count in sorted({1, devices}):
         fasta = write_fasta(case.scratch / f"{count}.fasta", case.sample, each * count)
