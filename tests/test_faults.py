@@ -343,6 +343,65 @@ def test_failing_rank_ends_the_run_with_rank_and_cause(
     assert {path.name[:10] for path in parts(output)} == {"part-00000", "part-00001"}
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("code", ["", "0", "7"])
+def test_exit_from_within_a_step_is_no_success(
+    start, predict_words, script, weights_file, fasta, tmp_path, ranks, code
+):
+    lines = (
+        "step = E.predict_step",
+        "def leave(self, batch, batch_idx=0):",
+        f"    if batch_idx == 3 and RANK == {ranks - 1}:",
+        f"        raise SystemExit({code})",
+        "    return step(self, batch, batch_idx)",
+        "E.predict_step = leave",
+    )
+    output = tmp_path / "out.h5"
+    words = predict_words(weights_file, fasta, output, ranks=ranks)
+    command = start(*words, launcher=script(*lines))
+    ended = command.wait(60)
+    assert ended.code not in (0, None), ended.log
+    command.assert_nothing_left()
+    assert not output.exists()
+    assert parts(output)
+
+
+def test_weights_that_one_rank_cannot_read_end_the_run_with_the_cause(
+    start, predict_words, script, weights_file, fasta, tmp_path
+):
+    lines = (
+        "from virnucpro_pl.errors import WeightsError",
+        "def fail(self):",
+        "    raise WeightsError('w.pt: no such file on this node')",
+        "if RANK == 1:",
+        "    E.configure_model = fail",
+    )
+    output = tmp_path / "out.h5"
+    command = start(*predict_words(weights_file, fasta, output, ranks=2), launcher=script(*lines))
+    ended = command.wait(60)
+    assert ended.code == 2, ended.log
+    assert "rank 1: WeightsError: w.pt: no such file on this node" in ended.log
+    command.assert_nothing_left()
+    assert not output.exists()
+
+
+def test_hash_that_takes_long_keeps_nobody_from_leaving(
+    start, predict_words, script, weights_file, fasta, tmp_path
+):
+    lines = (
+        "import virnucpro_pl.models.files as f",
+        "f._sha256 = slow(60, f._sha256)",
+    )
+    output = tmp_path / "out.h5"
+    words = predict_words(weights_file, fasta, output, "--writer.commit_seconds=0.2")
+    command = start(*words, launcher=script(*lines, pack=0.3))
+    command.wait_for(lambda: parts(output))
+    os.kill(command.pid, signal.SIGTERM)
+    ended = command.wait(15)
+    assert ended.code == 143, ended.log
+    command.assert_nothing_left()
+
+
 def test_rank_failing_at_load_ends_the_run(
     start, predict_words, script, weights_file, fasta, tmp_path
 ):

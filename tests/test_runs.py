@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from virnucpro_pl.cli import main
+from virnucpro_pl.output.store import read_part
 
 
 def rows_of(path):
@@ -208,13 +209,19 @@ def slow(tmp_path):
     """Launcher words of a command whose packs take a while."""
     script = tmp_path / "slow.py"
     script.write_text(
-        "import sys, time\n"
+        "import os, time\n"
         "import virnucpro_pl.embedder as e\n"
         "from virnucpro_pl.cli import main\n"
         "step = e.SequenceEmbedder.predict_step\n"
+        "def note(what, batch):\n"
+        "    with open(f'{what}-{os.getpid()}', 'a') as file:\n"
+        "        file.write(''.join(f'{row}\\n' for row in batch.rows.tolist()))\n"
         "def slowly(self, batch, batch_idx=0):\n"
+        "    note('begun', batch)\n"
         "    time.sleep(0.3)\n"
-        "    return step(self, batch, batch_idx)\n"
+        "    found = step(self, batch, batch_idx)\n"
+        "    note('done', batch)\n"
+        "    return found\n"
         "e.SequenceEmbedder.predict_step = slowly\n"
         "main()\n"
     )
@@ -244,6 +251,13 @@ def test_signal_commits_exits_and_resumes(
         *("part-0" for _ in range(ranks))
     }
     assert len({part.name[:10] for part in parts if part.suffix == ".h5"}) == ranks
+    begun, done = (
+        sorted(int(row) for file in tmp_path.glob(f"{what}-*") for row in file.read_text().split())
+        for what in ("begun", "done")
+    )
+    files = [part for part in parts if part.suffix == ".h5"]
+    committed = sorted(row for file in files for row in read_part(file).rows.tolist())
+    assert begun == done == committed  # no pack was left half done
     again = start(*words)
     ended = again.wait(60)
     assert ended.code == 0, ended.log

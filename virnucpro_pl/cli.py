@@ -20,7 +20,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from virnucpro_pl.errors import UnwritableError, UsageError
+from virnucpro_pl.errors import OutputError, UnwritableError, UsageError
 from virnucpro_pl.help import (
     COMMANDS,
     EPILOG,
@@ -126,8 +126,17 @@ class PredictCLI(UsageCLI):
         writer.config = self._parser("predict").dump(self.config.predict, skip_none=False)
 
     def predict(self, **arguments: Any) -> None:
-        """Run, without keeping predictions in RAM."""
-        self.trainer.predict(**arguments, return_predictions=False)
+        """Run, without keeping predictions in RAM.
+
+        Raises:
+            OutputError: If something within the run wants the program to exit as if all were well.
+        """
+        try:
+            self.trainer.predict(**arguments, return_predictions=False)
+        except SystemExit as end:
+            if end.code:
+                raise
+            raise OutputError("Something has called sys.exit() before every row was there") from end
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -250,6 +250,7 @@ class SequenceEmbedder(StaysOnDevice, ABC):
             "pooling": self.pooling,
             "precision": str(self.trainer.precision),
             "attention": self.attention_used,
+            "on_instability": self.on_instability,
         }
 
     @property
@@ -428,5 +429,5 @@ def free_memory() -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Tell a lack of memory from other errors; on a CPU torch raises a plain RuntimeError."""
-    words = ("out of memory", "can't allocate memory")
+    words = ("out of memory", "can't allocate memory", "status_alloc_failed")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

@@ -127,6 +127,11 @@ def test_without_data_module_raises(fasta, tmp_path):
 # The folder of parts --------------------------------------------------------------------------
 
 
+def test_folder_is_no_place_for_a_file(tmp_path):
+    with pytest.raises(UsageError, match="is a folder"):
+        HDF5Writer(tmp_path, overwrite=True).claim()
+
+
 def test_claim_refuses_existing_output(tmp_path):
     (tmp_path / "out.h5").touch()
     with pytest.raises(UsageError, match="exists already"):

@@ -22,16 +22,21 @@ from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.output.failures import failures_file
 from virnucpro_pl.output.files import write_json
 from virnucpro_pl.output.store import Part, read_part, write_part
+from virnucpro_pl.stability import FAILED
 
-__all__ = ["PartsFolder"]
+__all__ = ["REPLACED", "PartsFolder"]
 
 log = logging.getLogger(__name__)
 
-_MAY_DIFFER = re.compile(r"attention(_\w+)?|classifier|package_version|torch_version")
+_MAY_DIFFER = re.compile(
+    r"(attention|on_instability)(_\w+)?|classifier|package_version|torch_version"
+)
 """What an interrupted run and its continuation need not have in common: a file's name, for example,
 since the hash of its content counts."""
 _ORPHAN_SECONDS = 15.0
 """How long to wait for ranks of a killed run to notice that their launcher is gone."""
+REPLACED = "replaced"
+"""Name, within the parts, of the output that is being replaced."""
 _OVERHEAD = 64
 """Bytes of a row beside its numbers: id, row number, length."""
 
@@ -59,8 +64,10 @@ class PartsFolder:
         self._made: list[Path] = []
         self._claim: object | None = None
         self._committed = 0
+        self._pending = ""
         self._manifest_written = False
         self._manifest_lock = threading.Lock()
+        self._manifest_thread: threading.Thread | None = None
 
     def files(self) -> list[Path]:
         """Committed parts."""
@@ -87,6 +94,7 @@ class PartsFolder:
             self._lock(self.path / "lock", f"Another run is writing {self.output}: wait for it")
             self._await_orphans()
             self._claim = object()
+            self._restore()
             self._sweep()
             records.mkdir()
             (self.path / "ranks").mkdir()
@@ -130,6 +138,11 @@ class PartsFolder:
                         raise
                     time.sleep(0.2)
 
+    def _restore(self) -> None:
+        """Put an output back that an interrupted run was about to replace."""
+        if not self.output.exists() and (self.path / REPLACED).exists():
+            (self.path / REPLACED).rename(self.output)
+
     def _sweep(self) -> None:
         """Remove what an earlier run left, but for its committed parts."""
         for item in self.path.iterdir():
@@ -154,13 +167,18 @@ class PartsFolder:
         elif files and not manifest.exists():
             log.warning("%s: %d part(s) of an unknown run are removed", self.path, len(files))
         elif files:
-            self._compare(json.loads(manifest.read_text()), provenance())
+            before, now = self._read_manifest(manifest), provenance()
+            self._compare(before, now)
+            failed = 0
             for file in files:
                 part = read_part(file)
-                if part is None:
+                if part is None or _is_strange(part, done):
+                    log.warning("%s: its rows will be computed again", file)
                     file.unlink()
                 else:
                     done[part.rows] = True
+                    failed += int((part.columns["outcome"] == FAILED).sum())
+            self._compare_policies(before, now, failed)
             log.info("Continuing: %d of %d records are committed already", done.sum(), count)
             return done
         manifest.unlink(missing_ok=True)  # first: parts without a manifest are never trusted
@@ -168,6 +186,26 @@ class PartsFolder:
             file.unlink()
         failures_file(self.output).unlink(missing_ok=True)
         return done
+
+    def _read_manifest(self, path: Path) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(
+                f"{path} is damaged ({error}), so that nobody knows what the parts beside it are "
+                "of: start over with --writer.overwrite true"
+            ) from error
+        return content
+
+    def _compare_policies(self, before: dict[str, Any], now: dict[str, Any], failed: int) -> None:
+        """Refuse to go on with rows that were left out under another policy."""
+        for key in sorted(k for k in now if k.startswith("on_instability")):
+            if failed and before.get(key) != now[key]:
+                raise UsageError(
+                    f"{self.path} holds {failed} rows that were left out since they failed: {key} "
+                    f"was {before.get(key)!r} and is {now[key]!r}. Give back what it was, or start "
+                    "over with --writer.overwrite true"
+                )
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         different = [
@@ -214,22 +252,47 @@ class PartsFolder:
     def write_manifest_soon(self, provenance: Callable[[], dict[str, Any]]) -> None:
         """Do so from a thread, since the hash of the weights may take a while.
 
-        Other ranks may commit long before rank 0 does.
+        Until it is there the parts are not trusted, but nobody waits for it: a rank that does could
+        not follow a signal.
         """
 
         def write() -> None:
-            with contextlib.suppress(OSError, UsageError):  # the first commit tells why not
+            with contextlib.suppress(OSError, UsageError):  # the next commit tells why not
                 self.write_manifest(provenance)
 
-        threading.Thread(target=write, name="manifest", daemon=True).start()
+        self._manifest_thread = threading.Thread(target=write, name="manifest", daemon=True)
+        self._manifest_thread.start()
+
+    def await_manifest(self, provenance: Callable[[], dict[str, Any]], seconds: float) -> None:
+        """Wait so long for the thread; where it has failed, do its work. Called on rank 0.
+
+        Raises:
+            OutputError: If the manifest cannot be written.
+            UsageError: If the weights are not what they should be.
+        """
+        thread = self._manifest_thread
+        if thread is None:
+            return  # nothing of this run can have been committed
+        thread.join(seconds)
+        if thread.is_alive():
+            return
+        try:
+            self.write_manifest(provenance)
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be written: {error}. Make room and run the same command again"
+            ) from error
 
     def commit(self, rank: int, part: Part) -> None:
         """Write one part.
 
+        If it fails after the file has got its name, the same rows committed again replace it.
+
         Raises:
             OutputError: If it cannot be written; earlier parts are intact.
         """
-        name = f"part-{rank:05d}-{time.time_ns():x}-{self._committed:06d}.h5"
+        name = self._pending or f"part-{rank:05d}-{time.time_ns():x}-{self._committed:06d}.h5"
+        self._pending = name
         try:
             write_part(self.path / name, part)
         except OSError as error:
@@ -238,6 +301,7 @@ class PartsFolder:
                 "What is committed is safe: make room and run the same command again"
             ) from error
         self._committed += 1
+        self._pending = ""
 
     def discard(self) -> None:
         """Leave only committed parts behind, and no folder without any. Acts on rank 0 only."""
@@ -245,6 +309,7 @@ class PartsFolder:
             return
         with self._manifest_lock:
             self._claim = None  # nobody writes a manifest any more
+        self._restore()
         if self.files() and (self.path / "manifest.json").exists():  # else nobody trusts them
             self._sweep()
             return
@@ -255,12 +320,26 @@ class PartsFolder:
 
     def remove(self) -> None:
         """Remove the folder: the output is published."""
-        shutil.rmtree(self.path)
+        try:
+            shutil.rmtree(self.path)
+        except OSError as error:  # NFS keeps names of files that are still open
+            log.warning("%s can be removed now, but not by this program: %s", self.path, error)
 
     def release(self) -> None:
         """Give the locks back."""
         for lock in self._locks:
             lock.close()
         self._locks.clear()
+        self._pending = ""
         with self._manifest_lock:
-            self._claim, self._manifest_written = None, False
+            self._claim, self._manifest_written, self._manifest_thread = None, False, None
+
+
+def _is_strange(part: Part, done: NDArray[np.bool_]) -> bool:
+    """Tell whether a part cannot be one of these: rows doubled or beyond the input, no outcome."""
+    rows = part.rows
+    if "outcome" not in part.columns or (
+        len(rows) and not 0 <= rows.min() <= rows.max() < len(done)
+    ):
+        return True
+    return bool(done[rows].any()) or len(np.unique(rows)) < len(rows)

@@ -82,7 +82,8 @@ class Ranks:
         self._computing = True
         if now - self._last_told >= 1:
             self._last_told = now
-            write_json(self._file("progress"), counts, durable=False)
+            with contextlib.suppress(OSError):  # a full disk is for the commits to tell
+                write_json(self._file("progress"), counts, durable=False)
 
     def totals(self) -> dict[str, int]:
         """Counts of all ranks together, as far as they have told."""
@@ -163,7 +164,8 @@ class Ranks:
         while any(not self._file("done", rank).exists() for rank in range(self.count)):
             self.check()
             time.sleep(_POLL_SECONDS)
-        self.close()
+        self._last_progress = time.monotonic()
+        self._computing = True  # the sums that follow may hang: the thread watches on
         self._touch_left()  # from here on nobody waits for this rank
         return [self._read("done", rank) or {} for rank in range(self.count)]
 
@@ -238,8 +240,14 @@ class Ranks:
     # Files ------------------------------------------------------------------------------------
 
     def _mark(self, message: str, code: int) -> None:
-        if self.count > 1 and self.folder.is_dir():
+        if self.count == 1 or not self.folder.is_dir():
+            return
+        try:
             write_json(self._file("failed"), {"message": message, "code": code}, durable=False)
+        except OSError as error:  # a name needs no room on a full disk
+            log.error("%s; and it cannot be told to the other ranks: %s", message, error)
+            with contextlib.suppress(OSError):
+                self._file("failed").touch()
 
     def _touch_left(self) -> None:
         with contextlib.suppress(FileNotFoundError):  # where rank 0 has cleaned up already
@@ -249,8 +257,12 @@ class Ranks:
         return self.folder / f"rank-{self.rank if rank is None else rank}.{kind}"
 
     def _read(self, kind: str, rank: int) -> dict[str, Any] | None:
+        path = self._file(kind, rank)
         try:
-            content: dict[str, Any] = json.loads(self._file(kind, rank).read_text())
+            content: dict[str, Any] = json.loads(path.read_text())
         except FileNotFoundError:
             return None
+        except (OSError, ValueError):  # replaced while it was read, on a network; or no room for it
+            blank = {"message": f"rank {rank} failed", "code": 1}
+            return blank if kind == "failed" else None
         return content

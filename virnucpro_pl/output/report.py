@@ -72,8 +72,18 @@ class RunReport:
         totals: dict[str, int],
         per_rank: list[dict[str, int]],
         provenance: dict[str, Any],
+        failed: int,
     ) -> None:
-        """Write `<output>.run.json` and the log's last line."""
+        """Write `<output>.run.json` and a short block in the log.
+
+        Args:
+            output: File or folder that was published.
+            trainer: The Trainer of the run.
+            totals: Counts of this run, over all ranks.
+            per_rank: The same, of each rank.
+            provenance: What was run.
+            failed: Rows of the whole output, those of earlier runs included, that failed.
+        """
         self.begin("done")
         speed = self._tokens_per_second(totals["tokens"], len(per_rank))
         budget = trainer.datamodule.tokens_per_batch  # type: ignore[attr-defined]
@@ -83,7 +93,8 @@ class RunReport:
             "started": self._started.isoformat(timespec="milliseconds"),
             "totals": totals,
             "per_rank": per_rank,
-            "failure_rate": totals["failures"] / max(totals["records"], 1),
+            "failed_rows": failed,
+            "failure_rate": failed / max(len(trainer.datamodule.store), 1),  # type: ignore[attr-defined]
             "resumed_records": self.resumed,
             "tokens_per_second": round(speed, 1),
             "pack_fill": round(fill, 4),
@@ -98,7 +109,7 @@ class RunReport:
         before = f" ({self.resumed:,} more committed before)" if self.resumed else ""
         log.info(
             "%s %s%s, %s failed: %s tokens at %s tokens/s, packs %.0f %% full",
-            *(f"{totals['records']:,}", unit, before, f"{totals['failures']:,}"),
+            *(f"{totals['records']:,}", unit, before, f"{failed:,}"),
             *(f"{totals['tokens']:,}", f"{speed:,.0f}", 100 * fill),
         )
         phases = ", ".join(f"{name} {value:.1f} s" for name, value in self._seconds.items())

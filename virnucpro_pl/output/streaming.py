@@ -30,6 +30,9 @@ __all__ = ["StreamingWriter"]
 log = logging.getLogger(__name__)
 
 _COMMIT_BYTES = 256 << 20
+_MANIFEST_SECONDS = 5.0
+"""How long a run that ends early waits for the hash of its weights; without it its parts are lost,
+which is no more than was computed while the weights were read."""
 
 
 class Batch(Protocol):
@@ -266,7 +269,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
         if not self._waiting:
             return
         if trainer.is_global_zero:
-            self._folder.write_manifest(lambda: self.provenance(trainer))
+            self._folder.await_manifest(lambda: self.provenance(trainer), seconds=0.0)
         rows, ids, columns = zip(*self._waiting, strict=True)
         part = Part(
             torch.cat(rows).numpy(),
@@ -291,9 +294,10 @@ class StreamingWriter(BasePredictionWriter, ABC):
         self._signals.install()  # Lightning has given them back
         self._commit(trainer)
         per_rank = self._ranks.finish(self.report.counts)
-        totals = self.report.reduce(trainer)
         self._signals.patient = False
         self._signals.check()
+        totals = self.report.reduce(trainer)
+        self._ranks.close()
         if self._progress is not None:
             self._progress.close(totals)
             self._progress = None
@@ -313,7 +317,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
                 f"{self.path} cannot be written: {error}. All rows are committed: make room and "
                 "run the same command again"
             ) from error
-        self.report.write(self.path, trainer, totals, per_rank, provenance)
+        self.report.write(self.path, trainer, totals, per_rank, provenance, failed)
         self._folder.remove()
         gaps = f", in which {failed} FAILED rows are NaN" if failed else ""
         level = logging.WARNING if failed else logging.INFO
@@ -323,13 +327,11 @@ class StreamingWriter(BasePredictionWriter, ABC):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Tell the other ranks, commit what is finished, and wait until all are on their way."""
-        computing = self._signals.patient
         self._signals.patient = True  # a second signal shall not interrupt this
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, FailureLog):  # now: once rank 0 ends, nobody waits for it
                 callback.on_exception(trainer, pl_module, exception)
-        alike = isinstance(exception, UsageError) and not computing  # every rank raises it
-        if alike or self._ranks is None:
+        if self._ranks is None:
             self._folder.discard()
             self._close()
             return
@@ -337,8 +339,10 @@ class StreamingWriter(BasePredictionWriter, ABC):
             self._ranks.fail(f"{type(exception).__name__}: {exception}", _exit_code(exception))
         try:
             self._commit(trainer)
-        except OutputError as error:
-            if not isinstance(exception, OutputError):
+            if trainer.is_global_zero:
+                self._folder.await_manifest(lambda: self.provenance(trainer), _MANIFEST_SECONDS)
+        except (OutputError, UsageError) as error:
+            if type(error) is not type(exception):
                 log.error("Rank %d: %s", trainer.global_rank, error)
         finally:
             if self._ranks.leave():
@@ -367,7 +371,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
 
 def _exit_code(exception: BaseException) -> int:
     if isinstance(exception, SystemExit):
-        return int(exception.code or 0)
+        return exception.code if exception.code in (130, 143) else 1  # others are no end of ours
     if isinstance(exception, KeyboardInterrupt):
         return 130
     return int(getattr(exception, "exit_code", 1))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.output.files import flush
+from virnucpro_pl.output.parts import REPLACED
 from virnucpro_pl.output.store import each_part, merge
 from virnucpro_pl.output.streaming import StreamingWriter
 from virnucpro_pl.output.tables import (
@@ -238,7 +239,8 @@ class TableWriter(StreamingWriter):
     def _rename(self, folder: Path) -> None:
         for file in (*folder.iterdir(), folder):
             flush(file)
-        replaced = self.parts / "replaced"
+        replaced = self.parts / REPLACED
+        self._signals.patient = True  # there shall be no moment without either folder
         if self.overwrite and self.path.exists():
             self.path.rename(replaced)
         folder.rename(self.path)

@@ -35,6 +35,17 @@ class HDF5Writer(StreamingWriter):
         """
         super().__init__(path, overwrite, commit_seconds, stall_seconds)
 
+    def claim(self) -> Path:
+        """Lock the output for this run, and make room for the record store. Called on rank 0.
+
+        Raises:
+            UsageError: If the output exists, is a folder, cannot be written, or another run is
+                writing it.
+        """
+        if self.path.is_dir():
+            raise UsageError(f"{self.path} is a folder, and embeddings are one file: name another")
+        return super().claim()
+
     def columns(self, prediction: Any) -> dict[str, torch.Tensor]:
         """Keep the vectors (N, D)."""
         return {"embeddings": prediction.vectors}

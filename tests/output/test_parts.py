@@ -1,0 +1,144 @@
+"""What a continuation finds, and what it makes of it."""
+
+import errno
+import shutil
+
+import numpy as np
+import pytest
+
+from virnucpro_pl.errors import OutputError, UsageError
+from virnucpro_pl.output import files
+from virnucpro_pl.output.parts import PartsFolder
+from virnucpro_pl.output.store import Part, read_part
+from virnucpro_pl.stability import FAILED, FINE
+
+MANIFEST = {"model": "m", "on_instability": "skip"}
+
+
+def part(*rows, outcome=FINE, columns=("embeddings", "outcome")):
+    values = {
+        "embeddings": np.zeros((len(rows), 3), np.float32),
+        "outcome": np.full(len(rows), outcome, np.uint8),
+    }
+    kept = {name: values[name] for name in columns}
+    return Part(np.array(rows, np.int64), [f"p{row}" for row in rows], kept)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Make the folder of a run that goes on."""
+    made = []
+
+    def claim():
+        for other in made:
+            other.release()
+        made.append(PartsFolder(tmp_path / "out.h5", overwrite=False))
+        made[-1].claim()
+        return made[-1]
+
+    yield claim
+    for other in made:
+        other.release()
+
+
+@pytest.fixture
+def interrupted(folder):
+    """Leave parts behind."""
+
+    def leave(*parts, manifest=MANIFEST):
+        run = folder()
+        run.write_manifest(lambda: manifest)
+        for content in parts:
+            run.commit(0, content)
+        return folder()
+
+    return leave
+
+
+def test_rows_whose_commit_failed_late_are_not_committed_twice(folder, monkeypatch):
+    run, flush, failures = folder(), files.flush, [1]
+
+    def fail_once(path):
+        if path.is_dir() and failures:
+            failures.pop()
+            raise OSError(errno.EIO, "input/output error")
+        flush(path)
+
+    monkeypatch.setattr(files, "flush", fail_once)
+    with pytest.raises(OutputError, match="input/output error"):
+        run.commit(0, part(1, 2))
+    run.commit(0, part(1, 2))
+    run.commit(0, part(3))
+    assert [read_part(path).rows.tolist() for path in run.files()] == [[1, 2], [3]]
+
+
+def test_doubled_parts_are_taken_once(interrupted, caplog):
+    run = interrupted(part(0, 1), part(2))
+    first = run.files()[0]
+    shutil.copy(first, first.with_name("part-00009-0-0.h5"))
+    assert run.resume(5, lambda: MANIFEST).tolist() == [True, True, True, False, False]
+    assert len(run.files()) == 2
+    assert "will be computed again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [part(7), part(-1), part(1, columns=["embeddings"]), part(1, 1)],
+    ids=["beyond the input", "below zero", "of an older format", "doubled within"],
+)
+def test_strange_parts_are_computed_again(interrupted, strange):
+    run = interrupted(part(0), strange)
+    assert run.resume(5, lambda: MANIFEST).tolist() == [True, False, False, False, False]
+    assert len(run.files()) == 1
+
+
+def test_damaged_manifest_is_refused_and_parts_are_kept(interrupted):
+    run = interrupted(part(0))
+    (run.path / "manifest.json").write_text("")
+    with pytest.raises(UsageError, match=r"manifest\.json is damaged"):
+        run.resume(5, lambda: MANIFEST)
+    assert len(run.files()) == 1
+
+
+@pytest.mark.parametrize("policy", ["raise", "fp32"])
+def test_rows_left_out_do_not_pass_under_another_policy(interrupted, policy):
+    run = interrupted(part(0), part(1, 2, outcome=FAILED))
+    with pytest.raises(UsageError, match=f"2 rows .* on_instability was 'skip' and is '{policy}'"):
+        run.resume(5, lambda: {**MANIFEST, "on_instability": policy})
+    assert run.resume(5, lambda: MANIFEST).sum() == 3
+
+
+def test_another_policy_continues_where_nothing_was_left_out(interrupted):
+    run = interrupted(part(0))
+    assert run.resume(5, lambda: {**MANIFEST, "on_instability": "raise"}).sum() == 1
+
+
+def test_output_that_was_about_to_be_replaced_comes_back(folder, tmp_path):
+    run = folder()
+    (run.path / "replaced").write_text("old")
+    folder()
+    assert (tmp_path / "out.h5").read_text() == "old"
+
+
+def test_parts_whose_manifest_is_not_there_yet_are_discarded(folder, tmp_path):
+    run = folder()
+    run.commit(1, part(0))
+    run.discard()
+    assert not list(tmp_path.iterdir())
+
+
+def test_manifest_is_not_waited_for_while_it_takes_long(folder):
+    import threading
+
+    run, known = folder(), threading.Event()
+
+    def provenance():
+        known.wait(30)
+        return MANIFEST
+
+    run.write_manifest_soon(provenance)
+    run.await_manifest(provenance, 0.0)
+    assert not (run.path / "manifest.json").exists()
+    known.set()
+    run.await_manifest(provenance, 30)
+    assert (run.path / "manifest.json").exists()
