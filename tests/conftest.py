@@ -549,3 +549,14 @@ def run_main(capfd, tmp_path, monkeypatch):
 
     yield run
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def look_ahead(monkeypatch):
+    """Give each batch the one behind it on a CPU, too, as a GPU's loader does."""
+    from virnucpro_pl.sequences import datamodule
+
+    plain = datamodule.PackLoader.__iter__
+    monkeypatch.setattr(
+        datamodule.PackLoader, "__iter__", lambda self: datamodule.with_following(plain(self))
+    )

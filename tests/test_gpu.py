@@ -134,6 +134,20 @@ def test_packed_attention_any_length_equals_fp32(width, biased):
         torch.testing.assert_close(found[start:stop].float(), expected, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_packed_attention_long_neighbour_changes_no_bit(biased):
+    from virnucpro_pl.models.triton_attention import packed_attention
+
+    lengths = [168, 90, 250, 2000]  # blocks of 64 queries without the last one, of 128 with it
+    slopes = alibi_slopes(12).to(CUDA) if biased else None
+    cu = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=CUDA)
+    q, k, v = torch.randn(sum(lengths), 3, 12, 64, device=CUDA, dtype=torch.float16).unbind(1)
+    short = sum(lengths[:3])
+    together = packed_attention(q, k, v, cu, 2000, slopes)[:short]
+    alone = packed_attention(q[:short], k[:short], v[:short], cu[:4], 250, slopes)
+    assert torch.equal(together, alone)
+
+
 def test_packed_attention_nan_of_a_neighbour_stays_there():
     from virnucpro_pl.models.triton_attention import packed_attention
 
@@ -229,6 +243,10 @@ def test_predict_step_healthy_data_one_wait(kind, count_waits):
     with torch.inference_mode(), torch.autocast("cuda", torch.float16):
         module.predict_step(batch)  # kernels are built at the first call
         assert count_waits(lambda: module.predict_step(batch)) <= 1
+        ahead = batch._replace(following=batch_of(draw([90, 400], letters), module.tokenizer))
+        assert count_waits(lambda: module.predict_step(ahead)) <= 1
+        assert module._ahead is not None
+        assert count_waits(lambda: module.predict_step(ahead.following)) <= 1
 
 
 def test_predict_step_of_virnucpro_healthy_data_one_wait(count_waits):

@@ -13,6 +13,13 @@ from virnucpro_pl.sequences.tokens import ProteinTokenizer
 LENGTHS = [30, 80, 5, 61, 200, 44, 120, 17]
 
 
+@pytest.fixture(autouse=True, params=["looking ahead", "one by one"])
+def order(request):
+    """As on a GPU, and as on a CPU."""
+    if request.param == "looking ahead":
+        request.getfixturevalue("look_ahead")
+
+
 def failures(output):
     path = output.with_name(f"{output.name}.failures.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -138,6 +145,39 @@ def test_out_of_memory_halves_packs_from_there_on(
         assert file["sequence_ids"].asstr()[:].tolist() == [f"p{i}" for i in range(len(proteins))]
     assert seen[0] > 70  # once, not at every pack
     assert max(seen[1:]) <= 70
+
+
+def test_out_of_memory_at_a_later_pack_halves_it_alone(
+    run, cramped, weights_file, random_proteins, fair_esm_vectors
+):
+    seen = cramped(100)
+    proteins = random_proteins([20, 30, 25, 31, 22, 60, 28, 33, 40])
+    fitting = ("--data.tokens_per_batch", 90)
+    ended, output = run(weights_file, *fitting, sequences=[*proteins, "M" * 98, "M" * 99, "MK"])
+    assert ended.code == 1
+    assert "out of memory with p10 alone, of length 99" in ended.log
+    assert output.with_name("out.h5.parts").exists()
+    fitting = ("--data.tokens_per_batch", 130)
+    ended, output = run(weights_file, *fitting, "--writer.overwrite", "true", sequences=proteins)
+    assert ended.code == 0, ended.log
+    assert max(seen) > 100
+    with h5py.File(output) as file:
+        expected = fair_esm_vectors(proteins)
+        np.testing.assert_allclose(file["embeddings"], expected, rtol=0, atol=1e-5)
+
+
+def test_vectors_alone_not_finite_are_found(run, save_published, reference, tmp_path):
+    state = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    state["emb_layer_norm_after.weight"] *= 2e38  # each state is finite, the sum over residues not
+    path = save_published(state, tmp_path / "large.pt")
+    ended, output = run(path, "--model.on_instability", "skip", "--model.enable_fp16", "false",
+                        sequences=["M" * 40, "MKVLA"])  # fmt: skip
+    assert ended.code == 0, ended.log
+    with h5py.File(output) as file:
+        lost = file["failed"][()].tolist()
+        assert lost
+        assert np.isnan(file["embeddings"][lost]).all()
+        assert np.isfinite(np.delete(file["embeddings"][()], lost, axis=0)).all()
 
 
 def test_single_sequence_too_large_is_left_out_or_ends_the_run(run, cramped, weights_file):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from virnucpro_pl.errors import TooLargeError, UsageError
+from virnucpro_pl.errors import UsageError
+from virnucpro_pl.lookahead import Launched, LooksAhead, free_memory, is_out_of_memory
 from virnucpro_pl.models.attention import (
     Attention,
     BiasedAttention,
@@ -27,15 +27,9 @@ from virnucpro_pl.models.files import SEED, hash_files
 from virnucpro_pl.models.pooling import pool
 from virnucpro_pl.output.failures import FailureLog
 from virnucpro_pl.precision import PrecisionFromEnv, unify_precision
+from virnucpro_pl.recovery import Embeddings, OnInstability, Recovery
 from virnucpro_pl.sequences.tokens import PackedBatch, Tokenizer
-from virnucpro_pl.stability import (
-    FAILED,
-    RECOMPUTED,
-    NumericalInstabilityError,
-    check_numerical_stability,
-    describe_instability,
-    each_outcome,
-)
+from virnucpro_pl.stability import each_outcome
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -67,21 +61,6 @@ COMPILE_FROM = 400
 """Packs of a rank from which on compiling saves more time than it takes (some 10 s on an H100)."""
 
 
-OnInstability = Literal["raise", "fp32", "skip"]
-
-
-class Embeddings(NamedTuple):
-    """What `predict_step` returns."""
-
-    rows: Tensor
-    """(N,) int64 row of each sequence in the input; on the host."""
-    vectors: Tensor
-    """(N, D) fp32; NaN where there is no vector."""
-    outcome: Tensor | None = None
-    """(N,) uint8: 0 fine, 1 computed again in FP32, 2 failed (see `stability`); on the host. None
-    if all are fine."""
-
-
 def bring_along(trainer: Trainer) -> list[Callback]:
     """The callbacks that every model of this package needs, but for those that the Trainer has."""
     mine: list[Callback] = [PrecisionFromEnv(), FailureLog()]
@@ -100,7 +79,7 @@ class StaysOnDevice(LightningModule):
         return self
 
 
-class SequenceEmbedder(StaysOnDevice, ABC):
+class SequenceEmbedder(StaysOnDevice, LooksAhead):
     """What all embedders share: when weights are loaded, the forward pass, the check, the mean.
 
     A subclass says which tokenizer, weights and network it has.
@@ -145,6 +124,7 @@ class SequenceEmbedder(StaysOnDevice, ABC):
         self.attention = attention
         self.compile_layers = compile
         self.on_instability = on_instability
+        self.recovery = Recovery(self, on_instability)
         self._found: Path | UsageError | None = None
         self._loaded: object = None
         self._start_over()
@@ -189,7 +169,8 @@ class SequenceEmbedder(StaysOnDevice, ABC):
         """Forget what a run has found out: another Trainer may have other devices."""
         self._fill_to = 0
         self._budget: int | None = None
-        self._full: ESM2 | DNABERTS | None = None
+        self._ahead = None
+        self.recovery.start_over()
 
     def configure_model(self) -> None:
         """Load the weights straight to the device, in the dtype they compute in.
@@ -206,7 +187,7 @@ class SequenceEmbedder(StaysOnDevice, ABC):
             self._hash = hash_files(files) if files and self.trainer.is_global_zero else None
             log.info("Loaded %s in %.1f s", self.name, time.monotonic() - began)
         self.attention_used = choose_attention(
-            self.attention, device=device, reduced=self._reduced, biased=self.biased
+            self.attention, device=device, reduced=self.is_reduced, biased=self.biased
         )
 
     @property
@@ -274,6 +255,11 @@ class SequenceEmbedder(StaysOnDevice, ABC):
             self._fill_to,
         )
 
+    def launch(self, batch: PackedBatch) -> Launched:
+        """Queue a pack's forward pass, its means and the stability check."""
+        hidden = self(batch)
+        return Launched.send(batch, [hidden], [self.pool(hidden, batch)])
+
     def predict_step(self, batch: PackedBatch, batch_idx: int = 0) -> Embeddings:
         """Embed one pack, in pieces where the device has no room for all of it.
 
@@ -291,7 +277,7 @@ class SequenceEmbedder(StaysOnDevice, ABC):
                 raise
         free_memory()  # out of the except clause, where the traceback would hold the tensors
         if len(batch.ids) == 1:
-            return self._too_large(batch, batch_idx)
+            return self.recovery.too_large(batch, batch_idx)
         self._budget = len(batch.tokens) // 2
         self._fill_to = 0
         log.warning(
@@ -306,13 +292,13 @@ class SequenceEmbedder(StaysOnDevice, ABC):
         return self._budget is None or len(batch.tokens) <= self._budget
 
     def _embed(self, batch: PackedBatch, batch_idx: int) -> Embeddings:
-        hidden = self(batch)
-        vectors = self.pool(hidden, batch)  # queued before the check waits for the device
-        try:
-            check_numerical_stability(hidden, self.name)
-        except NumericalInstabilityError:
-            return self._recover(hidden, vectors, batch, batch_idx)
-        return Embeddings(batch.rows, vectors)
+        launched = self.launched(batch)
+        finite = launched.wait()
+        (vectors,) = launched.take()
+        if finite:
+            return Embeddings(batch.rows, vectors)
+        (hidden,) = launched.hidden
+        return self.recovery.not_finite(hidden, vectors, batch, batch_idx)
 
     def _embed_halves(self, batch: PackedBatch, batch_idx: int) -> Embeddings:
         middle = len(batch.ids) // 2
@@ -322,112 +308,17 @@ class SequenceEmbedder(StaysOnDevice, ABC):
         outcomes = [each_outcome(half.outcome, len(half.rows)) for half in halves]
         return Embeddings(batch.rows, vectors, torch.cat(outcomes))
 
-    def _too_large(self, batch: PackedBatch, batch_idx: int) -> Embeddings:
-        error = TooLargeError(
-            f"{self.name}: out of memory with {batch.ids[0]} alone, of length "
-            f"{int(batch.lengths[0])}",
-            list(batch.ids),
-        )
-        if self.on_instability == "raise":
-            raise error
-        self._record(error, list(batch.ids), batch_idx)
-        vectors = torch.full((1, self.width), torch.nan, device=batch.tokens.device)
-        return Embeddings(batch.rows, vectors, torch.full((1,), FAILED, dtype=torch.uint8))
-
-    def _recover(
-        self, hidden: Tensor, vectors: Tensor, batch: PackedBatch, batch_idx: int
-    ) -> Embeddings:
-        """Go on without the sequences that are not finite, or with their vectors in FP32."""
-        failing = self.failing(hidden, batch)
-        ids = [batch.ids[i] for i in failing]
-        error = describe_instability(hidden, self.name, ids, hint=_OTHER_CHOICES)
-        if self.on_instability == "raise":
-            raise error
-        vectors, outcomes = vectors.clone(), each_outcome(None, len(batch.ids))
-        vectors[failing] = torch.nan
-        outcomes[failing] = FAILED
-        if self.on_instability == "fp32" and self._reduced:
-            again = self._embed_in_fp32(batch.select(failing))
-            finite = again.isfinite().all(dim=1).cpu()
-            mended = [i for i, fine in zip(failing, finite.tolist(), strict=True) if fine]
-            vectors[mended] = again[finite.to(again.device)]
-            outcomes[mended] = RECOMPUTED
-            if mended:
-                log.warning("%s: %d sequence(s) computed again in FP32", self.name, len(mended))
-        lost = [i for i in failing if outcomes[i] == FAILED]
-        if lost:
-            ids = [batch.ids[i] for i in lost]
-            what = "not even in FP32" if self.on_instability == "fp32" else "and are left out"
-            message = f"{self.name}: {len(ids)} sequence(s) are not finite, {what}"
-            skipped = NumericalInstabilityError(
-                message,
-                nan_count=error.nan_count,
-                inf_count=error.inf_count,
-                sequence_ids=ids,
-            )
-            self._record(skipped, ids, batch_idx)
-        return Embeddings(batch.rows, vectors, outcomes)
-
     @property
-    def _reduced(self) -> bool:
+    def is_reduced(self) -> bool:
+        """Whether matrix products are computed in FP16 or BF16."""
         return self._matrix_dtype in (torch.float16, torch.bfloat16)
 
-    def _embed_in_fp32(self, batch: PackedBatch) -> Tensor:
-        """Vectors (N, D) from the file's own weights, without autocast."""
-        device = batch.tokens.device
-        torch.set_float32_matmul_precision("highest")
-        with torch.autocast(device.type, enabled=False), _default_dtype(torch.float32):
-            if self._full is None:
-                assert not isinstance(self._found, UsageError)
-                self._full, _ = self.load_encoder(self._found, device, torch.float32)
-            tokens, starts, longest = batch.tokens, batch.cu_seqlens, batch.max_seqlen
-            hidden = self._full(tokens, starts, longest, "sdpa", self.layer)
-            return self.pool(hidden, batch)
-
-    def _record(self, error: Exception, ids: list[str], batch_idx: int) -> None:
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, FailureLog):
-                callback.record(self.trainer, error, ids, batch_idx)
+    def load_in_fp32(self, device: torch.device) -> ESM2 | DNABERTS:
+        """Load the network once more, as the file has it."""
+        assert not isinstance(self._found, UsageError)
+        return self.load_encoder(self._found, device, torch.float32)[0]
 
     @staticmethod
     def pool(hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Vectors (N, D) in fp32 of hidden states (T, D)."""
         return pool(hidden, batch.pool_tokens, batch.pool_offsets)
-
-    @staticmethod
-    def failing(hidden: Tensor, batch: PackedBatch) -> list[int]:
-        """Sequences of a pack whose hidden states (T, D) are not finite."""
-        bad = ~hidden.isfinite().all(dim=1)
-        starts = batch.cu_seqlens.long()
-        totals = torch.cat((bad.new_zeros(1, dtype=torch.long), bad.long().cumsum(0)))
-        fails = totals[starts[1:]] > totals[starts[:-1]]
-        return fails.nonzero().flatten().tolist()
-
-
-_OTHER_CHOICES = (
-    " on_instability: fp32 (compute these sequences again in FP32) or skip (leave their rows NaN) "
-    "let the run go on."
-)
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Set the dtype of new tensors, which Lightning's true precisions have changed."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def free_memory() -> None:
-    """Give memory that nobody uses back to the device."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell a lack of memory from other errors; on a CPU torch raises a plain RuntimeError."""
-    words = ("out of memory", "can't allocate memory", "status_alloc_failed")
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

@@ -18,7 +18,7 @@ __all__ = [
     "FINE",
     "RECOMPUTED",
     "NumericalInstabilityError",
-    "all_finite",
+    "are_finite",
     "check_numerical_stability",
     "describe_instability",
     "each_outcome",
@@ -74,9 +74,12 @@ class NumericalInstabilityError(RuntimeError):
         return (NumericalInstabilityError, (str(self),), state)
 
 
-def all_finite(*tensors: Tensor) -> bool:
-    """Tell whether no element of any tensor is NaN or infinite, with one device synchronisation."""
-    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
+def are_finite(*tensors: Tensor) -> Tensor:
+    """Whether no element of any tensor is NaN or infinite: () bool, on the device, not waited for.
+
+    On a GPU the answer travels with the results (see `lookahead`); `bool` of it would wait.
+    """
+    return torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()
 
 
 def check_numerical_stability(embeddings: Tensor, context: str = "embeddings") -> None:
@@ -92,7 +95,7 @@ def check_numerical_stability(embeddings: Tensor, context: str = "embeddings") -
     Raises:
         NumericalInstabilityError: With both counts, without sequence ids.
     """
-    if all_finite(embeddings):
+    if are_finite(embeddings):
         return
     raise describe_instability(embeddings, context)
 

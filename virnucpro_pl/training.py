@@ -28,7 +28,7 @@ from virnucpro_pl.models.classifier import MLPClassifier
 from virnucpro_pl.output.files import write_json
 from virnucpro_pl.sequences.labelled import LabelledPairDataModule
 from virnucpro_pl.sequences.labelled_rows import LabelledBatch
-from virnucpro_pl.stability import NumericalInstabilityError, all_finite
+from virnucpro_pl.stability import NumericalInstabilityError, are_finite
 
 __all__ = ["ClassifierTraining", "ClassifierWriter"]
 
@@ -190,7 +190,7 @@ class ClassifierTraining(LightningModule):
         Raises:
             NumericalInstabilityError: If the weights are not finite.
         """
-        if not all_finite(*self.classifier.state_dict().values()):
+        if not are_finite(*self.classifier.state_dict().values()):
             raise NumericalInstabilityError(
                 f"Numerical instability in epoch {self.current_epoch}: the classifier's weights "
                 "are no longer finite. Lower --model.learning_rate "

@@ -12,25 +12,21 @@ from torch import Tensor
 
 from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder
 from virnucpro_pl.errors import UsageError
+from virnucpro_pl.lookahead import Launched, LooksAhead, free_memory, is_out_of_memory
 from virnucpro_pl.models.classifier import (
     RANDOM,
     MLPClassifier,
     hash_classifier,
     load_classifier,
 )
-from virnucpro_pl.sequence_embedder import (
-    StaysOnDevice,
-    bring_along,
-    free_memory,
-    is_out_of_memory,
-)
+from virnucpro_pl.sequence_embedder import SequenceEmbedder, StaysOnDevice, bring_along
 from virnucpro_pl.sequences.contigs import ContigDataModule, OrfBatch
 from virnucpro_pl.sequences.orfs import POOLING
 from virnucpro_pl.sequences.pairs import EmbeddingPairDataModule, PairBatch
+from virnucpro_pl.sequences.tokens import PackedBatch
 from virnucpro_pl.stability import (
     FAILED,
     NumericalInstabilityError,
-    all_finite,
     describe_instability,
     each_outcome,
 )
@@ -124,7 +120,7 @@ class _Caller(StaysOnDevice):
         }
 
 
-class VirNucPro(_Caller):
+class VirNucPro(_Caller, LooksAhead):
     """ESM-2, DNABERT-S and the classifier in one pass: no embedding leaves the device.
 
     The original: Li et al. 2025, Briefings in Bioinformatics 26(3) bbaf224.
@@ -198,8 +194,7 @@ class VirNucPro(_Caller):
         Raises:
             NumericalInstabilityError: With the model and exactly the ORFs that are not finite.
         """
-        packs = (batch.nucleotides, batch.proteins)  # of the same rows in the same order
-        if all(e.has_room_for(pack) for e, pack in zip(self.embedders, packs, strict=True)):
+        if self.has_room_for(batch):
             scores = self._in_one_go(batch)
             if scores is not None:
                 return scores
@@ -210,26 +205,41 @@ class VirNucPro(_Caller):
         vectors = (nucleotides.vectors, proteins.vectors)
         both = [each_outcome(e.outcome, len(batch.ids)) for e in (nucleotides, proteins)]
         outcome = torch.maximum(*both)
-        probabilities = self.classifier.probabilities(torch.cat(vectors, dim=1))
-        unscored = ~probabilities.isfinite().all(dim=1).cpu() & (outcome < FAILED)
+        features = torch.cat(vectors, dim=1).to(batch.tokens.device)
+        probabilities = self.classifier.probabilities(features).cpu()
+        unscored = ~probabilities.isfinite().all(dim=1) & (outcome < FAILED)
         if unscored.any():
-            raise _unscored(probabilities, unscored.to(probabilities.device), batch.ids)
+            raise _unscored(probabilities, unscored, batch.ids)
         return Scores(batch.rows, probabilities, outcome, *vectors)
+
+    def has_room_for(self, batch: OrfBatch) -> bool:
+        """Tell whether the device has not yet been found too small for so many tokens."""
+        return all(e.has_room_for(pack) for e, pack in self._packs(batch))
+
+    def launch(self, batch: OrfBatch) -> Launched:
+        """Queue both forward passes, the means, the classifier and the stability check."""
+        packs = self._packs(batch)
+        hidden = [embedder(pack) for embedder, pack in packs]
+        pairs = zip(packs, hidden, strict=True)
+        vectors = [embedder.pool(states, pack) for (embedder, pack), states in pairs]
+        scores = self.classifier.probabilities(torch.cat(vectors, dim=1))
+        return Launched.send(batch, hidden, [scores, *vectors])
+
+    def _packs(self, batch: OrfBatch) -> list[tuple[SequenceEmbedder, PackedBatch]]:
+        """Each embedder and its pack, of the same rows in the same order."""
+        return list(zip(self.embedders, (batch.nucleotides, batch.proteins), strict=True))
 
     def _in_one_go(self, batch: OrfBatch) -> Scores | None:
         """Scores of a pack with one wait for the device; None if anything fails."""
-        packs = (batch.nucleotides, batch.proteins)  # of the same rows in the same order
         try:
-            hidden = [e(pack) for e, pack in zip(self.embedders, packs, strict=True)]
-            steps = zip(self.embedders, hidden, packs, strict=True)
-            vectors = [embedder.pool(states, pack) for embedder, states, pack in steps]
-            scores = self.classifier.probabilities(torch.cat(vectors, dim=1))
-            if not all_finite(*hidden, scores):
+            launched = self.launched(batch)
+            if not launched.wait():
                 return None
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             return None
+        scores, *vectors = launched.take()
         return Scores(batch.rows, scores, None, *vectors)
 
     def provenance(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import nn
 
 from virnucpro_pl.errors import WeightsError
+from virnucpro_pl.models.activation import gelu
 from virnucpro_pl.models.attention import attend, lay_out
 from virnucpro_pl.models.weights import Checkpoint, assign, assign_random, read_folder
 
@@ -101,7 +102,7 @@ class Layer(nn.Module):
         """Output (T, D) from the layer's input x (T, D) and what attention (T, H, K) made of it."""
         x = self.attention_norm(self.out(attended.flatten(1)) + x)
         gate, value = self.gated(x).chunk(2, dim=-1)  # (T, I) each
-        return self.feedforward_norm(self.wo(F.gelu(gate) * value) + x)  # type: ignore[no-any-return]
+        return self.feedforward_norm(self.wo(gelu(gate) * value) + x)  # type: ignore[no-any-return]
 
 
 def project(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,25 +160,22 @@ class DNABERTS(nn.Module):
             backend: `triton` or `sdpa`, see `models.attention`.
             layer: 0 for the token embeddings, k for the output of layer k, None for the last.
             fill_to: Rows that the layers compute, so that a compiled layer always sees one shape;
-                rows behind the T tokens are one more sequence that nobody reads. A longer pack runs
-                uncompiled.
+                rows behind the T tokens are no sequence's and hold anything. A longer pack runs
+                uncompiled. Not for `sdpa`.
 
         Returns:
             (T, D) hidden states.
         """
         tokens_given = len(tokens)
-        fill = fill_to - tokens_given
-        if fill > 0:
-            tokens = F.pad(tokens, (0, fill))
-            cu_seqlens = F.pad(cu_seqlens, (0, 1), value=fill_to)
-            max_seqlen = max(max_seqlen, fill)
         if self.slopes.device != tokens.device:
             self.slopes = self.slopes.to(tokens.device)
         x = self.embed_norm(self.embed_tokens(tokens) + self.embed_types.weight[0])  # (T, D)
         last = self.config.layers if layer is None else layer
         if last == 0:
-            return x[:tokens_given]  # type: ignore[no-any-return]
-        layout = lay_out(cu_seqlens, max_seqlen, len(tokens), backend, self.slopes)
+            return x  # type: ignore[no-any-return]
+        layout = lay_out(cu_seqlens, max_seqlen, tokens_given, backend, self.slopes)
+        fill = fill_to - tokens_given
+        x = F.pad(x, (0, 0, 0, max(fill, 0)))
         first, middle, final = self._steps if fill >= 0 else (project, between, finish)
         layers: list[Layer] = list(self.layers[:last])  # type: ignore[arg-type]
         q, k, v = first(layers[0], x)  # (T, H, K)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from virnucpro_pl.errors import WeightsError
+from virnucpro_pl.models.activation import gelu
 from virnucpro_pl.models.attention import attend, lay_out
 from virnucpro_pl.models.files import download
 from virnucpro_pl.models.weights import (
@@ -104,7 +105,7 @@ class Layer(nn.Module):
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Output (T, D) from the layer's input x (T, D) and what attention (T, H, K) made of it."""
         x = x + self.out(attended.flatten(1))
-        x = x + self.fc2(F.gelu(self.fc1(self.feedforward_norm(x))))
+        x = x + self.fc2(gelu(self.fc1(self.feedforward_norm(x))))
         return x
 
 
@@ -164,7 +165,7 @@ class ESM2(nn.Module):
                 LayerNorm, as fair-esm's `repr_layers=[k]`), None or the last for the output.
             fill_to: Rows that the layers compute, so that a compiled layer always sees one shape;
                 rows behind the T tokens are no sequence's and hold anything. A longer pack runs
-                uncompiled.
+                uncompiled. Not for `sdpa`.
 
         Returns:
             (T, D) hidden states.

@@ -57,6 +57,8 @@ class OrfBatch(NamedTuple):
     """Of ESM-2."""
     nucleotides: PackedBatch
     """Of DNABERT-S, of the same rows in the same order."""
+    following: OrfBatch | None = None
+    """The next batch, where the device is to begin with it already."""
 
     @property
     def rows(self) -> Tensor:
@@ -304,12 +306,6 @@ class ContigDataModule(SequenceDataModule):
         model: Any = self._trainer().lightning_module
         tokenizers = model.esm2.tokenizer, model.dnabert_s.tokenizer
         return OrfPacks(self.store, packs, *tokenizers, self.max_length)
-
-    def transfer_batch_to_device(  # type: ignore[override]
-        self, batch: OrfBatch, device: torch.device, dataloader_idx: int
-    ) -> OrfBatch:
-        """Copy tokens to the device; rows, ids and lengths stay on the host."""
-        return batch.to(device)
 
     def provenance(self) -> dict[str, Any]:
         """What an output records about its input."""

@@ -8,6 +8,7 @@ import signal
 import tempfile
 import warnings
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -92,36 +93,46 @@ class Packs(Dataset[list[PackedBatch]]):
 
 
 class PackLoader:
-    """Iterates over one rank's batches.
+    """Iterates over one rank's batches, on its device.
 
     No DataLoader for Lightning to rebuild, and no length: Lightning would stop at a length that was
     planned too low, and would shard again by rules that depend on the class of the sampler.
     """
 
-    def __init__(self, packs: Dataset[Any], workers: int, pin_memory: bool) -> None:
+    def __init__(self, packs: Dataset[Any], workers: int, device: torch.device) -> None:
         """Keep what the DataLoader needs.
 
         Args:
             packs: The rank's packs.
             workers: DataLoader processes.
-            pin_memory: Whether batches are put into pinned memory.
+            device: Where the batches go; on a GPU each has the one behind it with it.
         """
         self.packs = packs
         self.workers = workers
-        self.pin_memory = pin_memory
+        self.device = device
 
-    def __iter__(self) -> Iterator[PackedBatch]:
+    def __iter__(self) -> Iterator[Any]:
         """Yield the batches in order."""
+        on_gpu = self.device.type == "cuda"
         loader = DataLoader(
             self.packs,
             batch_size=None,
             num_workers=min(self.workers, len(self.packs)),  # type: ignore[arg-type]
             collate_fn=_unchanged,
-            pin_memory=self.pin_memory,
+            pin_memory=on_gpu,
             worker_init_fn=_leave_signals_to_the_rank,
         )
-        for batches in loader:
-            yield from batches
+        batches = (batch.to(self.device) for batch in chain.from_iterable(loader))
+        return with_following(batches) if on_gpu else batches
+
+
+def with_following(batches: Iterator[Any]) -> Iterator[Any]:
+    """Give each batch the one behind it, so that the device never waits for the host."""
+    batch = next(batches, None)
+    while batch is not None:
+        following = next(batches, None)
+        yield batch._replace(following=following)
+        batch = following
 
 
 def _unchanged(batches: list[PackedBatch]) -> list[PackedBatch]:
@@ -216,8 +227,7 @@ class SequenceDataModule(LightningDataModule):
             done = workspace.finished_rows(len(self.store), trainer)
             packs = [left for rows in packs if len(left := rows[~done[rows]])]
         mine = self.tokenise(packs[trainer.global_rank :: trainer.world_size])
-        on_gpu = trainer.strategy.root_device.type == "cuda"
-        return PackLoader(mine, self.num_workers, pin_memory=on_gpu)
+        return PackLoader(mine, self.num_workers, trainer.strategy.root_device)
 
     def read(self, folder: Path) -> None:
         """Read and validate the input into a folder. Called on rank 0.
@@ -254,10 +264,10 @@ class SequenceDataModule(LightningDataModule):
         return Packs(self.store, packs, self.tokenizer, self.tokens_per_batch, self.max_length)
 
     def transfer_batch_to_device(
-        self, batch: PackedBatch, device: torch.device, dataloader_idx: int
-    ) -> PackedBatch:
-        """Copy tokens to the device; rows, ids and lengths stay on the host."""
-        return batch.to(device)
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Leave a batch as the loader made it: tokens on the device, rows and ids on the host."""
+        return batch
 
     def teardown(self, stage: str) -> None:
         """Remove the records where no writer owns their folder."""

@@ -40,6 +40,12 @@ class PairBatch(NamedTuple):
     """(N,) id of each ORF."""
     features: Tensor
     """(N, F) fp32: DNABERT-S, then ESM-2."""
+    following: PairBatch | None = None
+    """The next batch; nobody begins with it before its time, so small is the work."""
+
+    def to(self, device: torch.device) -> PairBatch:
+        """Copy the features to a device, without waiting for it."""
+        return self._replace(features=self.features.to(device, non_blocking=True))
 
     @property
     def tokens(self) -> Tensor:
@@ -236,12 +242,6 @@ class EmbeddingPairDataModule(SequenceDataModule):
     def tokenise(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
         """Make the dataset of some blocks."""
         return Pairs(self.store, packs)
-
-    def transfer_batch_to_device(  # type: ignore[override]
-        self, batch: PairBatch, device: torch.device, dataloader_idx: int
-    ) -> PairBatch:
-        """Copy the features to the device."""
-        return batch._replace(features=batch.features.to(device, non_blocking=True))
 
     def teardown(self, stage: str) -> None:
         """Close both files, and remove the join where no writer owns its folder."""

@@ -41,6 +41,8 @@ class PackedBatch(NamedTuple):
     """(P,) int64 places in `tokens` that go into the means."""
     pool_offsets: Tensor
     """(N+1,) int64 start of each sequence in `pool_tokens`, then P."""
+    following: PackedBatch | None = None
+    """The next pack, where the device is to begin with it already."""
 
     def to(self, device: torch.device) -> PackedBatch:
         """Copy what the model reads to a device, without waiting for it."""
@@ -67,6 +69,7 @@ class PackedBatch(NamedTuple):
             max_seqlen=max(counts),
             pool_tokens=torch.cat([p + edge for p, edge in zip(pools, edges, strict=False)]),
             pool_offsets=torch.tensor([0, *accumulate(map(len, pools))], device=device),
+            following=None,
         )
 
 

@@ -1,0 +1,102 @@
+"""Work for the device, queued one batch ahead, so that it computes while the host does the rest."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import torch
+
+from virnucpro_pl.stability import are_finite
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+__all__ = ["Launched", "LooksAhead", "free_memory", "is_out_of_memory"]
+
+
+class Launched(NamedTuple):
+    """A batch whose work is queued on its device."""
+
+    batch: Any
+    hidden: tuple[Tensor, ...]
+    """Hidden states (T, D), on the device, to tell what is not finite."""
+    results: tuple[Tensor, ...]
+    """What is kept of them, in pinned memory of the host from `ready` on."""
+    finite: Tensor
+    """() bool, whether all numbers are finite; beside the results, so that one wait does for both.
+    """
+    ready: torch.cuda.Event | None
+    """None where nothing is queued: a CPU has computed by now."""
+
+    @classmethod
+    def send(cls, batch: Any, hidden: Sequence[Tensor], results: Sequence[Tensor]) -> Self:
+        """Queue the stability check and the way of the results to the host."""
+        finite = are_finite(*hidden, *results)
+        if finite.device.type != "cuda":
+            return cls(batch, tuple(hidden), tuple(results), finite, None)
+        *arriving, finite = [_pinned(tensor) for tensor in (*results, finite)]
+        ready = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        ready.record()
+        return cls(batch, tuple(hidden), tuple(arriving), finite, ready)
+
+    def wait(self) -> bool:
+        """Wait until the results are on the host; tell whether all numbers are finite."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        return bool(self.finite)
+
+    def take(self) -> list[Tensor]:
+        """The results, after `wait`; pinned memory is given back for the next batch's."""
+        return [result.clone() if result.is_pinned() else result for result in self.results]
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+class LooksAhead(ABC):
+    """A module that queues the next batch's work before it waits for this one's results.
+
+    On a GPU the loader hands each batch over with the one behind it, see
+    `sequences.datamodule.PackLoader`; where there is none, nothing is queued ahead.
+    """
+
+    _ahead: Launched | None = None
+
+    @abstractmethod
+    def launch(self, batch: Any) -> Launched:
+        """Queue all work of a batch."""
+
+    @abstractmethod
+    def has_room_for(self, batch: Any) -> bool:
+        """Tell whether the device has not yet been found too small for so many tokens."""
+
+    def launched(self, batch: Any) -> Launched:
+        """The batch's work, which is queued by now, with the next batch's behind it."""
+        mine, self._ahead = self._ahead, None
+        if mine is None or mine.batch.tokens is not batch.tokens:
+            mine = self.launch(batch)
+        following = batch.following
+        if following is not None and self.has_room_for(following):
+            try:
+                self._ahead = self.launch(following)
+            except (MemoryError, RuntimeError) as error:  # its own step meets it again
+                if not is_out_of_memory(error):
+                    raise
+        return mine
+
+
+def free_memory() -> None:
+    """Give memory that nobody uses back to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell a lack of memory from other errors; on a CPU torch raises a plain RuntimeError."""
+    words = ("out of memory", "can't allocate memory", "status_alloc_failed")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
