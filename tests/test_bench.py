@@ -39,11 +39,14 @@ def assert_rows(rows, names):
         assert row["over_limit"] > 0 or "one core" in row["name"]
 
 
+@pytest.fixture
+def fasta(write_fasta, tmp_path):
+    return write_fasta(tmp_path / "in.faa", ["MKVLAAGIVKLM" * n for n in (2, 5, 1, 3)])
+
+
 @pytest.mark.slow
-def test_bench_of_a_file_compares_peers_and_scales(bench, write_fasta, tmp_path):
-    fasta = write_fasta(tmp_path / "in.faa", ["MKVLAAGIVKLM" * n for n in (2, 5, 1, 3)])
-    found, shown = bench("--model", SMALL, "--workload", fasta, "--tokens_per_batch=150",
-                         "--devices=2")  # fmt: skip
+def test_bench_of_a_file_compares_peers(bench, fasta):
+    found, shown = bench("--model", SMALL, "--workload", fasta, "--tokens_per_batch=150")
     names = [
         "virnucpro-pl, encoder alone",
         "virnucpro-pl, end to end",
@@ -51,6 +54,15 @@ def test_bench_of_a_file_compares_peers_and_scales(bench, write_fasta, tmp_path)
         "VirNucPro's setting: fair-esm, fp32, 2,048 tokens",
     ]
     assert_rows(found["rows"], names)
+    assert found["processes"] == []
+    assert all(name in shown for name in names[:2])
+
+
+@pytest.mark.slow
+def test_bench_of_processes_starts_the_command_and_scales(bench, fasta):
+    found, shown = bench("--model", SMALL, "--workload", fasta, "--tokens_per_batch=150",
+                         "--devices=2")  # fmt: skip
+    assert_rows(found["rows"], ["virnucpro-pl, encoder alone"])
     one, two = found["processes"]
     assert (one["devices"], two["devices"]) == (1, 2)
     assert one["scaling"] == 1
@@ -58,8 +70,8 @@ def test_bench_of_a_file_compares_peers_and_scales(bench, write_fasta, tmp_path)
     assert two["largest_difference"] < 0.02
     assert 1 < one["to_first_pack_seconds"] < 60
     assert 0.1 < one["host_gib"] < 4
-    for text in (*names[:2], "the command as a process", "scaling"):
-        assert text in shown
+    assert "the command as a process" in shown
+    assert "scaling" in shown
 
 
 @pytest.mark.slow

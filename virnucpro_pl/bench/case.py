@@ -33,7 +33,7 @@ class Case(NamedTuple):
     sample: list[bytes]
     """Sequences, repeated as long as it takes."""
     seconds: float
-    """Length of the run end to end; everything else takes a third of it."""
+    """Length of the run end to end; everything else takes a third of it at most."""
     budget: int
     """Tokens of a pack."""
     workers: int

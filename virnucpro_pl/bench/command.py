@@ -44,12 +44,13 @@ def bench(
         model: `virnucpro`, `dnabert_s`, or the name of an ESM-2 such as esm2_t36_3B_UR50D.
         workload: `500-base` (166 residues, or 500 bases of DNA), `proteome` (log-normal lengths, 30
             to 1022 residues), or a FASTA or FASTQ file. For `virnucpro` it is 500-base.
-        seconds: Length of a run end to end; everything else takes a third of it.
+        seconds: Length of a run end to end; everything else takes a third of it at most.
         tokens_per_batch: Tokens of a pack.
         num_workers: DataLoader processes.
         peers: Whether to measure fair-esm, transformers and VirNucPro's own setting as well.
-        devices: With 1, measure the command from its start to its first pack as well; with more,
-            how it scales over so many GPUs. Not for `virnucpro`.
+        devices: With 1, run the command as users do and measure it from its start to its first
+            pack; with more, also how it scales over so many GPUs, beside the encoder alone.
+            0 measures within this process. Not for `virnucpro`.
         esm2: Name of the ESM-2 of `virnucpro`.
         output: JSON file for all figures.
     """
@@ -64,9 +65,12 @@ def bench(
             rows = [*fused(case._replace(sample=proteins)), *six_frames(case, peers)]
         else:
             case = case._replace(sample=draw(workload, case.embedder(), case.scratch))
-            rows = list(_rows(case, peers))
+            rows = [encoder_alone(case)]
+            rate = rows[0].sequences_per_second
             if devices:
-                runs = list(processes(case, devices, rows[0].sequences_per_second))
+                runs = list(processes(case, devices, rate))
+            else:
+                rows += _in_process(case, rate, peers)
     _print(rows, f"{model}, {workload}, on {device}")
     _print_processes(runs)
     content = {
@@ -82,10 +86,8 @@ def bench(
     log.info("Wrote %s", output)
 
 
-def _rows(case: Case, peers: bool) -> Iterator[Row]:
-    alone = encoder_alone(case)
-    yield alone
-    yield end_to_end(case, alone.sequences_per_second)
+def _in_process(case: Case, rate: float, peers: bool) -> Iterator[Row]:
+    yield end_to_end(case, rate)
     yield tokenising(case)
     if peers:
         yield from measure_peers(case)
@@ -96,7 +98,7 @@ def _print(rows: list[Row], title: str) -> None:
     table.add_column("")
     for column in ("tokens/s", "sequences/s", "GiB", "warm-up s", "over limit", "ours over it"):
         table.add_column(column, justify="right")
-    ours = next(row for row in rows if "end to end" in row.name).tokens_per_second
+    ours = next((row for row in rows if "end to end" in row.name), rows[0]).tokens_per_second
     for row in rows:
         figures = (
             f"{row.tokens_per_second:,.0f}",

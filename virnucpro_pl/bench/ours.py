@@ -44,7 +44,7 @@ def encoder_alone(case: Case, name: str = "virnucpro-pl, encoder alone") -> Row:
         torch.inference_mode(),
         torch.autocast(case.device.type, reduced),
     ):
-        found.warm_up, times = repeat(case, step, case.seconds / 3)
+        found.warm_up, times = repeat(case, step, min(case.seconds / 3, 10.0))
         found.seconds = statistics.median(times)
         found.tokens, found.sequences = len(batch.tokens), len(batch.rows)
     return found.row(name)
