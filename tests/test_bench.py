@@ -94,6 +94,14 @@ def test_draw_reads_letters_of_a_file_and_random_ones_are_always_the_same(tmp_pa
     assert draw("proteome", embedder, tmp_path) == draw("proteome", embedder, tmp_path)
 
 
+def test_dna_of_500_bases_has_about_as_many_tokens_as_with_the_published_vocabulary(tmp_path):
+    dna = case(tmp_path, model="dnabert_s")
+    tokenizer = dna.embedder().tokenizer
+    assert tokenizer.vocabulary == 4096
+    _, counts = tokenizer.encode(draw("500-base", dna.embedder(), tmp_path)[:50])
+    assert 90 < counts.mean() < 110
+
+
 def test_full_pack_is_full(tmp_path):
     small = case(tmp_path, sample=[b"A" * 98] * 3)
     assert len(small.full_pack(small.embedder()).tokens) == 500

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from virnucpro_pl.bench.vocabulary import write_tokenizer
 from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder
 from virnucpro_pl.models import dnabert_s
 from virnucpro_pl.models.esm2 import SIZES
@@ -62,10 +63,16 @@ class Case(NamedTuple):
         d = SIZES[self.model].width
         return SIZES[self.model].layers, [(d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)]
 
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer of DNA; made where there is none yet."""
+        path = self.scratch / "tokenizer.json"
+        return path if path.exists() else write_tokenizer(path)
+
     def embedder(self, **options: Any) -> SequenceEmbedder:
         """This program's module, with random weights."""
         if self.model == DNA:
-            return DNABERTSEmbedder(weights="random", **options)
+            return DNABERTSEmbedder(weights="random", tokenizer=str(self.tokenizer), **options)
         return ESM2Embedder(self.model, weights="random", **options)
 
     def full_pack(self, embedder: SequenceEmbedder) -> PackedBatch:

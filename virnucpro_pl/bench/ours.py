@@ -77,7 +77,7 @@ def fused(case: Case) -> Iterator[Row]:
         f"virnucpro-pl, end to end; both encoders' own times allow {rate:,.0f} sequences/s",
         VirNucPro(
             ESM2Embedder(case.model, weights="random", compile=case.cuda),
-            DNABERTSEmbedder(weights="random", compile=case.cuda),
+            DNABERTSEmbedder(weights="random", tokenizer=str(case.tokenizer), compile=case.cuda),
             "random",
         ),
         ContigDataModule(

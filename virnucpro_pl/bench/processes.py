@@ -105,7 +105,9 @@ def _words(case: Case, weights: str, fasta: Path, output: Path, devices: int) ->
         "trainer.devices": devices,
         "trainer.accelerator": "gpu" if case.cuda else "cpu",
     }
-    if case.model != DNA:
+    if case.model == DNA:
+        options["model.tokenizer"] = case.tokenizer
+    else:
         options["model.name"] = case.model
     if devices > 1:
         options["trainer.strategy"] = "ddp"

@@ -23,11 +23,11 @@ from virnucpro_pl.sequences.alphabets import DNA, Alphabet
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["BUILT_IN", "DNATokenizer", "built_in_tokenizer"]
+__all__ = ["BUILT_IN", "SPECIAL_TOKENS", "DNATokenizer", "built_in_tokenizer"]
 
 BUILT_IN = "built-in"
 """What an output file says of the tokenizer that belongs to random weights."""
-_SPECIAL_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
+SPECIAL_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
 """In the order of DNABERT-S's own tokenizer, from token 0 on."""
 _LONGEST_BUILT_IN = 5
 
@@ -139,14 +139,14 @@ def built_in_tokenizer() -> Tokenizer:
     for left, right in ((1, 1), (2, 2), (2, 1), (4, 1)):
         merges.extend(product(_strings(left), _strings(right)))
     letters = [token for k in range(1, _LONGEST_BUILT_IN + 1) for token in _strings(k)]
-    vocabulary = {token: i for i, token in enumerate([*_SPECIAL_TOKENS, *letters])}
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *letters])}
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]",
         special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")],
     )
-    tokenizer.add_special_tokens(list(_SPECIAL_TOKENS))
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     return tokenizer
 
 
