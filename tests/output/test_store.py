@@ -1,3 +1,5 @@
+import zlib
+
 import h5py
 import numpy as np
 import pytest
@@ -38,6 +40,50 @@ def test_write_then_read_part_is_the_same(tmp_path):
     assert again.ids == ["id/5 ü", "id/0 ü", "id/3 ü"]
     np.testing.assert_array_equal(again.columns["embeddings"], part(5, 0, 3).columns["embeddings"])
     assert [file.name for file in tmp_path.iterdir()] == ["part-0.h5"]
+
+
+def test_read_part_of_an_earlier_version(tmp_path):
+    old = part(5, 0, 3)
+    ids = b"id/5 \xc3\xbc\0id/0 \xc3\xbc\0id/3 \xc3\xbc"
+    checksum = zlib.crc32(ids, zlib.crc32(old.rows.tobytes()))
+    with h5py.File(tmp_path / "part-0.h5", "w", libver="earliest") as file:
+        file["rows"], file["ids"] = old.rows, np.frombuffer(ids, np.uint8)
+        for name, column in sorted(old.columns.items()):
+            file[f"columns/{name}"] = column
+            checksum = zlib.crc32(column.tobytes(), zlib.crc32(name.encode(), checksum))
+        file.attrs["checksum"] = checksum
+    again = read_part(tmp_path / "part-0.h5")
+    assert (again.rows.tolist(), again.ids) == ([5, 0, 3], list(old.ids))
+    np.testing.assert_array_equal(again.columns["embeddings"], old.columns["embeddings"])
+    with h5py.File(tmp_path / "part-0.h5") as file, h5py.File(write(tmp_path, old)[0]) as new:
+        for name in ("rows", "ids", "columns/embeddings", "columns/outcome"):
+            assert (file[name].dtype, file[name].shape) == (new[name].dtype, new[name].shape)
+            assert file[name].chunks is new[name].chunks is None
+        assert file.attrs["checksum"] == new.attrs["checksum"]
+
+
+def test_write_part_on_a_full_disk_raises_wherever_and_the_process_ends_in_peace(start):
+    script = (
+        "import errno, resource, numpy as np\n"
+        "from pathlib import Path\n"
+        "from virnucpro_pl.output.store import Part, read_part, write_part\n"
+        "columns = {'embeddings': np.ones((300, 5), np.float32)}\n"
+        "part = Part(np.arange(300), [str(i) for i in range(300)], columns)\n"
+        "write_part(Path('whole'), part)\n"
+        "size = Path('whole').stat().st_size\n"
+        "for limit in range(0, size, 97):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))\n"
+        "    try:\n"
+        "        write_part(Path('part'), part)\n"
+        "        raise SystemExit(f'{limit} is enough')\n"
+        "    except OSError as error:\n"
+        "        assert error.errno == errno.EFBIG\n"
+        "    assert not list(Path().glob('*part'))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))\n"
+        "write_part(Path('part'), part)\n"
+        "assert read_part(Path('part')).rows.tolist() == list(range(300))\n"
+    )
+    assert start(launcher=("-c", script)).wait(60) == (0, "")
 
 
 def test_read_part_any_flipped_byte_is_noticed_or_harmless(tmp_path):

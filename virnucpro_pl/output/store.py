@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from virnucpro_pl.errors import OutputError, listed
 from virnucpro_pl.output.files import published
+from virnucpro_pl.output.quiet_file import QuietFile
 from virnucpro_pl.stability import FAILED, FINE, RECOMPUTED
 
 __all__ = [
@@ -62,21 +63,20 @@ class Part(NamedTuple):
 def write_part(path: Path, part: Part) -> None:
     """Commit a part: afterwards it is on disk whole, or there is none.
 
-    The file is made in memory: HDF5 crashes when a process ends in which it could not write.
+    Other threads run while the disk is busy, and HDF5 hears of no error (see `quiet_file`).
 
     Raises:
         OSError: If the disk is full, for example.
     """
-    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
-        file["rows"] = part.rows
-        file["ids"] = np.frombuffer(_joined(part.ids), np.uint8)
-        for name, column in part.columns.items():
-            file[f"columns/{name}"] = column
-        file.attrs["checksum"] = _checksum(part)
-        file.flush()
-        image = file.id.get_file_image()
     with published(path) as temporary:
-        temporary.write_bytes(image)
+        with QuietFile(temporary) as disk, h5py.File(disk, "w") as file:
+            file["rows"] = part.rows
+            file["ids"] = np.frombuffer(_joined(part.ids), np.uint8)
+            for name, column in part.columns.items():
+                file[f"columns/{name}"] = column
+            file.attrs["checksum"] = _checksum(part)
+        if disk.error is not None:
+            raise disk.error
 
 
 def read_part(path: Path) -> Part | None:
