@@ -402,6 +402,37 @@ def test_hash_that_takes_long_keeps_nobody_from_leaving(
     command.assert_nothing_left()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_signal_during_a_commit_waits_for_it_and_commits_the_rest(
+    start, predict_words, script, weights_file, fasta, expected, tmp_path, number
+):
+    lines = (
+        "step = E.predict_step",
+        "def note(self, batch, batch_idx=0):",
+        "    with open('computed', 'a') as file:",
+        "        file.write(''.join(f'{row} ' for row in batch.rows.tolist()))",
+        "    return step(self, batch, batch_idx)",
+        "E.predict_step = note",
+    )
+    output = tmp_path / "out.h5"
+    words = predict_words(weights_file, fasta, output, "--writer.commit_seconds=0")
+    command = start(*words, launcher=script(*lines, pack=0.1, disk=0.4))
+    folder = Path(f"{output}.parts")
+    command.wait_for(lambda: parts(output) and list(folder.glob(".tmp-*part*")))
+    os.kill(command.pid, number)
+    ended = command.wait(30)
+    assert ended.code == 128 + number, ended.log
+    assert "Traceback" not in ended.log
+    computed = sorted(map(int, (tmp_path / "computed").read_text().split()))
+    kept = sorted(row for path in parts(output) for row in read_part(path).rows.tolist())
+    assert kept == computed
+    assert len(kept) < RECORDS
+    ended = start(*words).wait(60)
+    assert ended.code == 0, ended.log
+    assert f"Continuing: {len(kept)} of 48" in ended.log
+    assert_is(output, expected)
+
+
 def test_rank_failing_at_load_ends_the_run(
     start, predict_words, script, weights_file, fasta, tmp_path
 ):
@@ -432,21 +463,22 @@ def limit(kilobytes):
 def test_disk_full_at_commit_keeps_earlier_parts(
     start, predict_words, script, weights_file, fasta, expected, tmp_path, ranks
 ):
-    # A part of two rows takes 5 kB, one of the rest more than 8 kB.
+    # A part of two rows takes less than 4 kB, one of the rest more than 5 kB, the records 7 kB.
     output = tmp_path / "out.h5"
     words = predict_words(weights_file, fasta, output, ranks=ranks)
     lines = (
         "import virnucpro_pl.output.streaming as streaming",
         "commit = streaming.StreamingWriter._commit",
-        "def often_at_first(self, trainer):",
+        "def often_at_first(self, trainer, **options):",
+        *(f"    {line}" for line in limit(5)),
         "    self.commit_seconds = 0 if self._folder._committed < 3 else 1000",
-        "    commit(self, trainer)",
+        "    commit(self, trainer, **options)",
         "streaming.StreamingWriter._commit = often_at_first",
     )
     more = ("--writer.commit_seconds=0",)
-    ended = start(*words, *more, launcher=script(*limit(8), *lines)).wait(60)
+    ended = start(*words, *more, launcher=script(*lines)).wait(60)
     assert ended.code == 1, ended.log
-    assert "cannot be written" in ended.log
+    assert "finished rows cannot be written" in ended.log
     assert "make room and run the same command again" in ended.log
     assert not output.exists()
     assert len(parts(output)) >= 3

@@ -1,4 +1,6 @@
+import errno
 import json
+import threading
 
 import h5py
 import numpy as np
@@ -7,9 +9,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from virnucpro_pl import HDF5Writer, SequenceDataModule
-from virnucpro_pl.errors import UsageError
+from virnucpro_pl.errors import OutputError, UsageError
+from virnucpro_pl.output import parts
 from virnucpro_pl.output.parts import PartsFolder
-from virnucpro_pl.output.store import IncompleteError
+from virnucpro_pl.output.store import IncompleteError, read_part
 from virnucpro_pl.sequence_embedder import Embeddings
 from virnucpro_pl.sequences.tokens import ProteinTokenizer
 
@@ -122,6 +125,90 @@ def test_without_data_module_raises(fasta, tmp_path):
     trainer = Trainer(accelerator="cpu", logger=False, callbacks=[HDF5Writer(tmp_path / "o.h5")])
     with pytest.raises(UsageError, match="needs a data module"):
         trainer.predict(Counting(), torch.utils.data.DataLoader([1]))
+
+
+# Commits --------------------------------------------------------------------------------------
+
+
+def commit_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("commits")]
+
+
+def test_packs_are_computed_while_a_commit_is_under_way(fasta, tmp_path, monkeypatch):
+    second_pack, waited = threading.Event(), []
+
+    def write_part(path, part):
+        waited.append(second_pack.wait(20))
+        write(path, part)
+
+    def step(index, rows, vectors):
+        if index == 1:
+            second_pack.set()
+        return Embeddings(rows, vectors)
+
+    write = parts.write_part
+    monkeypatch.setattr(parts, "write_part", write_part)
+    predict(fasta, HDF5Writer(tmp_path / "out.h5", commit_seconds=0), step)
+    assert len(waited) > 2
+    assert all(waited)
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["embeddings"][:, 0].tolist() == list(range(29))
+
+
+@pytest.mark.parametrize("row", [0, 14, 28], ids=["first", "middle", "last"])
+@pytest.mark.parametrize("late", [False, True], ids=["before it has its name", "after"])
+def test_commit_that_fails_ends_the_run_and_no_row_is_lost_or_doubled(
+    fasta, tmp_path, monkeypatch, row, late
+):
+    write, computed, failures = parts.write_part, [], []
+
+    def step(index, rows, vectors):
+        computed.extend(rows.tolist())
+        return Embeddings(rows, vectors)
+
+    def write_part(path, part):
+        fails = row in part.rows and not failures
+        if late or not fails:
+            write(path, part)
+        if fails:
+            failures.append(path)
+            raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(parts, "write_part", write_part)
+    with pytest.raises(OutputError, match="input/output error"):
+        predict(fasta, HDF5Writer(tmp_path / "out.h5", commit_seconds=0), step)
+    assert not commit_threads()
+    files = (tmp_path / "out.h5.parts").glob("part-*.h5")
+    assert sorted(r for path in files for r in read_part(path).rows) == sorted(computed)
+    assert row in computed
+    predict(fasta, HDF5Writer(tmp_path / "out.h5"))
+    with h5py.File(tmp_path / "out.h5") as file:
+        expected = np.stack((np.arange(29), np.arange(1, 30)), axis=1)
+        np.testing.assert_array_equal(file["embeddings"], expected)
+    report = json.loads((tmp_path / "out.h5.run.json").read_text())
+    assert report["resumed_records"] == len(computed)
+
+
+def test_no_thread_is_left_and_workers_are_forked_without_one(fasta, tmp_path, monkeypatch):
+    seen = []
+
+    def step(index, rows, vectors):
+        if index == 0:
+            seen.append(len(commit_threads()))
+        return Embeddings(rows, vectors)
+
+    writer = HDF5Writer(tmp_path / "out.h5", overwrite=True, commit_seconds=0)
+    data = SequenceDataModule(fasta, tokens_per_batch=70, num_workers=2)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[writer],
+    )  # fmt: skip
+    for _ in range(2):
+        trainer.predict(Counting(step), data)
+        assert not commit_threads()
+    assert seen == [0, 0]
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["embeddings"][:, 0].tolist() == list(range(29))
 
 
 # The folder of parts --------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,13 +16,14 @@ from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
 from numpy.typing import NDArray
 
 from virnucpro_pl.errors import OutputError, PeerError, UnwritableError, UsageError
+from virnucpro_pl.output.commits import Commits
 from virnucpro_pl.output.failures import FailureLog
 from virnucpro_pl.output.launch import Signals, announce_rank_0, close_gloo_at_exit, watch_rank_0
 from virnucpro_pl.output.parts import PartsFolder
 from virnucpro_pl.output.progress import RunProgress
 from virnucpro_pl.output.ranks import Ranks
 from virnucpro_pl.output.report import RunReport
-from virnucpro_pl.output.store import FORMAT_VERSION, IncompleteError, Part
+from virnucpro_pl.output.store import FORMAT_VERSION, IncompleteError
 from virnucpro_pl.stability import FAILED, each_outcome
 
 __all__ = ["StreamingWriter"]
@@ -95,11 +96,9 @@ class StreamingWriter(BasePredictionWriter, ABC):
         self._folder = PartsFolder(self.path, overwrite)
         self._signals = Signals()
         self._ranks: Ranks | None = None
+        self._commits: Commits | None = None
         self._bar: ProgressBar | None = None
         self._progress: RunProgress | None = None
-        self._waiting: list[tuple[torch.Tensor, tuple[str, ...], dict[str, torch.Tensor]]] = []
-        self._waiting_bytes = 0
-        self._waiting_since = 0.0
 
     @property
     def parts(self) -> Path:
@@ -161,6 +160,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
         watch_rank_0()
         close_gloo_at_exit()
         self._folder.join(trainer.global_rank)
+        self._commits = Commits(partial(self._folder.commit, trainer.global_rank))
         self._ranks = Ranks(
             self.parts / "ranks",
             trainer.global_rank,
@@ -214,7 +214,6 @@ class StreamingWriter(BasePredictionWriter, ABC):
         """From here on a signal waits for the end of the pack."""
         self._signals.install()  # Lightning has set its own, if nobody asked for finished rows
         self._signals.patient = True
-        self._waiting_since = time.monotonic()
         self.report.begin("first pack")
         if trainer.is_global_zero:
             self._folder.write_manifest_soon(lambda: self.provenance(trainer))
@@ -243,6 +242,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
             SystemExit: If a signal has asked to leave.
             PeerError: If another rank failed, died or stalled.
             IncompleteError: If the prediction is not of the batch's rows, one each.
+            OutputError: If earlier rows could not be committed.
         """
         outcome = each_outcome(prediction.outcome, len(batch.rows))
         kept = {**self.columns(prediction), "outcome": outcome}
@@ -250,35 +250,26 @@ class StreamingWriter(BasePredictionWriter, ABC):
         counts = {len(column) for column in columns.values()}
         if counts != {len(batch.rows)} or not torch.equal(prediction.rows, batch.rows):
             raise IncompleteError(f"Batch {batch_idx} has no prediction for each of its rows")
-        self._waiting.append((batch.rows, batch.ids, columns))  # not its tokens on the device
-        self._waiting_bytes += sum(column.nbytes for column in columns.values())
+        ranks, commits = self._joined()
+        commits.hold(batch.rows, batch.ids, columns)  # not its tokens on the device
         failures = int((columns["outcome"] == FAILED).sum())
         self.report.packed(len(batch.rows), len(batch.tokens), failures)
-        late = time.monotonic() - self._waiting_since >= self.commit_seconds
-        if late or self._waiting_bytes >= _COMMIT_BYTES:
+        commits.check()
+        late = time.monotonic() - commits.held_since >= self.commit_seconds
+        if late or commits.held_bytes >= _COMMIT_BYTES:
             self._commit(trainer)
-        ranks = self._joined()
         ranks.progress(self.report.counts)
         if self._progress is not None:
             self._progress.update(ranks.totals)
         self._signals.check()
         ranks.check()
 
-    def _commit(self, trainer: Trainer) -> None:
-        self._waiting_since = time.monotonic()
-        if not self._waiting:
-            return
+    def _commit(self, trainer: Trainer, *, wait: bool = False) -> None:
+        """Hand rows over to be committed; or wait until all rows are."""
         if trainer.is_global_zero:
             self._folder.await_manifest(lambda: self.provenance(trainer), seconds=0.0)
-        rows, ids, columns = zip(*self._waiting, strict=True)
-        part = Part(
-            torch.cat(rows).numpy(),
-            list(chain.from_iterable(ids)),
-            {name: torch.cat([c[name] for c in columns]).numpy() for name in columns[0]},
-        )
-        self._folder.commit(trainer.global_rank, part)
-        self._waiting.clear()
-        self._waiting_bytes = 0
+        _, commits = self._joined()
+        commits.finish() if wait else commits.begin()
 
     # After the run ----------------------------------------------------------------------------
 
@@ -292,7 +283,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
         if stage != "predict" or self._ranks is None:
             return
         self._signals.install()  # Lightning has given them back
-        self._commit(trainer)
+        self._commit(trainer, wait=True)
         per_rank = self._ranks.finish(self.report.counts)
         self._signals.patient = False
         self._signals.check()
@@ -337,8 +328,10 @@ class StreamingWriter(BasePredictionWriter, ABC):
             return
         if not isinstance(exception, PeerError):
             self._ranks.fail(f"{type(exception).__name__}: {exception}", _exit_code(exception))
+        _, commits = self._joined()
         try:
-            self._commit(trainer)
+            commits.settle()  # one that has failed is tried once more
+            self._commit(trainer, wait=True)
             if trainer.is_global_zero:
                 self._folder.await_manifest(lambda: self.provenance(trainer), _MANIFEST_SECONDS)
         except (OutputError, UsageError) as error:
@@ -350,6 +343,8 @@ class StreamingWriter(BasePredictionWriter, ABC):
             self._close()
 
     def _close(self) -> None:
+        if self._commits is not None:
+            self._commits.close()
         self._signals.restore()
         if self._ranks is not None:
             self._ranks.close()
@@ -359,14 +354,13 @@ class StreamingWriter(BasePredictionWriter, ABC):
         if self._bar is not None:
             self._bar.enable()
         # As new, for another run of the same Trainer.
-        self._ranks, self._signals, self.report = None, Signals(), RunReport()
-        self._progress, self._bar = None, None
-        self._waiting.clear()
-        self._waiting_bytes = 0
+        self._ranks, self._commits, self._signals = None, None, Signals()
+        self._progress, self._bar, self.report = None, None, RunReport()
 
-    def _joined(self) -> Ranks:
+    def _joined(self) -> tuple[Ranks, Commits]:
         assert self._ranks is not None, "setup has not run"
-        return self._ranks
+        assert self._commits is not None, "setup has not run"
+        return self._ranks, self._commits
 
 
 def _exit_code(exception: BaseException) -> int:

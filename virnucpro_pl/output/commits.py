@@ -1,0 +1,115 @@
+"""Commits finished rows from a thread, so that the next packs are computed meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from virnucpro_pl.output.store import Part
+
+__all__ = ["Commits"]
+
+
+class _Pack(NamedTuple):
+    rows: torch.Tensor
+    ids: tuple[str, ...]
+    columns: dict[str, torch.Tensor]
+
+
+class Commits:
+    """The rows that one rank has finished but not yet committed.
+
+    They are held, then handed over to the thread, and forgotten once they are committed. At most
+    one commit is under way. One that has failed keeps its rows, and is tried again before any
+    other, with the same rows.
+
+    Attributes:
+        held_bytes: Bytes of the numbers that are held.
+        held_since: When the first of them came (`time.monotonic`).
+    """
+
+    def __init__(self, write: Callable[[Part], None]) -> None:
+        """Start without any rows; the thread begins with the first commit.
+
+        Args:
+            write: Commits a part. Called in the thread, and again with the same rows where it
+                raises.
+        """
+        self.held_bytes = 0
+        self.held_since = 0.0
+        self._write = write
+        self._held: list[_Pack] = []
+        self._handed_over: list[_Pack] = []
+        self._under_way: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "commits")
+
+    def hold(
+        self, rows: torch.Tensor, ids: tuple[str, ...], columns: dict[str, torch.Tensor]
+    ) -> None:
+        """Take a pack's rows (N,), their ids (N,) and columns (N, ...), on the host."""
+        if not self._held:
+            self.held_since = time.monotonic()
+        self._held.append(_Pack(rows, ids, columns))
+        self.held_bytes += sum(column.nbytes for column in columns.values())
+
+    def check(self) -> None:
+        """Raise what the last commit raised, if it is over."""
+        if self._under_way is not None and self._under_way.done():
+            self._raise_last()
+
+    def begin(self) -> None:
+        """Hand the rows that are held over, as soon as the last commit is over.
+
+        Raises:
+            OutputError: If the last commit failed. Nothing is handed over; the next call does so
+                with the rows of that commit.
+        """
+        self._raise_last()
+        if not self._handed_over:  # else a commit has failed
+            self._handed_over, self._held, self.held_bytes = self._held, [], 0
+        if self._handed_over:
+            self._under_way = self._thread.submit(self._commit, self._handed_over)
+
+    def finish(self) -> None:
+        """Commit all rows, those of a failed commit first, and wait until that is done.
+
+        Raises:
+            OutputError: If a commit failed; its rows and those behind it are held.
+        """
+        self._raise_last()
+        while self._handed_over or self._held:
+            self.begin()
+            self._raise_last()
+
+    def settle(self) -> BaseException | None:
+        """Wait for the commit under way, and return what it raised."""
+        if self._under_way is None:
+            return None
+        error = self._under_way.exception()
+        if error is None:
+            self._handed_over = []
+        self._under_way = None
+        return error
+
+    def close(self) -> None:
+        """End the thread, after the commit under way."""
+        self._thread.shutdown()
+
+    def _raise_last(self) -> None:
+        if (error := self.settle()) is not None:
+            raise error
+
+    def _commit(self, packs: list[_Pack]) -> None:
+        rows, ids, columns = zip(*packs, strict=True)
+        part = Part(
+            np.concatenate([each.numpy() for each in rows]),
+            list(chain.from_iterable(ids)),
+            {name: np.concatenate([c[name].numpy() for c in columns]) for name in columns[0]},
+        )
+        self._write(part)
