@@ -30,7 +30,7 @@ __all__ = ["StreamingWriter"]
 
 log = logging.getLogger(__name__)
 
-_COMMIT_BYTES = 256 << 20
+_COMMIT_BYTES = 64 << 20
 _MANIFEST_SECONDS = 5.0
 """How long a run that ends early waits for the hash of its weights; without it its parts are lost,
 which is no more than was computed while the weights were read."""
