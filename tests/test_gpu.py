@@ -190,6 +190,27 @@ def test_sequence_other_neighbours_same_vector_in_fp16(kind):
     torch.testing.assert_close(after[0], before[0], rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("width", [320, 480, 640, 1280, 2560, 5120])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_add_norm_equals_torch(width, dtype, compiled):
+    from virnucpro_pl.models.esm2 import add_norm
+
+    x = (torch.randn(77, width, device=CUDA) * 30 + 5).to(dtype)
+    delta = torch.randn(77, width, device=CUDA, dtype=torch.float16)
+    norm = torch.nn.LayerNorm(width, device=CUDA)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    step = torch.compile(add_norm, dynamic=False) if compiled else add_norm
+    with torch.inference_mode():
+        total, normed = step(x, delta, norm)
+        expected = (x.float() + delta.float()).to(dtype)
+        assert torch.equal(total, expected)
+        assert normed.dtype == torch.float16
+        exact = norm(expected.float())
+        torch.testing.assert_close(normed.float(), exact, rtol=2**-10, atol=1e-6)
+
+
 @pytest.fixture
 def count_waits(monkeypatch):
     """Count device synchronisations: those that torch knows, and every explicit wait."""

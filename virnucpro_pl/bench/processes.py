@@ -42,6 +42,8 @@ class ProcessRow(NamedTuple):
     """From the command to the weights on every device and the first pack there."""
     over_read_and_copy: float
     """That time over the time to read the weights file and copy it to one device."""
+    import_seconds: float
+    """Of it, what importing Lightning takes, PyTorch included, measured before the run."""
     first_pack_seconds: float
     """Compilation included."""
     merge_seconds: float
@@ -69,6 +71,7 @@ def processes(case: Case, devices: int, rate: float) -> Iterator[ProcessRow]:
     for count in sorted({1, devices}):
         fasta = write_fasta(case.scratch / f"{count}.fasta", case.sample, each * count)
         output = case.scratch / f"{count}.h5"
+        importing = time_import()
         launched = time.time()
         host_gib = _run(_words(case, weights, fasta, output, count))
         report = json.loads(output.with_name(f"{output.name}.run.json").read_text())
@@ -83,6 +86,7 @@ def processes(case: Case, devices: int, rate: float) -> Iterator[ProcessRow]:
             speed / alone.tokens_per_second if alone else 1.0,
             to_first,
             to_first / floor,
+            importing,
             seconds["first pack"],
             seconds["merge"],
             host_gib,
@@ -167,6 +171,13 @@ def read_and_copy(case: Case, path: Path) -> float:
     began = time.perf_counter()
     torch.from_numpy(np.fromfile(path, np.uint8)).to(case.device)
     case.wait()
+    return time.perf_counter() - began
+
+
+def time_import() -> float:
+    """Seconds in which a new process imports Lightning's command line, and no more."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import lightning.pytorch.cli"], check=True)
     return time.perf_counter() - began
 
 

@@ -160,8 +160,8 @@ class DNABERTS(nn.Module):
             backend: `triton` or `sdpa`, see `models.attention`.
             layer: 0 for the token embeddings, k for the output of layer k, None for the last.
             fill_to: Rows that the layers compute, so that a compiled layer always sees one shape;
-                rows behind the T tokens are no sequence's and hold anything. A longer pack runs
-                uncompiled. Not for `sdpa`.
+                rows behind the T tokens are no sequence's and hold anything. A longer pack, and one
+                of less than half of them, runs uncompiled. Not for `sdpa`.
 
         Returns:
             (T, D) hidden states.
@@ -174,9 +174,10 @@ class DNABERTS(nn.Module):
         if last == 0:
             return x  # type: ignore[no-any-return]
         layout = lay_out(cu_seqlens, max_seqlen, tokens_given, backend, self.slopes)
-        fill = fill_to - tokens_given
-        x = F.pad(x, (0, 0, 0, max(fill, 0)))
-        first, middle, final = self._steps if fill >= 0 else (project, between, finish)
+        compiled = tokens_given <= fill_to <= 2 * tokens_given
+        fill = fill_to - tokens_given if compiled else 0
+        x = F.pad(x, (0, 0, 0, fill))
+        first, middle, final = self._steps if compiled else (project, between, finish)
         layers: list[Layer] = list(self.layers[:last])  # type: ignore[arg-type]
         q, k, v = first(layers[0], x)  # (T, H, K)
         for block, following in pairwise(layers):

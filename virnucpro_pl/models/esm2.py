@@ -96,35 +96,45 @@ class Layer(nn.Module):
         self.fc1 = nn.Linear(d, 4 * d)
         self.fc2 = nn.Linear(4 * d, d)
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (T, H, K) of x (T, D); `cos` and `sin` are (T, 1, K) in fp32."""
-        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))  # (T, 3, H, K)
+    def project(self, normed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys, values (T, H, K) of (T, D); `cos` and `sin` are (T, 1, K) in fp32."""
+        qkv = self.qkv(normed).unflatten(-1, (3, self.heads, -1))  # (T, 3, H, K)
         qk = rotate(qkv[:, :2], cos[:, None], sin[:, None])  # (T, 2, H, K)
         return qk[:, 0], qk[:, 1], qkv[:, 2]
 
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Output (T, D) from the layer's input x (T, D) and what attention (T, H, K) made of it."""
-        x = x + self.out(attended.flatten(1))
-        x = x + self.fc2(gelu(self.fc1(self.feedforward_norm(x))))
-        return x
+    def transform(self, normed: Tensor) -> Tensor:
+        """Feed-forward network of (T, D)."""
+        return self.fc2(gelu(self.fc1(normed)))  # type: ignore[no-any-return]
 
 
 def project(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Everything before the first attention."""
-    return layer.project(x, cos, sin)
+    return layer.project(layer.attention_norm(x), cos, sin)
 
 
 def between(
     layer: Layer, following: Layer, x: Tensor, attended: Tensor, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Everything from one attention to the next, so that a compiler can fuse across layers."""
-    x = layer.finish(x, attended)
-    return x, *following.project(x, cos, sin)
+    x, normed = add_norm(x, layer.out(attended.flatten(1)), layer.feedforward_norm)
+    x, normed = add_norm(x, layer.transform(normed), following.attention_norm)
+    return x, *following.project(normed, cos, sin)
 
 
 def finish(layer: Layer, x: Tensor, attended: Tensor, norm: nn.Module) -> Tensor:
     """Everything behind the last attention."""
-    return norm(layer.finish(x, attended))  # type: ignore[no-any-return]
+    x, normed = add_norm(x, layer.out(attended.flatten(1)), layer.feedforward_norm)
+    return norm(x + layer.transform(normed))  # type: ignore[no-any-return]
+
+
+def add_norm(x: Tensor, delta: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """A residual sum (T, D) and its LayerNorm, which on a GPU is rounded as the next product is."""
+    if delta.is_cuda and delta.dtype in (torch.float16, torch.bfloat16):
+        from virnucpro_pl.models.triton_norm import add_then_norm  # no Triton without a GPU
+
+        return add_then_norm(x, delta, norm)
+    x = x + delta
+    return x, norm(x)
 
 
 class ESM2(nn.Module):
@@ -164,8 +174,8 @@ class ESM2(nn.Module):
             layer: 0 for the scaled token embeddings, k for the output of layer k (before the final
                 LayerNorm, as fair-esm's `repr_layers=[k]`), None or the last for the output.
             fill_to: Rows that the layers compute, so that a compiled layer always sees one shape;
-                rows behind the T tokens are no sequence's and hold anything. A longer pack runs
-                uncompiled. Not for `sdpa`.
+                rows behind the T tokens are no sequence's and hold anything. A longer pack, and one
+                of less than half of them, runs uncompiled. Not for `sdpa`.
 
         Returns:
             (T, D) hidden states.
@@ -176,10 +186,11 @@ class ESM2(nn.Module):
         last = self.config.layers if layer is None else layer
         if last == 0:
             return x
-        fill = fill_to - tokens_given
-        x = F.pad(x, (0, 0, 0, max(fill, 0)))
-        cos, sin = self.rotary_table(F.pad(layout.position, (0, max(fill, 0))))  # (T, 1, K)
-        first, middle, final = self._steps if fill >= 0 else (project, between, finish)
+        compiled = tokens_given <= fill_to <= 2 * tokens_given
+        fill = fill_to - tokens_given if compiled else 0
+        x = F.pad(x, (0, 0, 0, fill))
+        cos, sin = self.rotary_table(F.pad(layout.position, (0, fill)))  # (T, 1, K)
+        first, middle, final = self._steps if compiled else (project, between, finish)
         layers: list[Layer] = list(self.layers[:last])  # type: ignore[arg-type]
         q, k, v = first(layers[0], x, cos, sin)  # (T, H, K)
         for block, following in pairwise(layers):

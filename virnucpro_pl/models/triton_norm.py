@@ -1,0 +1,57 @@
+"""A Triton kernel for a residual sum and the LayerNorm of it, in one pass over memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["add_then_norm"]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _add_then_norm(  # type: ignore[no-untyped-def]
+    x_ptr, delta_ptr, weight_ptr, bias_ptr, sum_ptr, out_ptr, epsilon,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """One row."""
+    row = tl.program_id(0).to(tl.int64) * WIDTH
+    place = tl.arange(0, PADDED)
+    inside = place < WIDTH
+    x = tl.load(x_ptr + row + place, mask=inside, other=0.0).to(tl.float32)
+    x += tl.load(delta_ptr + row + place, mask=inside, other=0.0).to(tl.float32)
+    x = x.to(sum_ptr.dtype.element_ty)
+    tl.store(sum_ptr + row + place, x, mask=inside)
+    x = x.to(tl.float32)
+    apart = tl.where(inside, x - tl.sum(x, 0) / WIDTH, 0.0)
+    scale = tl.rsqrt(tl.sum(apart * apart, 0) / WIDTH + epsilon)
+    weight = tl.load(weight_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    out = apart * scale * weight + bias
+    tl.store(out_ptr + row + place, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def add_then_norm(x: Tensor, delta: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """A residual sum and its LayerNorm, both computed in FP32.
+
+    Args:
+        x: (T, D) on a GPU, contiguous.
+        delta: (T, D) FP16 or BF16, contiguous.
+        norm: Over D.
+
+    Returns:
+        (T, D) sum in the dtype of `x`, (T, D) norm in that of `delta`.
+    """
+    total, out = torch.empty_like(x), torch.empty_like(delta)
+    rows, width = x.shape
+    padded = triton.next_power_of_2(width)
+    _add_then_norm[(rows,)](
+        x, delta, norm.weight, norm.bias, total, out, norm.eps,
+        WIDTH=width, PADDED=padded, num_warps=max(1, min(16, padded // 512)),
+    )  # fmt: skip
+    return total, out
