@@ -319,6 +319,20 @@ def test_stalled_single_rank_ends_itself(
     assert len(parts(output)) == 3
 
 
+def test_commit_that_hangs_ends_the_run(
+    start, predict_words, script, weights_file, fasta, tmp_path
+):
+    lines = (
+        "import virnucpro_pl.output.parts as p",
+        "p.write_part = slow(100, p.write_part)",
+    )
+    more = ("--writer.stall_seconds=3", "--writer.commit_seconds=0")
+    words = predict_words(weights_file, fasta, tmp_path / "out.h5", *more)
+    ended = start(*words, launcher=script(*lines)).wait(60)
+    assert ended.code == 1, ended.log
+    assert "stalled" in ended.log
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_failing_rank_ends_the_run_with_rank_and_cause(
     start, predict_words, script, weights_file, fasta, tmp_path, rank
@@ -526,7 +540,7 @@ def test_small_file_system_runs_full_and_resumes_elsewhere(
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], check=False,
+        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)], check=False,
         capture_output=True,
     )  # fmt: skip
     if mounted.returncode:
