@@ -48,7 +48,7 @@ def script(tmp_path):
             "import os, time\n"
             "import virnucpro_pl.embedder as embedder\n"
             "import virnucpro_pl.output.files as files\n"
-            "import virnucpro_pl.output.store as store\n"
+            "import virnucpro_pl.output.merge as merge\n"
             "from virnucpro_pl.cli import main\n"
             "RANK = int(os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0')))\n"
             "def slow(seconds, function):\n"
@@ -59,7 +59,7 @@ def script(tmp_path):
             "E = embedder.SequenceEmbedder\n"
             f"E.predict_step = slow({pack}, E.predict_step)\n"
             f"files.flush = slow({disk}, files.flush)\n"
-            f"store._write_table = slow({table}, store._write_table)\n"
+            f"merge._write_table = slow({table}, merge._write_table)\n"
             + "".join(f"{line}\n" for line in lines)
             + "main()\n"
         )

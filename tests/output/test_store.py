@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from virnucpro_pl.output.files import published, write_json
-from virnucpro_pl.output.store import IncompleteError, Part, merge, read_part, runs, write_part
+from virnucpro_pl.output.store import Part, read_part, runs, write_part
 
 IDS = np.array([f"id/{i} ü" for i in range(7)])
 
@@ -22,15 +22,6 @@ def write(folder, *parts):
     for path, content in zip(paths, parts, strict=True):
         write_part(path, content)
     return paths
-
-
-def merged(folder, paths, **options):
-    merge(
-        folder / "out.h5", folder, paths, column="embeddings",
-        ids=lambda rows: IDS[rows].tolist(), lengths=np.arange(1, 8),
-        attributes={"model": "m", "absent": None}, **options,
-    )  # fmt: skip
-    return folder / "out.h5"
 
 
 def test_write_then_read_part_is_the_same(tmp_path):
@@ -107,55 +98,6 @@ def test_read_part_truncated_is_none_with_log(tmp_path, caplog, share):
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     assert read_part(path) is None
     assert "part-0.h5 is damaged" in caplog.text
-
-
-def test_merge_scattered_parts_are_in_input_order(tmp_path):
-    paths = write(tmp_path, part(6, 0, 1), part(3, 2), part(5, 4))
-    with h5py.File(merged(tmp_path, paths)) as file:
-        assert file["embeddings"].dtype == np.float32
-        assert file["embeddings"].chunks is not None
-        assert file["embeddings"][:, 0].tolist() == [0, 10, 20, 30, 40, 50, 60]
-        assert file["sequence_ids"].asstr()[:].tolist() == IDS.tolist()
-        assert file["lengths"][:].tolist() == [1, 2, 3, 4, 5, 6, 7]
-        assert file["lengths"].dtype == np.int32
-        assert file.attrs["complete"]
-        assert file.attrs["format"] == "virnucpro-pl embeddings"
-        assert file.attrs["model"] == "m"
-        assert "absent" not in file.attrs
-
-
-def test_merge_truncated_records_are_marked(tmp_path):
-    with h5py.File(merged(tmp_path, write(tmp_path, part(*range(7))), max_length=5)) as file:
-        assert file["lengths"][:].tolist() == [1, 2, 3, 4, 5, 5, 5]
-        assert file["lengths"].attrs["max_length"] == 5
-        assert file["lengths"].attrs["truncated_records"] == 2
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ([part(0, 1, 2), part(4, 6)], "2 of 7 records have no result: id/3 ü, id/5 ü"),
-        ([], "7 of 7 records"),
-        ([part(*range(7)), part(2)], "another part holds already"),
-        ([part(0, 0, 1, 2, 3, 4, 5, 6)], "another part holds already"),
-        ([part(*range(6)), part(6, ids=["other"])], "ids that are not those of the input"),
-        ([part(*range(7), ids=IDS[::-1])], "ids that are not those of the input"),
-        ([Part(np.array([7]), ["x"], part(0).columns)], "does not have"),
-        ([Part(np.array([-1]), ["x"], part(0).columns)], "does not have"),
-    ],
-)
-def test_merge_rows_not_exactly_once_raises_and_publishes_nothing(tmp_path, parts, message):
-    with pytest.raises(IncompleteError, match=message):
-        merged(tmp_path, write(tmp_path, *parts))
-    assert not (tmp_path / "out.h5").exists()
-    assert not list(tmp_path.glob(".tmp-*"))
-
-
-def test_merge_damaged_part_raises(tmp_path):
-    [path] = write(tmp_path, part(*range(7)))
-    path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(IncompleteError, match="damaged after"):
-        merged(tmp_path, [path])
 
 
 def test_runs_are_maximal():

@@ -211,6 +211,51 @@ def test_no_thread_is_left_and_workers_are_forked_without_one(fasta, tmp_path, m
         assert file["embeddings"][:, 0].tolist() == list(range(29))
 
 
+def test_parts_are_merged_while_packs_are_computed(fasta, tmp_path, monkeypatch):
+    gathered = []
+
+    class Watched(HDF5Writer):
+        def gather(self, trainer, parts):
+            super().gather(trainer, parts)
+            gathered.append(int(self._merge._tally.seen.sum()))
+
+        def publish(self, *arguments):
+            gathered.append("publish")
+            return super().publish(*arguments)
+
+    predict(fasta, Watched(tmp_path / "out.h5", commit_seconds=0))
+    assert gathered[-1] == "publish"
+    assert len(gathered) > 3
+    assert gathered[:-1] == sorted(gathered[:-1])
+    assert (gathered[0] > 0, gathered[-2]) == (True, 29)
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["embeddings"][:, 0].tolist() == list(range(29))
+
+
+def test_merge_that_fails_meanwhile_is_done_at_the_end(fasta, tmp_path, monkeypatch, caplog):
+    class Unlucky(HDF5Writer):
+        def gather(self, trainer, parts):
+            super().gather(trainer, parts)
+            self._merge._disk.error = OSError(errno.ENOSPC, "No space left on device")
+            super().gather(trainer, [*parts, *parts])
+            super()._begun(trainer)._raise_error()
+
+    predict(fasta, Unlucky(tmp_path / "out.h5", commit_seconds=0))
+    assert caplog.text.count("Parts cannot be merged yet: [Errno 28] No space left") == 1
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["embeddings"][:, 0].tolist() == list(range(29))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["in.faa", "out.h5", "out.h5.run.json"]
+
+
+def test_interrupted_run_leaves_no_merge_behind(fasta, tmp_path):
+    writer = HDF5Writer(tmp_path / "out.h5", commit_seconds=0)
+    with pytest.raises(IncompleteError):
+        predict(fasta, writer, limit_predict_batches=3)
+    assert not list((tmp_path / "out.h5.parts").glob(".tmp*"))
+    assert writer._merge is None
+
+
 # The folder of parts --------------------------------------------------------------------------
 
 

@@ -54,7 +54,7 @@ class ProcessRow(NamedTuple):
 
 
 def processes(case: Case, devices: int, rate: float) -> Iterator[ProcessRow]:
-    """Run the command on one device, then on several, each with the same work.
+    """Run the command on one device, then on several, each of which has three times as much to do.
 
     Args:
         case: What is measured.
@@ -66,20 +66,21 @@ def processes(case: Case, devices: int, rate: float) -> Iterator[ProcessRow]:
     """
     weights = "random" if case.model == DNA else str(write_weights(case))
     floor = float("nan") if weights == "random" else read_and_copy(case, Path(weights))
-    each = max(FEWEST, int(rate * case.seconds))
     alone: ProcessRow | None = None
     for count in sorted({1, devices}):
-        fasta = write_fasta(case.scratch / f"{count}.fasta", case.sample, each * count)
+        seconds = case.seconds if count == devices else case.seconds / 3
+        records = max(FEWEST, int(rate * seconds)) * count
+        fasta = write_fasta(case.scratch / f"{count}.fasta", case.sample, records)
         output = case.scratch / f"{count}.h5"
         importing = time_import()
         launched = time.time()
         host_gib = _run(_words(case, weights, fasta, output, count))
         report = json.loads(output.with_name(f"{output.name}.run.json").read_text())
-        seconds = report["seconds"]
+        phases = report["seconds"]
         began = datetime.fromisoformat(report["started"]).timestamp()
-        to_first = began - launched + seconds["prepare"]
-        tokens = report["tokens_per_second"] * seconds["compute"]
-        speed = tokens / (seconds["compute"] + seconds["merge"])
+        to_first = began - launched + phases["prepare"]
+        tokens = report["tokens_per_second"] * phases["compute"]
+        speed = tokens / (phases["compute"] + phases["merge"])
         row = ProcessRow(
             count,
             speed,
@@ -87,10 +88,10 @@ def processes(case: Case, devices: int, rate: float) -> Iterator[ProcessRow]:
             to_first,
             to_first / floor,
             importing,
-            seconds["first pack"],
-            seconds["merge"],
+            phases["first pack"],
+            phases["merge"],
             host_gib,
-            difference(case.scratch / "1.h5", output, each * count),
+            difference(case.scratch / "1.h5", output, records),
         )
         log.info("%s", row)
         alone = alone or row

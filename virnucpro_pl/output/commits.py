@@ -34,16 +34,18 @@ class Commits:
         held_since: When the first of them came (`time.monotonic`).
     """
 
-    def __init__(self, write: Callable[[Part], None]) -> None:
+    def __init__(self, write: Callable[[Part], None], then: Callable[[], None]) -> None:
         """Start without any rows; the thread begins with the first commit.
 
         Args:
             write: Commits a part. Called in the thread, and again with the same rows where it
                 raises.
+            then: Called in the thread after each commit; must not raise.
         """
         self.held_bytes = 0
         self.held_since = 0.0
         self._write = write
+        self._then = then
         self._held: list[_Pack] = []
         self._handed_over: list[_Pack] = []
         self._under_way: Future[None] | None = None
@@ -113,3 +115,4 @@ class Commits:
             {name: np.concatenate([c[name].numpy() for c in columns]) for name in columns[0]},
         )
         self._write(part)
+        self._then()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["flush", "published", "write_json"]
+__all__ = ["TEMPORARY", "flush", "publish", "published", "write_json"]
 
 TEMPORARY = ".tmp-"
 """Prefix of a file that is still being written."""
@@ -29,13 +29,24 @@ def published(path: Path, scratch: Path | None = None, *, durable: bool = True) 
     temporary = (scratch or path.parent) / f"{TEMPORARY}{os.getpid()}-{path.name}"
     try:
         yield temporary
-        if durable:
-            flush(temporary)
-        temporary.replace(path)
-        if durable:
-            flush(path.parent)
+        publish(temporary, path, durable=durable)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, path: Path, *, durable: bool = True) -> None:
+    """Rename a file that is whole, once it is on disk.
+
+    Args:
+        temporary: Its name until now, on the same file system.
+        path: Final name.
+        durable: Whether to wait until the disk has it.
+    """
+    if durable:
+        flush(temporary)
+    temporary.replace(path)
+    if durable:
+        flush(path.parent)
 
 
 def write_json(path: Path, content: Any, *, durable: bool = True) -> None:

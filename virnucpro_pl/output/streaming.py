@@ -19,11 +19,12 @@ from virnucpro_pl.errors import OutputError, PeerError, UnwritableError, UsageEr
 from virnucpro_pl.output.commits import Commits
 from virnucpro_pl.output.failures import FailureLog
 from virnucpro_pl.output.launch import Signals, announce_rank_0, close_gloo_at_exit, watch_rank_0
+from virnucpro_pl.output.merge import FORMAT_VERSION
 from virnucpro_pl.output.parts import PartsFolder
 from virnucpro_pl.output.progress import RunProgress
 from virnucpro_pl.output.ranks import Ranks
 from virnucpro_pl.output.report import RunReport
-from virnucpro_pl.output.store import FORMAT_VERSION, IncompleteError
+from virnucpro_pl.output.store import IncompleteError
 from virnucpro_pl.stability import FAILED, each_outcome
 
 __all__ = ["StreamingWriter"]
@@ -97,6 +98,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
         self._signals = Signals()
         self._ranks: Ranks | None = None
         self._commits: Commits | None = None
+        self._gathers = True
         self._bar: ProgressBar | None = None
         self._progress: RunProgress | None = None
 
@@ -123,6 +125,16 @@ class StreamingWriter(BasePredictionWriter, ABC):
         Raises:
             IncompleteError: If any row is missing, doubled, or under a wrong id.
         """
+
+    def gather(self, trainer: Trainer, parts: list[Path]) -> None:
+        """Do some of the work of `publish` while the run goes on, with the parts that are there.
+
+        Called on rank 0, in a thread, after each of its commits; a subclass need not do anything.
+        What it raises is no harm: `publish` does the work anew, and meets it again.
+        """
+
+    def forget(self) -> None:
+        """Remove what has been gathered, unless it is published."""
 
     @abstractmethod
     def look(self) -> str:
@@ -160,7 +172,9 @@ class StreamingWriter(BasePredictionWriter, ABC):
         watch_rank_0()
         close_gloo_at_exit()
         self._folder.join(trainer.global_rank)
-        self._commits = Commits(partial(self._folder.commit, trainer.global_rank))
+        self._commits = Commits(
+            partial(self._folder.commit, trainer.global_rank), partial(self._gather, trainer)
+        )
         self._ranks = Ranks(
             self.parts / "ranks",
             trainer.global_rank,
@@ -271,6 +285,16 @@ class StreamingWriter(BasePredictionWriter, ABC):
         _, commits = self._joined()
         commits.finish() if wait else commits.begin()
 
+    def _gather(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero or not self._gathers:
+            return
+        try:
+            self.gather(trainer, self._folder.files())
+        except (OSError, RuntimeError, OutputError) as error:  # h5py raises either of the first
+            self._gathers = False
+            self.forget()
+            log.warning("Parts cannot be merged yet: %s. It is tried again at the end", error)
+
     # After the run ----------------------------------------------------------------------------
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -345,6 +369,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
     def _close(self) -> None:
         if self._commits is not None:
             self._commits.close()
+        self.forget()
         self._signals.restore()
         if self._ranks is not None:
             self._ranks.close()
@@ -356,6 +381,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
         # As new, for another run of the same Trainer.
         self._ranks, self._commits, self._signals = None, None, Signals()
         self._progress, self._bar, self.report = None, None, RunReport()
+        self._gathers = True
 
     def _joined(self) -> tuple[Ranks, Commits]:
         assert self._ranks is not None, "setup has not run"

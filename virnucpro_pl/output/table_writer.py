@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.output.files import flush
+from virnucpro_pl.output.merge import Merge
 from virnucpro_pl.output.parts import REPLACED
-from virnucpro_pl.output.store import each_part, merge
+from virnucpro_pl.output.store import each_part
 from virnucpro_pl.output.streaming import StreamingWriter
 from virnucpro_pl.output.tables import (
     STATUSES,
@@ -208,17 +209,23 @@ class TableWriter(StreamingWriter):
             }
             shared = ("input_sha256", "precision", "package_version", "torch_version")
             attributes = {**{key: provenance[key] for key in shared}, **own}
-            merge(
+            merge = Merge(
                 folder / f"{name}.h5",
                 self.parts,
-                parts,
                 column=name,
+                count=len(store),
                 ids=store.ids,
-                lengths=store.letter_counts(kind),
-                max_length=_letters(kind, provenance["max_length"]),
-                attributes={**attributes, "config": self.config},
                 width=getattr(model, name).width,
             )
+            try:
+                merge.take(parts)
+                merge.publish(
+                    lengths=store.letter_counts(kind),
+                    attributes={**attributes, "config": self.config},
+                    max_length=_letters(kind, provenance["max_length"]),
+                )
+            finally:
+                merge.discard()
 
     def _write_summary(
         self, folder: Path, ledger: dict[str, Any], provenance: dict[str, Any]

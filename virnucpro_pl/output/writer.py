@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.output.store import merge
+from virnucpro_pl.output.merge import Merge
 from virnucpro_pl.output.streaming import StreamingWriter
 
 __all__ = ["HDF5Writer"]
@@ -34,6 +34,7 @@ class HDF5Writer(StreamingWriter):
             stall_seconds: Time without progress after which a rank is reported as stalled.
         """
         super().__init__(path, overwrite, commit_seconds, stall_seconds)
+        self._merge: Merge | None = None
 
     def claim(self) -> Path:
         """Lock the output for this run, and make room for the record store. Called on rank 0.
@@ -62,8 +63,12 @@ class HDF5Writer(StreamingWriter):
             raise UsageError(f"HDF5Writer writes embeddings, {model} gives none: use TableWriter")
         return 4 * int(width)
 
+    def gather(self, trainer: Trainer, parts: list[Path]) -> None:
+        """Merge some of the parts that are there: twice as many as come with every commit."""
+        self._begun(trainer).take(parts, most=2 * trainer.world_size)
+
     def publish(self, trainer: Trainer, parts: list[Path], provenance: dict[str, Any]) -> int:
-        """Merge all parts into the file.
+        """Merge the parts that are not yet, and publish the file.
 
         Returns:
             How many rows failed.
@@ -71,18 +76,28 @@ class HDF5Writer(StreamingWriter):
         Raises:
             IncompleteError: If any row is missing, doubled, or under a wrong id.
         """
-        store = trainer.datamodule.store  # type: ignore[attr-defined]
+        merge = self._begun(trainer)
+        merge.take(parts)
         attributes = {key: value for key, value in provenance.items() if key != "max_length"}
-        return merge(
-            self.path,
-            self.parts,
-            parts,
-            column="embeddings",
-            ids=store.ids,
-            lengths=store.lengths,
+        return merge.publish(
+            lengths=trainer.datamodule.store.lengths,  # type: ignore[attr-defined]
             attributes={**attributes, "config": self.config},
             max_length=provenance["max_length"],
         )
+
+    def forget(self) -> None:
+        """Remove what has been gathered, unless it is published."""
+        if self._merge is not None:
+            self._merge.discard()
+            self._merge = None
+
+    def _begun(self, trainer: Trainer) -> Merge:
+        if self._merge is None:
+            store = trainer.datamodule.store  # type: ignore[attr-defined]
+            self._merge = Merge(
+                self.path, self.parts, column="embeddings", count=len(store), ids=store.ids
+            )
+        return self._merge
 
     def look(self) -> str:
         """A command that shows the file's first rows."""

@@ -1,0 +1,172 @@
+"""From parts to one embedding file: merged while others are computed, published when all are there.
+
+The file holds `/embeddings` (N, D) float32, `/sequence_ids` (N,) and `/lengths` (N,) int32, row i
+being record i of the input; `/failed` and `/recomputed`, the numbers of the rows that have no
+vector (they are NaN) and of those computed again in FP32; and `complete=True` among its attributes,
+written last.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from virnucpro_pl.output.files import TEMPORARY, publish
+from virnucpro_pl.output.quiet_file import QuietFile
+from virnucpro_pl.output.store import Part, Tally, runs
+from virnucpro_pl.stability import FAILED, FINE, RECOMPUTED
+
+__all__ = ["FORMAT", "FORMAT_VERSION", "Merge"]
+
+FORMAT = "virnucpro-pl embeddings"
+FORMAT_VERSION = 1
+_CHUNK_BYTES = 1 << 18
+_ID_BLOCK = 65_536
+
+
+class Merge:
+    """An embedding file in the making; nobody sees it before it is published."""
+
+    def __init__(
+        self,
+        path: Path,
+        scratch: Path,
+        *,
+        column: str,
+        count: int,
+        ids: Callable[[NDArray[np.int64]], list[str]],
+        width: int | None = None,
+    ) -> None:
+        """Begin the file under a temporary name.
+
+        Args:
+            path: The file to publish; one that is there is replaced.
+            scratch: Folder on the same file system for the file while it is being made.
+            column: The column of the parts that becomes `/embeddings`.
+            count: N, rows of the input.
+            ids: Gives the ids of some rows of the input.
+            width: Numbers of a vector, where there may be no part that tells.
+
+        Raises:
+            OSError: If it cannot be created.
+        """
+        self.path = path
+        self._temporary = scratch / f"{TEMPORARY}{os.getpid()}-{path.name}"
+        self._column = column
+        self._ids = ids
+        self._tally = Tally(count, ids)
+        self._outcome = np.full(count, FINE, np.uint8)
+        self._taken: set[Path] = set()
+        self._embeddings: h5py.Dataset | None = None
+        self._disk = QuietFile(self._temporary)
+        self._file = h5py.File(self._disk, "w")
+        if width is not None:
+            self._create(width)
+
+    def take(self, parts: Iterable[Path], most: int | None = None) -> None:
+        """Copy parts into the file, each once however often it is named.
+
+        Args:
+            parts: Part files.
+            most: How many are taken at most, of those that have not been.
+
+        Raises:
+            IncompleteError: If a part is damaged, or holds rows of another part, under other ids or
+                that the input does not have.
+            OSError: If the disk is full, for example.
+        """
+        new = [path for path in parts if path not in self._taken]
+        for path in new[:most]:
+            self._write(self._tally.read(path))
+            self._taken.add(path)
+            self._raise_error()
+
+    def _write(self, part: Part) -> None:
+        vectors = part.columns[self._column]
+        if self._embeddings is None:
+            self._create(vectors.shape[1])
+        assert self._embeddings is not None
+        self._outcome[part.rows] = part.columns["outcome"]
+        for run in runs(part.rows):
+            self._embeddings[part.rows[run.start] : part.rows[run.stop - 1] + 1] = vectors[run]
+
+    def publish(
+        self,
+        *,
+        lengths: NDArray[np.int64],
+        attributes: Mapping[str, Any],
+        max_length: int | None = None,
+    ) -> int:
+        """Write ids, lengths and attributes, and give the file its name.
+
+        Args:
+            lengths: (N,) letters of each record of the input.
+            attributes: Root attributes beside the format's own; those that are None are left out.
+            max_length: Letters at which records were cut; None if they were not.
+
+        Returns:
+            How many rows have no vector: they are NaN, and listed in `/failed`.
+
+        Raises:
+            IncompleteError: If a row is missing.
+            OSError: If the disk is full, for example.
+        """
+        self._tally.finish()
+        file = self._file
+        _write_table(file, self._ids, lengths, max_length)
+        file["failed"] = failed = np.flatnonzero(self._outcome == FAILED)
+        file["recomputed"] = np.flatnonzero(self._outcome == RECOMPUTED)
+        known = {name: value for name, value in attributes.items() if value is not None}
+        file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **known})
+        file.flush()
+        file.attrs["complete"] = True
+        self._close()
+        self._raise_error()
+        publish(self._temporary, self.path)
+        return len(failed)
+
+    def discard(self) -> None:
+        """Remove what there is of the file, unless it is published."""
+        self._close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        self._file.close()
+        self._disk.close()
+
+    def _raise_error(self) -> None:
+        if self._disk.error is not None:
+            raise self._disk.error
+
+    def _create(self, width: int) -> None:
+        count = len(self._outcome)
+        rows = max(1, min(count, _CHUNK_BYTES // (4 * width)))
+        chunks = (rows, width) if count else None
+        self._embeddings = self._file.create_dataset(
+            "embeddings", (count, width), np.float32, chunks=chunks
+        )
+
+
+def _write_table(
+    file: h5py.File,
+    ids: Callable[[NDArray[np.int64]], list[str]],
+    lengths: NDArray[np.int64],
+    max_length: int | None,
+) -> None:
+    count = len(lengths)
+    chunks = (min(count, _ID_BLOCK),) if count else None
+    names = file.create_dataset("sequence_ids", (count,), h5py.string_dtype(), chunks=chunks)
+    for start in range(0, count, _ID_BLOCK):
+        rows = np.arange(start, min(start + _ID_BLOCK, count))
+        names[start : start + len(rows)] = ids(rows)
+    embedded = lengths if max_length is None else np.minimum(lengths, max_length)
+    dataset = file.create_dataset("lengths", data=embedded.astype(np.int32))
+    if max_length is not None:
+        dataset.attrs["max_length"] = max_length
+        dataset.attrs["truncated_records"] = int(np.count_nonzero(lengths > max_length))
