@@ -1,5 +1,6 @@
 import errno
 import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -9,12 +10,15 @@ import pytest
 from virnucpro_pl.output.quiet_file import QuietFile
 
 
-@pytest.fixture
-def limit_size():
+@contextmanager
+def largest_file(size):
     """Let no file of this process grow beyond a size; Linux then writes what still fits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_h5py_writes_and_reads_back(tmp_path):
@@ -36,22 +40,20 @@ def test_file_that_is_there_is_emptied(tmp_path):
     assert (tmp_path / "a").read_text() == "now"
 
 
-def test_write_that_fits_in_part_is_an_error(tmp_path, limit_size):
+def test_write_that_fits_in_part_is_an_error(tmp_path):
     with QuietFile(tmp_path / "a") as disk:
-        limit_size(10)
-        assert disk.write(b"123456") == 6
-        assert disk.error is None
-        assert disk.write(b"123456") == 6
+        with largest_file(10):
+            written = disk.write(b"123456"), disk.error, disk.write(b"123456")
+        assert written == (6, None, 6)
         assert disk.error.errno == errno.EFBIG
     assert (tmp_path / "a").read_bytes() == b"1234561234"
 
 
-def test_nothing_is_written_after_an_error(tmp_path, limit_size):
+def test_nothing_is_written_after_an_error(tmp_path):
     with QuietFile(tmp_path / "a") as disk:
-        limit_size(4)
-        disk.write(b"123456")
+        with largest_file(4):
+            disk.write(b"123456")
         first = disk.error
-        limit_size(100)
         assert disk.write(b"78") == 2
         assert disk.truncate(50) == 50
         assert disk.error is first

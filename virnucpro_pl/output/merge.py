@@ -86,6 +86,7 @@ class Merge:
             self._write(self._tally.read(path))
             self._taken.add(path)
             self._raise_error()
+            os.fsync(self._disk.fileno())  # a little each time, so that the end need not wait long
 
     def _write(self, part: Part) -> None:
         vectors = part.columns[self._column]
