@@ -49,8 +49,8 @@ class Launched(NamedTuple):
         return bool(self.finite)
 
     def take(self) -> list[Tensor]:
-        """The results, after `wait`; pinned memory is given back for the next batch's."""
-        return [result.clone() if result.is_pinned() else result for result in self.results]
+        """The results, after `wait`; pinned memory is given back for a later batch's."""
+        return list(self.results) if self.ready is None else [r.clone() for r in self.results]
 
 
 def _pinned(tensor: Tensor) -> Tensor:
