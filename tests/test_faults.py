@@ -519,6 +519,40 @@ def test_disk_full_at_merge_keeps_all_parts(
     assert_is(output, expected)
 
 
+@pytest.mark.parametrize("write", [1, 2, 4, 8])
+def test_signal_in_the_middle_of_the_merge_is_heeded_between_parts(
+    start, predict_words, script, weights_file, fasta, expected, tmp_path, write
+):
+    launcher = script(
+        "import signal",
+        "from virnucpro_pl.output.merge import Merge",
+        "from virnucpro_pl.output.quiet_file import QuietFile",
+        "write, seen = QuietFile.write, []",
+        "def interrupted(self, data):",
+        "    seen.append('.h5' in str(self.name) and 'part-' not in str(self.name))",
+        f"    if sum(seen) == {write}:",
+        "        os.kill(os.getpid(), signal.SIGTERM)",
+        "    return write(self, data)",
+        "QuietFile.write = interrupted",
+        "from virnucpro_pl import HDF5Writer",
+        "HDF5Writer.gather = lambda *_: False",
+    )
+    output = tmp_path / "out.h5"
+    words = predict_words(weights_file, fasta, output)
+    command = start(*words, "--writer.commit_seconds=0", launcher=launcher)
+    ended = command.wait(60)
+    assert "Traceback" not in ended.log
+    command.assert_nothing_left()
+    if ended.code == 0:  # it came when all parts were merged
+        assert_is(output, expected)
+        return
+    assert ended.code == 143, ended.log
+    assert committed_rows(output) == RECORDS
+    assert not list(Path(f"{output}.parts").glob(".tmp*"))
+    main(text(words))
+    assert_is(output, expected)
+
+
 def test_disk_too_small_exits_2_before_work(
     predict_words, weights_file, fasta, tmp_path, monkeypatch, capsys
 ):

@@ -134,14 +134,15 @@ def test_packed_attention_any_length_equals_fp32(width, biased):
         torch.testing.assert_close(found[start:stop].float(), expected, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("width", [16, 24, 32, 64, 128])
 @pytest.mark.parametrize("biased", [False, True])
-def test_packed_attention_long_neighbour_changes_no_bit(biased):
+def test_packed_attention_long_neighbour_changes_no_bit(biased, width):
     from virnucpro_pl.models.triton_attention import packed_attention
 
     lengths = [168, 90, 250, 2000]  # blocks of 64 queries without the last one, of 128 with it
     slopes = alibi_slopes(12).to(CUDA) if biased else None
     cu = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=CUDA)
-    q, k, v = torch.randn(sum(lengths), 3, 12, 64, device=CUDA, dtype=torch.float16).unbind(1)
+    q, k, v = torch.randn(sum(lengths), 3, 12, width, device=CUDA, dtype=torch.float16).unbind(1)
     short = sum(lengths[:3])
     together = packed_attention(q, k, v, cu, 2000, slopes)[:short]
     alone = packed_attention(q[:short], k[:short], v[:short], cu[:4], 250, slopes)
@@ -203,7 +204,7 @@ def test_add_norm_equals_torch(width, dtype, compiled):
     torch.nn.init.normal_(norm.bias)
     step = torch.compile(add_norm, dynamic=False) if compiled else add_norm
     with torch.inference_mode():
-        total, normed = step(x, delta, norm)
+        total, normed = step(x, delta, norm, "triton")
         expected = (x.float() + delta.float()).to(dtype)
         assert torch.equal(total, expected)
         assert normed.dtype == torch.float16

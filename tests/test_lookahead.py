@@ -1,10 +1,17 @@
 """Work queued a batch ahead, as on a GPU; here forced on a CPU."""
 
+import json
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from virnucpro_pl import ESM2Embedder, NumericalInstabilityError, SequenceDataModule
+from virnucpro_pl import (
+    ESM2Embedder,
+    HDF5Writer,
+    NumericalInstabilityError,
+    SequenceDataModule,
+)
 from virnucpro_pl.lookahead import Launched
 from virnucpro_pl.sequences.datamodule import with_following
 from virnucpro_pl.sequences.tokens import ProteinTokenizer, pack
@@ -12,10 +19,10 @@ from virnucpro_pl.sequences.tokens import ProteinTokenizer, pack
 LENGTHS = [20, 35, 7, 50, 3, 41, 12, 60, 58]
 
 
-def predict(model, path):
+def predict(model, path, *callbacks, **options):
     trainer = Trainer(
         accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks), **options,
     )  # fmt: skip
     return trainer.predict(model, SequenceDataModule(path, tokens_per_batch=60, num_workers=0))
 
@@ -101,7 +108,55 @@ def test_unstable_batch_launched_ahead_is_found_in_its_own_step(
         predict(model, write_fasta(tmp_path / "in.faa", proteins))
     assert caught.value.sequence_ids == ["p3"]
     collected = [rows for what, rows in model.events if what == "collect"]
-    assert [row for rows in collected for row in rows] == [0, 1, 2][: sum(map(len, collected))]
+    assert collected == [[0, 1], [2]]
+
+
+class Failing(Watched):
+    """Cannot launch the batch of some row, for a reason of the given kind."""
+
+    row, error, times = 4, RuntimeError("a shape is wrong"), 99
+
+    def launch(self, batch):
+        launched = super().launch(batch)
+        if self.row in batch.rows and self.times:
+            self.times -= 1
+            raise self.error
+        return launched
+
+
+def test_error_of_the_batch_ahead_is_raised_in_its_own_step_under_its_own_ids(
+    weights_file, fasta, tmp_path, look_ahead
+):
+    model = Failing(weights=str(weights_file))
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        predict(model, fasta, HDF5Writer(tmp_path / "out.h5"))
+    [line] = (tmp_path / "out.h5.failures.jsonl").read_text().splitlines()
+    assert json.loads(line)["sequence_ids"] == ["p3", "p4"]
+    collected = [row for what, rows in model.events if what == "collect" for row in rows]
+    assert collected == [0, 1, 2]
+    assert model._ahead is None
+
+
+def test_out_of_memory_ahead_ends_looking_ahead_and_nothing_else(
+    weights_file, fasta, look_ahead, caplog
+):
+    caplog.set_level("INFO")
+    plain = torch.cat([b.vectors for b in predict(Watched(weights=str(weights_file)), fasta)])
+    model = Failing(weights=str(weights_file))
+    model.error, model.times = torch.OutOfMemoryError("CUDA out of memory"), 1
+    found = torch.cat([batch.vectors for batch in predict(model, fasta)])
+    assert torch.equal(plain, found)
+    assert caplog.text.count("from here on it waits for the host") == 1
+    failed = model.events.index(("launch", [3, 4]))
+    after = [what for what, _ in model.events[failed + 1 :]]
+    assert after == ["collect", *["launch", "collect"] * (len(after) // 2)]
+
+
+def test_run_that_ends_early_holds_no_batch(weights_file, fasta, look_ahead):
+    model = Watched(weights=str(weights_file))
+    predict(model, fasta, limit_predict_batches=2)
+    assert [what for what, _ in model.events].count("launch") == 3
+    assert model._ahead is None
 
 
 def test_results_that_are_not_finite_alone_are_found():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Launched", "LooksAhead", "free_memory", "is_out_of_memory"]
 
+log = logging.getLogger(__name__)
+
 
 class Launched(NamedTuple):
     """A batch whose work is queued on its device."""
@@ -29,14 +32,14 @@ class Launched(NamedTuple):
     """() bool, whether all numbers are finite; beside the results, so that one wait does for both.
     """
     ready: torch.cuda.Event | None
-    """None where nothing is queued: a CPU has computed by now."""
+    """None where the results are there by now."""
 
     @classmethod
     def send(cls, batch: Any, hidden: Sequence[Tensor], results: Sequence[Tensor]) -> Self:
         """Queue the stability check and the way of the results to the host."""
         finite = are_finite(*hidden, *results)
         if finite.device.type != "cuda":
-            return cls(batch, tuple(hidden), tuple(results), finite, None)
+            return cls(batch, tuple(hidden), tuple(r.cpu() for r in results), finite, None)
         *arriving, finite = [_pinned(tensor) for tensor in (*results, finite)]
         ready = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         ready.record()
@@ -66,6 +69,7 @@ class LooksAhead(ABC):
     """
 
     _ahead: Launched | None = None
+    _looks_ahead = True
 
     @abstractmethod
     def launch(self, batch: Any) -> Launched:
@@ -75,19 +79,29 @@ class LooksAhead(ABC):
     def has_room_for(self, batch: Any) -> bool:
         """Tell whether the device has not yet been found too small for so many tokens."""
 
+    def start_looking(self) -> None:
+        """Begin a run: forget what another one has left behind."""
+        self._ahead, self._looks_ahead = None, True
+
     def launched(self, batch: Any) -> Launched:
         """The batch's work, which is queued by now, with the next batch's behind it."""
         mine, self._ahead = self._ahead, None
         if mine is None or mine.batch.tokens is not batch.tokens:
             mine = self.launch(batch)
-        following = batch.following
-        if following is not None and self.has_room_for(following):
-            try:
-                self._ahead = self.launch(following)
-            except (MemoryError, RuntimeError) as error:  # its own step meets it again
-                if not is_out_of_memory(error):
-                    raise
+        if batch.following is not None and self._looks_ahead:
+            self._look_ahead(batch.following)
         return mine
+
+    def _look_ahead(self, following: Any) -> None:
+        if not self.has_room_for(following):
+            return
+        try:
+            self._ahead = self.launch(following)
+        except Exception as error:  # noqa: BLE001 - raised in its own step, with its own ids
+            self._looks_ahead = not is_out_of_memory(error)
+        if not self._looks_ahead:
+            free_memory()
+            log.info("The device has no room for two packs: from here on it waits for the host")
 
 
 def free_memory() -> None:

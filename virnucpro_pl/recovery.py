@@ -84,7 +84,8 @@ class Recovery:
         name = self.embedder.name
         failing = find_failing(hidden, vectors, batch)
         ids = [batch.ids[i] for i in failing]
-        error = describe_instability(hidden, name, ids, hint=_OTHER_CHOICES)
+        wrong = vectors if hidden.isfinite().all() else hidden
+        error = describe_instability(wrong, name, ids, hint=_OTHER_CHOICES)
         if self.policy == "raise":
             raise error
         outcomes = each_outcome(None, len(batch.ids))

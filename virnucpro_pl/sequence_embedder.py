@@ -169,7 +169,7 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
         """Forget what a run has found out: another Trainer may have other devices."""
         self._fill_to = 0
         self._budget: int | None = None
-        self._ahead = None
+        self.start_looking()
         self.recovery.start_over()
 
     def configure_model(self) -> None:
@@ -207,6 +207,10 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
             self._fill_to = data.tokens_per_batch
             self.encoder.compile()
             log.info("Layers are compiled at the first pack, for %d packs", packs)
+
+    def teardown(self, stage: str) -> None:
+        """Give back what was queued for a batch that nobody asked for."""
+        self.start_looking()
 
     def check_layer(self, layers: int) -> None:
         """Check that a network of so many layers has the one asked for.

@@ -167,8 +167,13 @@ class VirNucPro(_Caller, LooksAhead):
             UsageError: On every rank, what rank 0 found in `prepare_data`.
         """
         super().setup(stage)
+        self.start_looking()
         for embedder in self.embedders:
             embedder.setup(stage)
+
+    def teardown(self, stage: str) -> None:
+        """Give back what was queued for a batch that nobody asked for."""
+        self.start_looking()
 
     def configure_model(self) -> None:
         """Load the encoders and the classifier of their features.

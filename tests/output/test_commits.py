@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def commits(folder):
-    made = Commits(partial(folder.commit, 0), lambda: None)
+    made = Commits(partial(folder.commit, 0), lambda: False)
     yield made
     made.close()
 
@@ -94,7 +94,7 @@ def test_caller_waits_only_for_the_commit_before():
         assert disk.acquire(timeout=30)
         written.append(part.rows.tolist())
 
-    commits = Commits(write, lambda: None)
+    commits = Commits(write, lambda: False)
     commits.hold(*pack(0))
     commits.begin()  # would wait half a minute, and fail
     commits.hold(*pack(1))

@@ -232,20 +232,95 @@ def test_parts_are_merged_while_packs_are_computed(fasta, tmp_path, monkeypatch)
         assert file["embeddings"][:, 0].tolist() == list(range(29))
 
 
-def test_merge_that_fails_meanwhile_is_done_at_the_end(fasta, tmp_path, monkeypatch, caplog):
-    class Unlucky(HDF5Writer):
-        def gather(self, trainer, parts):
-            super().gather(trainer, parts)
-            self._merge._disk.error = OSError(errno.ENOSPC, "No space left on device")
-            super().gather(trainer, [*parts, *parts])
-            super()._begun(trainer)._raise_error()
+class Unlucky(HDF5Writer):
+    """Fails in the thread, once it has merged a part."""
 
-    predict(fasta, Unlucky(tmp_path / "out.h5", commit_seconds=0))
-    assert caplog.text.count("Parts cannot be merged yet: [Errno 28] No space left") == 1
+    error = None
+
+    def gather(self, trainer, parts):
+        super().gather(trainer, parts)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyError("x"), MemoryError("x")])
+def test_merge_that_fails_meanwhile_is_done_at_the_end(fasta, tmp_path, caplog, error):
+    writer = Unlucky(tmp_path / "out.h5", commit_seconds=0)
+    writer.error = error
+    predict(fasta, writer)
+    assert caplog.text.count("Parts cannot be merged yet: ") == 1
     with h5py.File(tmp_path / "out.h5") as file:
         assert file["embeddings"][:, 0].tolist() == list(range(29))
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["in.faa", "out.h5", "out.h5.run.json"]
+
+
+def test_packs_are_computed_while_a_part_is_merged(fasta, tmp_path):
+    done, waited = threading.Event(), []
+
+    class Slow(HDF5Writer):
+        def gather(self, trainer, parts):
+            waited.append(done.wait(20))
+            return super().gather(trainer, parts)
+
+    def step(index, rows, vectors):
+        if index == 2:
+            done.set()
+        return Embeddings(rows, vectors)
+
+    predict(fasta, Slow(tmp_path / "out.h5", commit_seconds=0), step)
+    assert waited
+    assert all(waited)
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["embeddings"][:, 0].tolist() == list(range(29))
+
+
+def test_run_that_fails_merges_no_more(fasta, tmp_path):
+    failed, gathered = [], []
+
+    class Watched(HDF5Writer):
+        def gather(self, trainer, parts):
+            gathered.append(bool(failed))
+            return super().gather(trainer, parts)
+
+        def on_exception(self, trainer, pl_module, exception):
+            self._commits.rest()
+            failed.append(exception)
+            super().on_exception(trainer, pl_module, exception)
+
+    def step(index, rows, vectors):
+        if rows[-1] == 28:
+            raise ValueError("the last pack")
+        return Embeddings(rows, vectors)
+
+    with pytest.raises(ValueError, match="the last pack"):
+        predict(fasta, Watched(tmp_path / "out.h5", commit_seconds=0), step)
+    assert gathered
+    assert not any(gathered)
+    assert not list((tmp_path / "out.h5.parts").glob(".tmp*"))
+
+
+def test_pack_that_fails_while_a_commit_does_loses_nothing(fasta, tmp_path, monkeypatch):
+    write, failures, failing = parts.write_part, [], threading.Event()
+
+    def write_part(path, part):
+        if not failures:
+            failures.append(path)
+            failing.wait(20)
+            raise OSError(errno.EIO, "input/output error")
+        write(path, part)
+
+    def step(index, rows, vectors):
+        if index == 1:
+            failing.set()
+            raise ValueError("the second pack")
+        return Embeddings(rows, vectors)
+
+    monkeypatch.setattr(parts, "write_part", write_part)
+    with pytest.raises(ValueError, match="the second pack"):
+        predict(fasta, HDF5Writer(tmp_path / "out.h5", commit_seconds=0), step)
+    [path] = (tmp_path / "out.h5.parts").glob("part-*.h5")
+    assert path == failures[0]
+    assert read_part(path).rows.tolist() == list(range(len(read_part(path).rows)))
 
 
 def test_interrupted_run_leaves_no_merge_behind(fasta, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -47,7 +48,8 @@ def bench(
         seconds: Length of a run end to end; everything else takes a third of it at most.
         tokens_per_batch: Tokens of a pack.
         num_workers: DataLoader processes.
-        peers: Whether to measure fair-esm, transformers and VirNucPro's own setting as well.
+        peers: Whether to measure fair-esm, transformers and VirNucPro's own setting as well; not
+            with `devices`.
         devices: With 1, run the command as users do and measure it from its start to its first
             pack; with more, also how it scales over so many GPUs, beside the encoder alone.
             0 measures within this process. Not for `virnucpro`.
@@ -98,7 +100,7 @@ def _print(rows: list[Row], title: str) -> None:
     table.add_column("")
     for column in ("tokens/s", "sequences/s", "GiB", "warm-up s", "over limit", "ours over it"):
         table.add_column(column, justify="right")
-    ours = next((row for row in rows if "end to end" in row.name), rows[0]).tokens_per_second
+    ours = next((r.tokens_per_second for r in rows if "end to end" in r.name), math.nan)
     for row in rows:
         figures = (
             f"{row.tokens_per_second:,.0f}",

@@ -113,23 +113,29 @@ def project(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, 
 
 
 def between(
-    layer: Layer, following: Layer, x: Tensor, attended: Tensor, cos: Tensor, sin: Tensor
+    layer: Layer,
+    following: Layer,
+    x: Tensor,
+    attended: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Everything from one attention to the next, so that a compiler can fuse across layers."""
-    x, normed = add_norm(x, layer.out(attended.flatten(1)), layer.feedforward_norm)
-    x, normed = add_norm(x, layer.transform(normed), following.attention_norm)
+    x, normed = add_norm(x, layer.out(attended.flatten(1)), layer.feedforward_norm, backend)
+    x, normed = add_norm(x, layer.transform(normed), following.attention_norm, backend)
     return x, *following.project(normed, cos, sin)
 
 
-def finish(layer: Layer, x: Tensor, attended: Tensor, norm: nn.Module) -> Tensor:
+def finish(layer: Layer, x: Tensor, attended: Tensor, norm: nn.Module, backend: str) -> Tensor:
     """Everything behind the last attention."""
-    x, normed = add_norm(x, layer.out(attended.flatten(1)), layer.feedforward_norm)
+    x, normed = add_norm(x, layer.out(attended.flatten(1)), layer.feedforward_norm, backend)
     return norm(x + layer.transform(normed))  # type: ignore[no-any-return]
 
 
-def add_norm(x: Tensor, delta: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """A residual sum (T, D) and its LayerNorm, which on a GPU is rounded as the next product is."""
-    if delta.is_cuda and delta.dtype in (torch.float16, torch.bfloat16):
+def add_norm(x: Tensor, delta: Tensor, norm: nn.LayerNorm, backend: str) -> tuple[Tensor, Tensor]:
+    """A residual sum (T, D) and its LayerNorm, which `triton` rounds as the next product does."""
+    if backend == "triton":
         from virnucpro_pl.models.triton_norm import add_then_norm  # no Triton without a GPU
 
         return add_then_norm(x, delta, norm)
@@ -194,9 +200,10 @@ class ESM2(nn.Module):
         layers: list[Layer] = list(self.layers[:last])  # type: ignore[arg-type]
         q, k, v = first(layers[0], x, cos, sin)  # (T, H, K)
         for block, following in pairwise(layers):
-            x, q, k, v = middle(block, following, x, attend(q, k, v, layout), cos, sin)
+            attended = attend(q, k, v, layout)
+            x, q, k, v = middle(block, following, x, attended, cos, sin, backend)
         norm = self.final_norm if last == self.config.layers else nn.Identity()
-        return final(layers[-1], x, attend(q, k, v, layout), norm)[:tokens_given]
+        return final(layers[-1], x, attend(q, k, v, layout), norm, backend)[:tokens_given]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile what lies between two attentions: one graph for all layers, one for each end."""

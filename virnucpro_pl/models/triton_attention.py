@@ -23,8 +23,8 @@ _KEYS = 64
 """Keys of a block; with 4 warps and 3 stages the fastest on an H200 for all lengths and widths of
 these models, or within a tenth of it."""
 _SHORT = 256
-"""Mean length of a sequence up to which blocks of 64 queries are faster than those of 128. A row's
-result is the same in either."""
+"""Rows to a sequence, on average, up to which blocks of 64 queries are faster than those of 128.
+What a row gets is the same in either."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,13 +35,14 @@ class Commits:
         held_since: When the first of them came (`time.monotonic`).
     """
 
-    def __init__(self, write: Callable[[Part], None], then: Callable[[], None]) -> None:
+    def __init__(self, write: Callable[[Part], None], then: Callable[[], bool]) -> None:
         """Start without any rows; the thread begins with the first commit.
 
         Args:
             write: Commits a part. Called in the thread, and again with the same rows where it
                 raises.
-            then: Called in the thread after each commit; must not raise.
+            then: Does a bit of other work, and tells whether there is more. Called in the thread
+                after a commit, until it is asked for the next one; must not raise.
         """
         self.held_bytes = 0
         self.held_since = 0.0
@@ -50,6 +52,7 @@ class Commits:
         self._handed_over: list[_Pack] = []
         self._under_way: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "commits")
+        self._asked = threading.Event()
 
     def hold(
         self, rows: torch.Tensor, ids: tuple[str, ...], columns: dict[str, torch.Tensor]
@@ -76,7 +79,9 @@ class Commits:
         if not self._handed_over:  # else a commit has failed
             self._handed_over, self._held, self.held_bytes = self._held, [], 0
         if self._handed_over:
+            self._asked.set()
             self._under_way = self._thread.submit(self._commit, self._handed_over)
+            self._thread.submit(self._go_on)
 
     def finish(self) -> None:
         """Commit all rows, those of a failed commit first, and wait until that is done.
@@ -99,8 +104,15 @@ class Commits:
         self._under_way = None
         return error
 
+    def rest(self) -> None:
+        """Wait until the thread is idle; from here on it does nothing but commits."""
+        self._then = _nothing
+        self._asked.set()
+        self._thread.submit(_nothing).result()
+
     def close(self) -> None:
         """End the thread, after the commit under way."""
+        self._asked.set()
         self._thread.shutdown()
 
     def _raise_last(self) -> None:
@@ -108,6 +120,7 @@ class Commits:
             raise error
 
     def _commit(self, packs: list[_Pack]) -> None:
+        self._asked.clear()
         rows, ids, columns = zip(*packs, strict=True)
         part = Part(
             np.concatenate([each.numpy() for each in rows]),
@@ -115,4 +128,11 @@ class Commits:
             {name: np.concatenate([c[name].numpy() for c in columns]) for name in columns[0]},
         )
         self._write(part)
-        self._then()
+
+    def _go_on(self) -> None:
+        while not self._asked.is_set() and self._then():
+            pass
+
+
+def _nothing() -> bool:
+    return False

@@ -69,12 +69,15 @@ class Merge:
         if width is not None:
             self._create(width)
 
-    def take(self, parts: Iterable[Path], most: int | None = None) -> None:
+    def take(self, parts: Iterable[Path], most: int | None = None) -> bool:
         """Copy parts into the file, each once however often it is named.
 
         Args:
             parts: Part files.
-            most: How many are taken at most, of those that have not been.
+            most: How many are taken at most, of those that have not been; None for all.
+
+        Returns:
+            Whether some are left.
 
         Raises:
             IncompleteError: If a part is damaged, or holds rows of another part, under other ids or
@@ -87,6 +90,7 @@ class Merge:
             self._taken.add(path)
             self._raise_error()
             os.fsync(self._disk.fileno())  # a little each time, so that the end need not wait long
+        return most is not None and len(new) > most
 
     def _write(self, part: Part) -> None:
         vectors = part.columns[self._column]
@@ -134,12 +138,16 @@ class Merge:
 
     def discard(self) -> None:
         """Remove what there is of the file, unless it is published."""
-        self._close()
-        self._temporary.unlink(missing_ok=True)
+        try:
+            self._close()
+        finally:
+            self._temporary.unlink(missing_ok=True)
 
     def _close(self) -> None:
-        self._file.close()
-        self._disk.close()
+        try:
+            self._file.close()
+        finally:
+            self._disk.close()
 
     def _raise_error(self) -> None:
         if self._disk.error is not None:

@@ -82,7 +82,7 @@ def read_part(path: Path) -> Part | None:
             reason = "its checksum does not match"
     except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         reason = str(error)
-    log.warning("%s is damaged (%s): its rows will be computed again", path, reason)
+    log.warning("%s is damaged (%s): the same command computes its rows again", path, reason)
     return None
 
 

@@ -19,7 +19,7 @@ from virnucpro_pl.errors import OutputError, PeerError, UnwritableError, UsageEr
 from virnucpro_pl.output.commits import Commits
 from virnucpro_pl.output.failures import FailureLog
 from virnucpro_pl.output.launch import Signals, announce_rank_0, close_gloo_at_exit, watch_rank_0
-from virnucpro_pl.output.merge import FORMAT_VERSION
+from virnucpro_pl.output.merge import FORMAT_VERSION, Merge
 from virnucpro_pl.output.parts import PartsFolder
 from virnucpro_pl.output.progress import RunProgress
 from virnucpro_pl.output.ranks import Ranks
@@ -126,12 +126,16 @@ class StreamingWriter(BasePredictionWriter, ABC):
             IncompleteError: If any row is missing, doubled, or under a wrong id.
         """
 
-    def gather(self, trainer: Trainer, parts: list[Path]) -> None:
-        """Do some of the work of `publish` while the run goes on, with the parts that are there.
+    def gather(self, trainer: Trainer, parts: list[Path]) -> bool:
+        """Do a bit of the work of `publish` while the run goes on, with the parts that are there.
 
-        Called on rank 0, in a thread, after each of its commits; a subclass need not do anything.
-        What it raises is no harm: `publish` does the work anew, and meets it again.
+        Called on rank 0, in a thread, after its commits; a subclass need not do anything. What it
+        raises is no harm: `publish` does the work anew, and meets it again.
+
+        Returns:
+            Whether there is more to do.
         """
+        return False
 
     def forget(self) -> None:
         """Remove what has been gathered, unless it is published."""
@@ -285,15 +289,41 @@ class StreamingWriter(BasePredictionWriter, ABC):
         _, commits = self._joined()
         commits.finish() if wait else commits.begin()
 
-    def _gather(self, trainer: Trainer) -> None:
+    def _gather(self, trainer: Trainer) -> bool:
         if not trainer.is_global_zero or not self._gathers:
-            return
+            return False
         try:
-            self.gather(trainer, self._folder.files())
-        except (OSError, RuntimeError, OutputError) as error:  # h5py raises either of the first
+            return self.gather(trainer, self._folder.files())
+        except Exception as error:  # noqa: BLE001 - whatever it is, `publish` meets it again
             self._gathers = False
+            log.warning(
+                "Parts cannot be merged yet: %s. It is tried again when all rows are committed",
+                error,
+            )
             self.forget()
-            log.warning("Parts cannot be merged yet: %s. It is tried again at the end", error)
+            return False
+
+    def merge(self, merge: Merge, parts: list[Path], **table: Any) -> int:
+        """Merge what has not been, and publish the file; a signal waits for the end of a part.
+
+        Args:
+            merge: The file in the making.
+            parts: Part files.
+            **table: As for `Merge.publish`.
+
+        Returns:
+            How many rows have no vector.
+
+        Raises:
+            IncompleteError: If any row is missing, doubled, or under a wrong id.
+            SystemExit: If a signal has asked to leave before the last part was merged.
+        """
+        self._signals.patient = True  # HDF5 does not survive an exception from within
+        while merge.take(parts, most=1):
+            self._signals.check()
+        failed = merge.publish(**table)
+        self._signals.patient = False
+        return failed
 
     # After the run ----------------------------------------------------------------------------
 
@@ -317,6 +347,8 @@ class StreamingWriter(BasePredictionWriter, ABC):
             self._progress.close(totals)
             self._progress = None
         if trainer.is_global_zero:
+            _, commits = self._joined()
+            commits.rest()
             self._publish(trainer, totals, per_rank)
         self._close()
 
@@ -354,11 +386,13 @@ class StreamingWriter(BasePredictionWriter, ABC):
             self._ranks.fail(f"{type(exception).__name__}: {exception}", _exit_code(exception))
         _, commits = self._joined()
         try:
+            commits.rest()
+            self.forget()  # it takes room that the commit may need
             commits.settle()  # one that has failed is tried once more
             self._commit(trainer, wait=True)
             if trainer.is_global_zero:
                 self._folder.await_manifest(lambda: self.provenance(trainer), _MANIFEST_SECONDS)
-        except (OutputError, UsageError) as error:
+        except (OutputError, UsageError, OSError) as error:
             if type(error) is not type(exception):
                 log.error("Rank %d: %s", trainer.global_rank, error)
         finally:
@@ -367,9 +401,14 @@ class StreamingWriter(BasePredictionWriter, ABC):
             self._close()
 
     def _close(self) -> None:
-        if self._commits is not None:
-            self._commits.close()
-        self.forget()
+        try:
+            if self._commits is not None:
+                self._commits.close()
+            self.forget()
+        finally:
+            self._give_back()
+
+    def _give_back(self) -> None:
         self._signals.restore()
         if self._ranks is not None:
             self._ranks.close()

@@ -218,8 +218,9 @@ class TableWriter(StreamingWriter):
                 width=getattr(model, name).width,
             )
             try:
-                merge.take(parts)
-                merge.publish(
+                self.merge(
+                    merge,
+                    parts,
                     lengths=store.letter_counts(kind),
                     attributes={**attributes, "config": self.config},
                     max_length=_letters(kind, provenance["max_length"]),

@@ -63,9 +63,9 @@ class HDF5Writer(StreamingWriter):
             raise UsageError(f"HDF5Writer writes embeddings, {model} gives none: use TableWriter")
         return 4 * int(width)
 
-    def gather(self, trainer: Trainer, parts: list[Path]) -> None:
-        """Merge some of the parts that are there: twice as many as come with every commit."""
-        self._begun(trainer).take(parts, most=2 * trainer.world_size)
+    def gather(self, trainer: Trainer, parts: list[Path]) -> bool:
+        """Merge one of the parts that are there; tell whether more are."""
+        return self._begun(trainer).take(parts, most=1)
 
     def publish(self, trainer: Trainer, parts: list[Path], provenance: dict[str, Any]) -> int:
         """Merge the parts that are not yet, and publish the file.
@@ -76,10 +76,10 @@ class HDF5Writer(StreamingWriter):
         Raises:
             IncompleteError: If any row is missing, doubled, or under a wrong id.
         """
-        merge = self._begun(trainer)
-        merge.take(parts)
         attributes = {key: value for key, value in provenance.items() if key != "max_length"}
-        return merge.publish(
+        return self.merge(
+            self._begun(trainer),
+            parts,
             lengths=trainer.datamodule.store.lengths,  # type: ignore[attr-defined]
             attributes={**attributes, "config": self.config},
             max_length=provenance["max_length"],
@@ -87,9 +87,9 @@ class HDF5Writer(StreamingWriter):
 
     def forget(self) -> None:
         """Remove what has been gathered, unless it is published."""
-        if self._merge is not None:
-            self._merge.discard()
-            self._merge = None
+        merge, self._merge = self._merge, None
+        if merge is not None:
+            merge.discard()
 
     def _begun(self, trainer: Trainer) -> Merge:
         if self._merge is None:
