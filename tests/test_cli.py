@@ -134,7 +134,6 @@ def test_class_help_bad_config_exits_2(capsys, tmp_path, content):
         [*SMALL, "--data.tokens_per_batch", "0"],
         [*SMALL, "--data.num_workers", "many"],
         [*SMALL, "--data.path", "absent.faa"],
-        [*SMALL, "--trainer.accelerator", "gpu"],
         [*SMALL, "--trainer.accelerator", "toaster"],
         [*SMALL, "--trainer.strategy", "ddpp"],
         [*SMALL, "--model.name", "esm2_3B"],
@@ -143,13 +142,24 @@ def test_class_help_bad_config_exits_2(capsys, tmp_path, content):
     ],
 )
 def test_bad_usage_exits_2_and_writes_nothing(capsys, caplog, tmp_path, monkeypatch, words):
-    if "gpu" in words and __import__("torch").cuda.is_available():
-        pytest.skip("there is a GPU")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_gpu_where_none_is_visible_exits_2_and_writes_nothing(start, tmp_path):
+    (tmp_path / "empty").mkdir()
+    command = start(
+        *SMALL, "--trainer.accelerator", "gpu",
+        env={"CUDA_VISIBLE_DEVICES": ""}, folder=tmp_path / "empty",
+    )  # fmt: skip
+    ended = command.wait(60)
+    assert ended.code == 2, ended.log
+    assert "Traceback" not in ended.log
+    written = [path.name for path in (tmp_path / "empty").iterdir()]
+    assert written == [command.log_file.name]
 
 
 def test_find_config_bare_name_is_the_shipped_one(tmp_path, monkeypatch):

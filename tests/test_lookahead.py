@@ -140,13 +140,12 @@ def test_error_of_the_batch_ahead_is_raised_in_its_own_step_under_its_own_ids(
 def test_out_of_memory_ahead_ends_looking_ahead_and_nothing_else(
     weights_file, fasta, look_ahead, caplog
 ):
-    caplog.set_level("INFO")
     plain = torch.cat([b.vectors for b in predict(Watched(weights=str(weights_file)), fasta)])
     model = Failing(weights=str(weights_file))
     model.error, model.times = torch.OutOfMemoryError("CUDA out of memory"), 1
     found = torch.cat([batch.vectors for batch in predict(model, fasta)])
     assert torch.equal(plain, found)
-    assert caplog.text.count("from here on it waits for the host") == 1
+    assert caplog.text.count("Nothing is queued ahead from here on: the device has no room") == 1
     failed = model.events.index(("launch", [3, 4]))
     after = [what for what, _ in model.events[failed + 1 :]]
     assert after == ["collect", *["launch", "collect"] * (len(after) // 2)]

@@ -97,11 +97,12 @@ class LooksAhead(ABC):
             return
         try:
             self._ahead = self.launch(following)
-        except Exception as error:  # noqa: BLE001 - raised in its own step, with its own ids
-            self._looks_ahead = not is_out_of_memory(error)
-        if not self._looks_ahead:
+        except Exception as error:  # noqa: BLE001 - its own step meets it, and tells its own ids
+            self._looks_ahead = False
+            why = "has no room for two packs" if is_out_of_memory(error) else f"failed: {error}"
+        if not self._looks_ahead:  # out of the except clause, whose traceback holds tensors
             free_memory()
-            log.info("The device has no room for two packs: from here on it waits for the host")
+            log.warning("Nothing is queued ahead from here on: the device %s", why)
 
 
 def free_memory() -> None:

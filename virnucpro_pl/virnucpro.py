@@ -121,7 +121,7 @@ class _Caller(StaysOnDevice):
 
 
 class VirNucPro(_Caller, LooksAhead):
-    """ESM-2, DNABERT-S and the classifier in one pass: no embedding leaves the device.
+    """ESM-2, DNABERT-S and the classifier in one pass, without a file in between.
 
     The original: Li et al. 2025, Briefings in Bioinformatics 26(3) bbaf224.
     """

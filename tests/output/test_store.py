@@ -7,46 +7,45 @@ import pytest
 from virnucpro_pl.output.files import published, write_json
 from virnucpro_pl.output.store import Part, read_part, runs, write_part
 
-IDS = np.array([f"id/{i} ü" for i in range(7)])
+PART = Part(
+    np.array([5, 0, 3]),
+    ["id/5 ü", "id/0 ü", "id/3 ü"],
+    {
+        "embeddings": np.arange(12, dtype=np.float32).reshape(3, 4),
+        "outcome": np.zeros(3, np.uint8),
+    },
+)
 
 
-def part(*rows, ids=None):
-    rows = np.array(rows, np.int64)
-    vectors = (rows[:, None] * 10 + np.arange(3)).astype(np.float32)
-    columns = {"embeddings": vectors, "outcome": np.zeros(len(rows), np.uint8)}
-    return Part(rows, list(IDS[rows] if ids is None else ids), columns)
+@pytest.fixture
+def path(tmp_path):
+    """File of that part."""
+    write_part(tmp_path / "part-0.h5", PART)
+    return tmp_path / "part-0.h5"
 
 
-def write(folder, *parts):
-    paths = [folder / f"part-{i}.h5" for i in range(len(parts))]
-    for path, content in zip(paths, parts, strict=True):
-        write_part(path, content)
-    return paths
-
-
-def test_write_then_read_part_is_the_same(tmp_path):
-    [path] = write(tmp_path, part(5, 0, 3))
+def test_write_then_read_part_is_the_same(path):
     again = read_part(path)
     assert again.rows.tolist() == [5, 0, 3]
     assert again.ids == ["id/5 ü", "id/0 ü", "id/3 ü"]
-    np.testing.assert_array_equal(again.columns["embeddings"], part(5, 0, 3).columns["embeddings"])
-    assert [file.name for file in tmp_path.iterdir()] == ["part-0.h5"]
+    np.testing.assert_array_equal(again.columns["embeddings"], PART.columns["embeddings"])
+    assert list(path.parent.iterdir()) == [path]
 
 
-def test_read_part_of_an_earlier_version(tmp_path):
-    old = part(5, 0, 3)
+def test_read_part_of_an_earlier_version(path, tmp_path):
+    old = PART
     ids = b"id/5 \xc3\xbc\0id/0 \xc3\xbc\0id/3 \xc3\xbc"
     checksum = zlib.crc32(ids, zlib.crc32(old.rows.tobytes()))
-    with h5py.File(tmp_path / "part-0.h5", "w", libver="earliest") as file:
+    with h5py.File(tmp_path / "old.h5", "w", libver="earliest") as file:
         file["rows"], file["ids"] = old.rows, np.frombuffer(ids, np.uint8)
         for name, column in sorted(old.columns.items()):
             file[f"columns/{name}"] = column
             checksum = zlib.crc32(column.tobytes(), zlib.crc32(name.encode(), checksum))
         file.attrs["checksum"] = checksum
-    again = read_part(tmp_path / "part-0.h5")
+    again = read_part(tmp_path / "old.h5")
     assert (again.rows.tolist(), again.ids) == ([5, 0, 3], list(old.ids))
     np.testing.assert_array_equal(again.columns["embeddings"], old.columns["embeddings"])
-    with h5py.File(tmp_path / "part-0.h5") as file, h5py.File(write(tmp_path, old)[0]) as new:
+    with h5py.File(tmp_path / "old.h5") as file, h5py.File(path) as new:
         for name in ("rows", "ids", "columns/embeddings", "columns/outcome"):
             assert (file[name].dtype, file[name].shape) == (new[name].dtype, new[name].shape)
             assert file[name].chunks is new[name].chunks is None
@@ -77,8 +76,7 @@ def test_write_part_on_a_full_disk_raises_wherever_and_the_process_ends_in_peace
     assert start(launcher=("-c", script)).wait(60) == (0, "")
 
 
-def test_read_part_any_flipped_byte_is_noticed_or_harmless(tmp_path):
-    [path] = write(tmp_path, part(0, 1, 2))
+def test_read_part_any_flipped_byte_is_noticed_or_harmless(path):
     data, whole = path.read_bytes(), read_part(path)
     damaged = 0
     for at in range(0, len(data), 17):
@@ -93,8 +91,7 @@ def test_read_part_any_flipped_byte_is_noticed_or_harmless(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.9, 0.999])
-def test_read_part_truncated_is_none_with_log(tmp_path, caplog, share):
-    [path] = write(tmp_path, part(0, 1))
+def test_read_part_truncated_is_none_with_log(path, caplog, share):
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     assert read_part(path) is None
     assert "part-0.h5 is damaged" in caplog.text

@@ -54,7 +54,7 @@ class ProcessRow(NamedTuple):
 
 
 def processes(case: Case, devices: int, rate: float) -> Iterator[ProcessRow]:
-    """Run the command on one device, then on several, each of which has three times as much to do.
+    """Run the command on one device, then on several, each with the same work.
 
     Args:
         case: What is measured.
@@ -66,10 +66,10 @@ def processes(case: Case, devices: int, rate: float) -> Iterator[ProcessRow]:
     """
     weights = "random" if case.model == DNA else str(write_weights(case))
     floor = float("nan") if weights == "random" else read_and_copy(case, Path(weights))
+    each = max(FEWEST, int(rate * case.seconds))
     alone: ProcessRow | None = None
     for count in sorted({1, devices}):
-        seconds = case.seconds if count == devices else case.seconds / 3
-        records = max(FEWEST, int(rate * seconds)) * count
+        records = each * count
         fasta = write_fasta(case.scratch / f"{count}.fasta", case.sample, records)
         output = case.scratch / f"{count}.h5"
         importing = time_import()

@@ -26,6 +26,7 @@ from torch import nn
 from virnucpro_pl.errors import WeightsError
 from virnucpro_pl.models.activation import gelu
 from virnucpro_pl.models.attention import attend, lay_out
+from virnucpro_pl.models.steps import Steps
 from virnucpro_pl.models.weights import Checkpoint, assign, assign_random, read_folder
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class DNABERTS(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         # Not a buffer: a conversion of the module to half must leave these fp32 numbers alone.
         self.slopes = alibi_slopes(config.heads)
-        self._steps = project, between, finish
+        self._steps = Steps(project, between, finish)
 
     def forward(
         self,
@@ -159,9 +160,8 @@ class DNABERTS(nn.Module):
             max_seqlen: Tokens of the longest sequence.
             backend: `triton` or `sdpa`, see `models.attention`.
             layer: 0 for the token embeddings, k for the output of layer k, None for the last.
-            fill_to: Rows that the layers compute, so that a compiled layer always sees one shape;
-                rows behind the T tokens are no sequence's and hold anything. A longer pack, and one
-                of less than half of them, runs uncompiled. Not for `sdpa`.
+            fill_to: Rows that compiled layers compute, see `models.steps`; those behind the T
+                tokens are no sequence's and hold anything. Not for `sdpa`.
 
         Returns:
             (T, D) hidden states.
@@ -174,23 +174,18 @@ class DNABERTS(nn.Module):
         if last == 0:
             return x  # type: ignore[no-any-return]
         layout = lay_out(cu_seqlens, max_seqlen, tokens_given, backend, self.slopes)
-        compiled = tokens_given <= fill_to <= 2 * tokens_given
-        fill = fill_to - tokens_given if compiled else 0
+        (first, middle, final), fill = self._steps.choose(tokens_given, fill_to)
         x = F.pad(x, (0, 0, 0, fill))
-        first, middle, final = self._steps if compiled else (project, between, finish)
         layers: list[Layer] = list(self.layers[:last])  # type: ignore[arg-type]
         q, k, v = first(layers[0], x)  # (T, H, K)
         for block, following in pairwise(layers):
             x, q, k, v = middle(block, following, x, attend(q, k, v, layout))
-        return final(layers[-1], x, attend(q, k, v, layout))[:tokens_given]
+        hidden: Tensor = final(layers[-1], x, attend(q, k, v, layout))
+        return hidden[:tokens_given]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile what lies between two attentions: one graph for all layers, one for each end."""
-        self._steps = (
-            torch.compile(project, dynamic=False),
-            torch.compile(between, dynamic=False),
-            torch.compile(finish, dynamic=False),
-        )
+        self._steps.compile()
 
 
 def alibi_slopes(heads: int) -> Tensor:

@@ -21,6 +21,7 @@ from virnucpro_pl.errors import WeightsError
 from virnucpro_pl.models.activation import gelu
 from virnucpro_pl.models.attention import attend, lay_out
 from virnucpro_pl.models.files import download
+from virnucpro_pl.models.steps import Steps
 from virnucpro_pl.models.weights import (
     Checkpoint,
     assign,
@@ -159,7 +160,7 @@ class ESM2(nn.Module):
         self.final_norm = nn.LayerNorm(config.width)
         # Not a buffer: a conversion of the module to half must leave these fp32 numbers alone.
         self.inverse_frequency = inverse_frequency(config.width // config.heads)
-        self._steps = project, between, finish
+        self._steps = Steps(project, between, finish)
 
     def forward(
         self,
@@ -179,9 +180,8 @@ class ESM2(nn.Module):
             backend: `triton`, `varlen` or `sdpa`, see `models.attention`.
             layer: 0 for the scaled token embeddings, k for the output of layer k (before the final
                 LayerNorm, as fair-esm's `repr_layers=[k]`), None or the last for the output.
-            fill_to: Rows that the layers compute, so that a compiled layer always sees one shape;
-                rows behind the T tokens are no sequence's and hold anything. A longer pack, and one
-                of less than half of them, runs uncompiled. Not for `sdpa`.
+            fill_to: Rows that compiled layers compute, see `models.steps`; those behind the T
+                tokens are no sequence's and hold anything. Not for `sdpa`.
 
         Returns:
             (T, D) hidden states.
@@ -192,26 +192,21 @@ class ESM2(nn.Module):
         last = self.config.layers if layer is None else layer
         if last == 0:
             return x
-        compiled = tokens_given <= fill_to <= 2 * tokens_given
-        fill = fill_to - tokens_given if compiled else 0
+        (first, middle, final), fill = self._steps.choose(tokens_given, fill_to)
         x = F.pad(x, (0, 0, 0, fill))
         cos, sin = self.rotary_table(F.pad(layout.position, (0, fill)))  # (T, 1, K)
-        first, middle, final = self._steps if compiled else (project, between, finish)
         layers: list[Layer] = list(self.layers[:last])  # type: ignore[arg-type]
         q, k, v = first(layers[0], x, cos, sin)  # (T, H, K)
         for block, following in pairwise(layers):
             attended = attend(q, k, v, layout)
             x, q, k, v = middle(block, following, x, attended, cos, sin, backend)
         norm = self.final_norm if last == self.config.layers else nn.Identity()
-        return final(layers[-1], x, attend(q, k, v, layout), norm, backend)[:tokens_given]
+        hidden: Tensor = final(layers[-1], x, attend(q, k, v, layout), norm, backend)
+        return hidden[:tokens_given]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile what lies between two attentions: one graph for all layers, one for each end."""
-        self._steps = (
-            torch.compile(project, dynamic=False),
-            torch.compile(between, dynamic=False),
-            torch.compile(finish, dynamic=False),
-        )
+        self._steps.compile()
 
     def embed(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Token embeddings (T, D), scaled as in training where a share of tokens was masked."""

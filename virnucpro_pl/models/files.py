@@ -85,8 +85,8 @@ def hash_files(files: Sequence[Path]) -> Future[str]:
     def hash_them() -> None:
         try:
             future.set_result(_sha256(files))
-        except BaseException as error:  # noqa: BLE001 - raised to whoever waits for the result
-            future.set_exception(error)
+        except BaseException as error:  # noqa: BLE001 - as concurrent.futures' own threads do:
+            future.set_exception(error)  # one that never ends would be waited for for ever
 
     # No pool: Python would wait for its thread, half a minute for 12 GB, before it lets a run end.
     threading.Thread(target=hash_them, name="sha256", daemon=True).start()

@@ -9,24 +9,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TEMPORARY", "flush", "publish", "published", "write_json"]
+__all__ = ["flush", "publish", "published", "temporary_name", "write_json"]
 
-TEMPORARY = ".tmp-"
+_TEMPORARY = ".tmp-"
 """Prefix of a file that is still being written."""
 
 
+def temporary_name(path: Path, folder: Path | None = None) -> Path:
+    """Name of a file while it is being made.
+
+    Args:
+        path: Final name.
+        folder: A folder on the same file system; that of `path` by default.
+    """
+    return (folder or path.parent) / f"{_TEMPORARY}{os.getpid()}-{path.name}"
+
+
 @contextmanager
-def published(path: Path, scratch: Path | None = None, *, durable: bool = True) -> Iterator[Path]:
+def published(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Give a temporary path to write to, and rename it to `path` once it is on disk.
 
     After an exception the temporary file is removed and `path` is as it was.
 
     Args:
         path: Final name.
-        scratch: Folder of the temporary file, on the same file system; that of `path` by default.
         durable: Whether to wait until the disk has it.
     """
-    temporary = (scratch or path.parent) / f"{TEMPORARY}{os.getpid()}-{path.name}"
+    temporary = temporary_name(path)
     try:
         yield temporary
         publish(temporary, path, durable=durable)

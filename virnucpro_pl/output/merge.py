@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro_pl.output.files import TEMPORARY, publish
+from virnucpro_pl.output.files import publish, temporary_name
 from virnucpro_pl.output.quiet_file import QuietFile
 from virnucpro_pl.output.store import Part, Tally, runs
 from virnucpro_pl.stability import FAILED, FINE, RECOMPUTED
@@ -57,7 +57,7 @@ class Merge:
             OSError: If it cannot be created.
         """
         self.path = path
-        self._temporary = scratch / f"{TEMPORARY}{os.getpid()}-{path.name}"
+        self._temporary = temporary_name(path, scratch)
         self._column = column
         self._ids = ids
         self._tally = Tally(count, ids)

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
 from numpy.typing import NDArray
 
-from virnucpro_pl.errors import OutputError, PeerError, UnwritableError, UsageError
+from virnucpro_pl.errors import OutputError, PeerError, UsageError
 from virnucpro_pl.output.commits import Commits
 from virnucpro_pl.output.failures import FailureLog
 from virnucpro_pl.output.launch import Signals, announce_rank_0, close_gloo_at_exit, watch_rank_0
@@ -294,7 +294,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
             return False
         try:
             return self.gather(trainer, self._folder.files())
-        except Exception as error:  # noqa: BLE001 - whatever it is, `publish` meets it again
+        except Exception as error:  # noqa: BLE001 - told, and `publish` meets it again
             self._gathers = False
             log.warning(
                 "Parts cannot be merged yet: %s. It is tried again when all rows are committed",
@@ -359,8 +359,8 @@ class StreamingWriter(BasePredictionWriter, ABC):
         provenance = self.provenance(trainer)
         try:
             failed = self.publish(trainer, self._folder.files(), provenance)
-        except (OSError, RuntimeError) as error:  # h5py raises either on a full disk
-            raise UnwritableError(
+        except (OSError, RuntimeError) as error:  # h5py raises either
+            raise OutputError(
                 f"{self.path} cannot be written: {error}. All rows are committed: make room and "
                 "run the same command again"
             ) from error
