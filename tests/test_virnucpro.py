@@ -1,6 +1,7 @@
 """VirNucPro and VirusClassifier inside a Trainer, against the formulas of all three networks."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from virnucpro_pl.models import dnabert_s, esm2
 from virnucpro_pl.sequences.dna_tokens import DNATokenizer
 
 FEATURES = 48 + 32
+STOPS = ("TAA", "TAG", "TGA")
 RECORDS = {"a": "GCCAAC" * 20, "short": "AC", "b": "GGCTGGCGGCTGG", "closed": "TAATTAATTAA" * 3}
 
 
@@ -98,6 +100,29 @@ def test_virnucpro_equals_the_three_networks_alone(
     classified = plain_probabilities(seeded_classifier(FEATURES, 16), expected)
     assert np.abs(scores - classified).max() < 1e-5
     assert 0.01 < scores[:, 1].std()
+
+
+@pytest.mark.parametrize("max_length", [None, 50])
+def test_largest_nucleotide_pack_is_known_beforehand(tiny, write_fasta, tmp_path, max_length):
+    rng = np.random.default_rng(5)
+    codons = ["".join(c) for c in product("ACGT", repeat=3) if "".join(c) not in STOPS]
+    letters = ["".join(rng.choice(codons, 166)) + "AC" for _ in range(60)]
+    data = ContigDataModule(
+        write_fasta(tmp_path / "genes.fa", letters),
+        tokens_per_batch=2_000 if max_length is None else 600,
+        num_workers=0,
+        max_length=max_length,
+    )
+    model = tiny()
+    _, batches = predict(model, data)
+    tokenizer = model.dnabert_s.tokenizer
+    counts = []
+    for batch in batches:
+        found = data.store.sequences("nucleotide", batch.rows.numpy())
+        counts.append(len(tokenizer.encode([n[: max_length and 3 * max_length] for n in found])[0]))
+    assert len(counts) > 2
+    assert 0.95 * data.largest_nucleotide_pack(tokenizer) < max(counts)
+    assert max(counts) <= data.largest_nucleotide_pack(tokenizer)
 
 
 @pytest.mark.parametrize("fp16", [(1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0)])

@@ -301,6 +301,17 @@ class ContigDataModule(SequenceDataModule):
         """Cut all ORFs into packs, by the tokens of their proteins."""
         return plan_packs(self.kept_lengths, self.tokens_per_batch)
 
+    def largest_nucleotide_pack(self, tokenizer: Tokenizer) -> int:
+        """Nucleotide tokens of the largest pack, as far as a tokenizer can tell beforehand.
+
+        A pack is cut by its proteins, and its nucleotides are some two thirds as many tokens.
+        """
+        letters = self.store.letter_counts("nucleotide")
+        if self.max_length is not None:
+            letters = np.minimum(letters, 3 * self.max_length)
+        ends = np.cumsum(np.append(0, tokenizer.estimate(letters) + tokenizer.specials))
+        return max((int(ends[pack.stop] - ends[pack.start]) for pack in self.plan()), default=0)
+
     def tokenise(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
         """Make the dataset of some packs' batches."""
         model: Any = self._trainer().lightning_module
