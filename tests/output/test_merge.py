@@ -98,6 +98,13 @@ def vectors(path):
         return file["embeddings"][()]
 
 
+@pytest.mark.parametrize("block", [1, 2, 5, 7, 100])
+def test_ids_written_in_blocks_between_parts_are_all_there(tmp_path, monkeypatch, block):
+    monkeypatch.setattr("virnucpro_pl.output.merge._ID_BLOCK", block)
+    with h5py.File(merged(tmp_path, write(tmp_path, part(5, 6), part(*range(5))))) as file:
+        assert file["sequence_ids"].asstr()[:].tolist() == IDS.tolist()
+
+
 def test_parts_taken_as_they_come_make_the_same_file(tmp_path):
     (tmp_path / "at once").mkdir()
     (tmp_path / "one by one").mkdir()

@@ -124,7 +124,6 @@ def test_estimate_is_near_the_truth_for_random_dna(sequences):
     lengths = np.array([len(sequences[1]), len(sequences[5])])
     estimated = tokenizer.estimate(lengths)
     _, counts = tokenizer.encode([sequences[1], sequences[5]])
-    assert estimated.dtype == np.int64
     assert np.abs(estimated / (counts - 2) - 1).max() < 0.1
 
 
@@ -138,7 +137,7 @@ class Guessing(DNATokenizer):
     def estimate(self, lengths):
         if self.factor is None:
             return np.random.default_rng(3).integers(0, 900, len(lengths))
-        return (super().estimate(lengths) * self.factor).astype(np.int64)
+        return super().estimate(lengths) * self.factor
 
 
 @pytest.mark.parametrize("factor", [0, 0.1, 0.9, 1, 1.1, 10, None])

@@ -92,13 +92,18 @@ def watch_rank_0() -> None:
 
 @functools.cache
 def close_gloo_at_exit() -> None:
-    """Close gloo's connections when Python ends: else its threads sometimes abort it.
+    """When Python ends, close gloo's connections if there are any; call before there are.
 
-    Lightning does the same for NCCL.
+    Else its threads sometimes abort Python, whatever the exit code was to be. Lightning does the
+    same for NCCL.
     """
-    group = torch.distributed
-    if group.is_available() and group.is_initialized() and group.get_backend() == "gloo":
-        atexit.register(group.destroy_process_group)
+
+    def close() -> None:
+        group = torch.distributed
+        if group.is_available() and group.is_initialized() and group.get_backend() == "gloo":
+            group.destroy_process_group()
+
+    atexit.register(close)
 
 
 class Signals:

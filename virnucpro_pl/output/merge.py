@@ -66,6 +66,13 @@ class Merge:
         self._embeddings: h5py.Dataset | None = None
         self._disk = QuietFile(self._temporary)
         self._file = h5py.File(self._disk, "w")
+        self._names = self._file.create_dataset(
+            "sequence_ids",
+            (count,),
+            h5py.string_dtype(),
+            chunks=(min(count, _ID_BLOCK),) if count else None,
+        )
+        self._named = 0
         if width is not None:
             self._create(width)
 
@@ -88,8 +95,9 @@ class Merge:
         for path in new[:most]:
             self._write(self._tally.read(path))
             self._taken.add(path)
+            self._name_more()
             self._raise_error()
-            os.fsync(self._disk.fileno())  # a little each time, so that the end need not wait long
+            os.fsync(self._disk.fileno())  # a little each time, as with the ids: the end is quick
         return most is not None and len(new) > most
 
     def _write(self, part: Part) -> None:
@@ -100,6 +108,14 @@ class Merge:
         self._outcome[part.rows] = part.columns["outcome"]
         for run in runs(part.rows):
             self._embeddings[part.rows[run.start] : part.rows[run.stop - 1] + 1] = vectors[run]
+
+    def _name_more(self) -> bool:
+        """Write a block of the ids; tell whether there was one left."""
+        rows = np.arange(self._named, min(self._named + _ID_BLOCK, len(self._names)))
+        if len(rows):
+            self._names[rows[0] : rows[-1] + 1] = self._ids(rows)
+        self._named += len(rows)
+        return len(rows) > 0
 
     def publish(
         self,
@@ -123,8 +139,10 @@ class Merge:
             OSError: If the disk is full, for example.
         """
         self._tally.finish()
+        while self._name_more():
+            pass
         file = self._file
-        _write_table(file, self._ids, lengths, max_length)
+        _write_lengths(file, lengths, max_length)
         file["failed"] = failed = np.flatnonzero(self._outcome == FAILED)
         file["recomputed"] = np.flatnonzero(self._outcome == RECOMPUTED)
         known = {name: value for name, value in attributes.items() if value is not None}
@@ -162,18 +180,7 @@ class Merge:
         )
 
 
-def _write_table(
-    file: h5py.File,
-    ids: Callable[[NDArray[np.int64]], list[str]],
-    lengths: NDArray[np.int64],
-    max_length: int | None,
-) -> None:
-    count = len(lengths)
-    chunks = (min(count, _ID_BLOCK),) if count else None
-    names = file.create_dataset("sequence_ids", (count,), h5py.string_dtype(), chunks=chunks)
-    for start in range(0, count, _ID_BLOCK):
-        rows = np.arange(start, min(start + _ID_BLOCK, count))
-        names[start : start + len(rows)] = ids(rows)
+def _write_lengths(file: h5py.File, lengths: NDArray[np.int64], max_length: int | None) -> None:
     embedded = lengths if max_length is None else np.minimum(lengths, max_length)
     dataset = file.create_dataset("lengths", data=embedded.astype(np.int32))
     if max_length is not None:

@@ -94,6 +94,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
         self.config = ""
         self.report = RunReport()
         announce_rank_0()
+        close_gloo_at_exit()
         self._folder = PartsFolder(self.path, overwrite)
         self._signals = Signals()
         self._ranks: Ranks | None = None
@@ -174,7 +175,6 @@ class StreamingWriter(BasePredictionWriter, ABC):
                 f"{type(self).__name__} needs a data module of this package: it numbers the rows"
             )
         watch_rank_0()
-        close_gloo_at_exit()
         self._folder.join(trainer.global_rank)
         self._commits = Commits(
             partial(self._folder.commit, trainer.global_rank), partial(self._gather, trainer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from math import ceil
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -309,8 +310,8 @@ class ContigDataModule(SequenceDataModule):
         letters = self.store.letter_counts("nucleotide")
         if self.max_length is not None:
             letters = np.minimum(letters, 3 * self.max_length)
-        ends = np.cumsum(np.append(0, tokenizer.estimate(letters) + tokenizer.specials))
-        return max((int(ends[pack.stop] - ends[pack.start]) for pack in self.plan()), default=0)
+        ends = np.cumsum(np.append(0.0, tokenizer.estimate(letters) + tokenizer.specials))
+        return max((ceil(ends[pack.stop] - ends[pack.start]) for pack in self.plan()), default=0)
 
     def tokenise(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
         """Make the dataset of some packs' batches."""

@@ -12,7 +12,8 @@ def plan_packs(lengths: ArrayLike, budget: int, specials: int = 2) -> list[range
     """Cut a list of sequences into packs of consecutive ones, greedily; pure and deterministic.
 
     Args:
-        lengths: (N,) residues (or estimated tokens) of each sequence, special tokens not counted.
+        lengths: (N,) residues of each sequence, or tokens as estimated, which need not be whole
+            numbers; special tokens not counted.
         budget: Tokens that a pack may hold; a sequence that is longer gets a pack of its own.
         specials: Special tokens added to each sequence, 2 for BOS and EOS.
 
@@ -24,10 +25,10 @@ def plan_packs(lengths: ArrayLike, budget: int, specials: int = 2) -> list[range
     """
     if budget < 1:
         raise ValueError(f"A pack must hold at least one token, not {budget}")
-    ends = np.cumsum(np.asarray(lengths, dtype=np.int64) + specials)
-    packs, start, used = [], 0, 0
+    ends = np.cumsum(np.asarray(lengths, dtype=np.float64) + specials)
+    packs, start, used = [], 0, 0.0
     while start < len(ends):
         stop = max(int(np.searchsorted(ends, used + budget, side="right")), start + 1)
         packs.append(range(start, stop))
-        start, used = stop, int(ends[stop - 1])
+        start, used = stop, float(ends[stop - 1])
     return packs

@@ -88,7 +88,7 @@ class Tokenizer(Protocol):
     def margin(self) -> int:
         """Tokens at each end of a sequence that are not in its mean."""
 
-    def estimate(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    def estimate(self, lengths: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.float64]:
         """Tokens, special ones not counted, of sequences of these lengths; exact where possible."""
 
     def encode(self, sequences: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
