@@ -114,3 +114,10 @@ def test_predict_published_weights_offline_say_what_to_do(run, tmp_path):
     log, _ = run(None, code=2, env=env)
     assert "https://huggingface.co/zhihan1996/DNABERT-S" in log
     assert "Traceback" not in log
+
+
+def test_workers_tokenise_beside_a_rank_that_may_use_threads(run, folder, expected):
+    # Threads of the rank do not live on in workers forked later, which would wait for them.
+    env = {"TOKENIZERS_PARALLELISM": "true"}
+    _, path = run(folder, "--data.num_workers", 2, env=env)
+    np.testing.assert_allclose(read(path)[0], expected, rtol=0, atol=1e-5)

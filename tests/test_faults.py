@@ -59,7 +59,7 @@ def script(tmp_path):
             "E = embedder.SequenceEmbedder\n"
             f"E.predict_step = slow({pack}, E.predict_step)\n"
             f"files.flush = slow({disk}, files.flush)\n"
-            f"merge._write_table = slow({table}, merge._write_table)\n"
+            f"merge._write_lengths = slow({table}, merge._write_lengths)\n"
             + "".join(f"{line}\n" for line in lines)
             + "main()\n"
         )

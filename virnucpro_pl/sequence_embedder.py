@@ -195,26 +195,18 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
         return _MATRIX_DTYPES.get(unify_precision(self.trainer.precision), torch.float32)
 
     def on_predict_start(self) -> None:
-        """Choose what is compiled, once the packs are planned."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.compile_for(getattr(data, "pack_count", 0), getattr(data, "tokens_per_batch", 0))
-
-    def compile_for(self, packs: int, tokens: int) -> None:
         """Compile the layers, where packed attention runs and the run is long enough to gain by it.
 
         The choice depends on the whole input, not on what is left of it, so that a continued run
         computes the same numbers as an uninterrupted one.
-
-        Args:
-            packs: Those of all ranks.
-            tokens: What a pack holds at most; smaller ones are filled up to it.
         """
-        each = packs / self.trainer.world_size
-        wanted = each >= COMPILE_FROM if self.compile_layers == "auto" else self.compile_layers
-        if wanted and tokens and self.attention_used != "sdpa":
-            self._fill_to = tokens
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        packs = getattr(data, "pack_count", 0) / self.trainer.world_size
+        wanted = packs >= COMPILE_FROM if self.compile_layers == "auto" else self.compile_layers
+        if wanted and self.attention_used != "sdpa":
+            self._fill_to = data.largest_pack(self.tokenizer)
             self.encoder.compile()
-            log.info("%s: layers are compiled at the first pack, for %d packs", self.name, each)
+            log.info("%s: layers are compiled at the first pack, for %d packs", self.name, packs)
 
     def teardown(self, stage: str) -> None:
         """Give back what was queued for a batch that nobody asked for."""

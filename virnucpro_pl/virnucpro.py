@@ -189,10 +189,8 @@ class VirNucPro(_Caller, LooksAhead):
 
     def on_predict_start(self) -> None:
         """Let both embedders choose what they compile, and keep TF32 from the classifier."""
-        data: ContigDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.esm2.compile_for(data.pack_count, data.tokens_per_batch)
-        nucleotides = data.largest_nucleotide_pack(self.dnabert_s.tokenizer)
-        self.dnabert_s.compile_for(data.pack_count, nucleotides)
+        for embedder in self.embedders:
+            embedder.on_predict_start()
         torch.set_float32_matmul_precision("highest")
 
     def predict_step(self, batch: OrfBatch, batch_idx: int = 0) -> Scores:

@@ -101,7 +101,14 @@ def vectors(path):
 @pytest.mark.parametrize("block", [1, 2, 5, 7, 100])
 def test_ids_written_in_blocks_between_parts_are_all_there(tmp_path, monkeypatch, block):
     monkeypatch.setattr("virnucpro_pl.output.merge._ID_BLOCK", block)
-    with h5py.File(merged(tmp_path, write(tmp_path, part(5, 6), part(*range(5))))) as file:
+    merge = begin(tmp_path)
+    paths = write(tmp_path, part(5, 6), part(*range(5)))
+    for count, _ in enumerate(paths, start=1):
+        merge.take(paths, most=1)
+        assert merge._named == min(count * block, 7)
+    finish(merge)
+    merge.discard()
+    with h5py.File(tmp_path / "out.h5") as file:
         assert file["sequence_ids"].asstr()[:].tolist() == IDS.tolist()
 
 

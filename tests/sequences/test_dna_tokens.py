@@ -127,6 +127,15 @@ def test_estimate_is_near_the_truth_for_random_dna(sequences):
     assert np.abs(estimated / (counts - 2) - 1).max() < 0.1
 
 
+@pytest.mark.parametrize(("length", "reads"), [(50, 4000), (150, 2000), (500, 1000), (9000, 60)])
+def test_estimate_is_a_little_more_than_random_dna_has(length, reads):
+    letters = np.random.default_rng(7).choice(np.frombuffer(b"ACGT", np.uint8), (reads, length))
+    tokenizer = DNATokenizer()
+    _, counts = tokenizer.encode([read.tobytes() for read in letters])
+    estimated = tokenizer.estimate(np.full(reads, length))
+    assert 1.002 < estimated.sum() / (counts - 2).sum() < 1.01
+
+
 class Guessing(DNATokenizer):
     """Estimates off by a factor, or nonsense."""
 

@@ -24,6 +24,12 @@ def test_packs_with_bos_and_eos_counted_as_by_hand(lengths, budget, packs):
     assert plan_packs(lengths, budget) == [range(*pack) for pack in packs]
 
 
+def test_packs_of_estimates_that_are_no_whole_numbers_as_by_hand():
+    assert plan_packs([1.5, 1.5, 1.5, 1.25, 9.75, 0.5], 5, specials=1) == [
+        *(range(2), range(2, 4), range(4, 5), range(5, 6)),
+    ]
+
+
 def test_packs_without_special_tokens_as_by_hand():
     assert plan_packs([3, 4, 3, 5, 5, 5], 10, specials=0) == [range(3), range(3, 5), range(5, 6)]
 

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from virnucpro_pl.bench.case import Case, draw, draw_genes
+from virnucpro_pl.bench.case import Case, draw
 from virnucpro_pl.bench.host import six_frames, tokenising
 from virnucpro_pl.bench.meter import Row
 from virnucpro_pl.bench.ours import encoder_alone, end_to_end, fused
@@ -62,11 +62,11 @@ def bench(
         case = Case(name, [], seconds, tokens_per_batch, num_workers, device, Path(scratch))
         runs: list[ProcessRow] = []
         if model == FUSED:
-            codons = draw_genes()
-            proteins = [b"L" * (len(codon) // 3) for codon in codons]
-            rows = [*fused(case._replace(sample=proteins)), *six_frames(case, peers)]
+            workload = "500-base"
+        case = case._replace(sample=draw(workload, case.embedder(), case.scratch))
+        if model == FUSED:
+            rows = [*fused(case), *six_frames(case, peers)]
         else:
-            case = case._replace(sample=draw(workload, case.embedder(), case.scratch))
             rows = [encoder_alone(case)]
             rate = rows[0].sequences_per_second
             if devices:

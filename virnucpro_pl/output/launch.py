@@ -92,10 +92,10 @@ def watch_rank_0() -> None:
 
 @functools.cache
 def close_gloo_at_exit() -> None:
-    """When Python ends, close gloo's connections if there are any; call before there are.
+    """When Python ends, close gloo's connections if there are any.
 
     Else its threads sometimes abort Python, whatever the exit code was to be. Lightning does the
-    same for NCCL.
+    same for NCCL. Call it before anything can fail.
     """
 
     def close() -> None:

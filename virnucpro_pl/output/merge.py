@@ -124,7 +124,7 @@ class Merge:
         attributes: Mapping[str, Any],
         max_length: int | None = None,
     ) -> int:
-        """Write ids, lengths and attributes, and give the file its name.
+        """Write the ids that are left, lengths and attributes, and give the file its name.
 
         Args:
             lengths: (N,) letters of each record of the input.

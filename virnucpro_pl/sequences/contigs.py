@@ -37,6 +37,8 @@ _BLOCK = 64 << 20
 """Bases of contigs that are searched for ORFs at a time."""
 _ROWS = 65_536
 """ORFs that are written at a time."""
+_SHAPES = 32
+"""Steps up to a full pack in which the size of nucleotide packs is chosen."""
 _COLUMNS: dict[str, type[np.generic]] = {
     "nucleotides": np.uint8,
     "nucleotide_ends": np.int64,
@@ -302,16 +304,22 @@ class ContigDataModule(SequenceDataModule):
         """Cut all ORFs into packs, by the tokens of their proteins."""
         return plan_packs(self.kept_lengths, self.tokens_per_batch)
 
-    def largest_nucleotide_pack(self, tokenizer: Tokenizer) -> int:
-        """Nucleotide tokens of the largest pack, as far as a tokenizer can tell beforehand.
+    def largest_pack(self, tokenizer: Tokenizer) -> int:
+        """Tokens that a pack has at most, as far as a tokenizer can tell beforehand.
 
-        A pack is cut by its proteins, and its nucleotides are some two thirds as many tokens.
+        A pack is cut by its proteins, so that its nucleotides are fewer tokens than it might hold.
+        Their number is rounded up, so that inputs alike are computed in one shape.
         """
+        model: Any = self._trainer().lightning_module
+        if tokenizer is not model.dnabert_s.tokenizer:
+            return super().largest_pack(tokenizer)
         letters = self.store.letter_counts("nucleotide")
         if self.max_length is not None:
             letters = np.minimum(letters, 3 * self.max_length)
         ends = np.cumsum(np.append(0.0, tokenizer.estimate(letters) + tokenizer.specials))
-        return max((ceil(ends[pack.stop] - ends[pack.start]) for pack in self.plan()), default=0)
+        largest = max((ends[pack.stop] - ends[pack.start] for pack in self.plan()), default=0.0)
+        step = ceil(self.tokens_per_batch / _SHAPES)
+        return min(ceil(largest / step) * step, self.tokens_per_batch)
 
     def tokenise(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
         """Make the dataset of some packs' batches."""

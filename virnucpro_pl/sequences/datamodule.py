@@ -259,6 +259,10 @@ class SequenceDataModule(LightningDataModule):
         tokens = self.tokenizer.estimate(self.kept_lengths)
         return plan_packs(tokens, self.tokens_per_batch, self.tokenizer.specials)
 
+    def largest_pack(self, tokenizer: Tokenizer) -> int:
+        """Tokens that a pack has at most; on a GPU, smaller ones are filled up to so many."""
+        return self.tokens_per_batch
+
     def tokenise(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
         """Make the dataset of some packs' batches."""
         return Packs(self.store, packs, self.tokenizer, self.tokens_per_batch, self.max_length)

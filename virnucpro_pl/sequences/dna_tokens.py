@@ -31,10 +31,11 @@ SPECIAL_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
 """In the order of DNABERT-S's own tokenizer, from token 0 on."""
 _LONGEST_BUILT_IN = 5
 _READS = 512
-"""Random ones, of 500 bases, by which tokens are estimated; 0.1 % is their standard error."""
+"""Random ones of each of two lengths by which tokens are estimated; 0.1 % is the standard error."""
+_LENGTHS = (100, 500)
 _MARGIN = 1.006
-"""Tokens that are planned for over those of random DNA. Packs of 150 records of 500 bases have a
-standard deviation of 0.2 %."""
+"""By how much more tokens are planned for than random DNA has; packs of 150 records of 500 bases
+have a standard deviation of 0.2 %."""
 
 
 class DNATokenizer:
@@ -104,15 +105,27 @@ class DNATokenizer:
         return hashlib.sha256(self.file.read_bytes()).hexdigest() if self.file else BUILT_IN
 
     @cached_property
-    def letters_per_token(self) -> float:
-        """Letters that a token stands for in random DNA; the same on every rank and machine."""
-        letters = np.random.default_rng(0).choice(np.frombuffer(b"ACGT", np.uint8), (_READS, 500))
-        _, counts = self.encode([row.tobytes() for row in letters])
-        return letters.size / float(np.sum(counts - self.specials))
+    def rate(self) -> tuple[float, float]:
+        """Tokens of random DNA: for each letter, and for the two ends, where pairs are broken.
+
+        The same on every rank and machine.
+        """
+        means = [self._mean_tokens(length) for length in _LENGTHS]
+        a_letter = (means[1] - means[0]) / (_LENGTHS[1] - _LENGTHS[0])
+        return a_letter, means[0] - a_letter * _LENGTHS[0]
+
+    def _mean_tokens(self, length: int) -> float:
+        letters = np.random.default_rng(0).choice(
+            np.frombuffer(b"ACGT", np.uint8), (_READS, length)
+        )
+        # One by one: threads that a batch may start would not live on in workers forked later.
+        counts = [len(self.rust.encode(row.tobytes().decode()).ids) for row in letters]
+        return sum(counts) / _READS - self.specials
 
     def estimate(self, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
         """Tokens of sequences of these lengths, by the rate of random DNA; see the class."""
-        return lengths.astype(np.float64) * (_MARGIN / self.letters_per_token)
+        a_letter, ends = self.rate
+        return _MARGIN * (a_letter * lengths.astype(np.float64) + ends)
 
     def encode(self, sequences: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokens (T,) of all sequences, special ones included, and how many each has (N,)."""
