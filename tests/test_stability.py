@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from virnucpro_pl import NumericalInstabilityError, check_numerical_stability
+from virnucpro_pl.stability import are_finite
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
@@ -79,3 +80,19 @@ def test_error_pickled_is_the_same():
     assert (str(copy), copy.sequence_ids, copy.nan_count, copy.inf_count) == (
         *(str(error), ["a", "b"], 2, 1),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_one_bad_element_is_found_wherever_it_is(dtype, value):
+    fine = torch.randn(33, 65, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for place in (0, 1, 1000, fine.numel() - 1):
+        bad = fine.clone()
+        bad.view(-1)[place] = value
+        assert not are_finite(fine.float(), bad)
+        assert not are_finite(bad, torch.ones(0))
+    assert are_finite(fine, fine.float(), torch.ones(0))
+
+
+def test_numbers_that_no_other_dtype_holds_are_finite():
+    assert are_finite(torch.tensor([-1e300, 1e300], dtype=torch.float64), torch.ones(2).half())
