@@ -94,5 +94,16 @@ def test_one_bad_element_is_found_wherever_it_is(dtype, value):
     assert are_finite(fine, fine.float(), torch.ones(0))
 
 
-def test_numbers_that_no_other_dtype_holds_are_finite():
-    assert are_finite(torch.tensor([-1e300, 1e300], dtype=torch.float64), torch.ones(2).half())
+def test_dtypes_side_by_side_are_not_made_one():
+    half, wide = torch.ones(2).half(), torch.tensor([-1e300, 1e300], dtype=torch.float64)
+    assert are_finite(half, wide, torch.tensor([65_520]))
+    assert not are_finite(half, wide, torch.tensor([torch.nan]))
+
+
+@pytest.mark.parametrize("autocast", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_autocast_of_another_dtype_is_no_matter(autocast, dtype):
+    with torch.autocast("cpu", autocast):
+        check_numerical_stability(torch.ones(3, dtype=dtype))
+        with pytest.raises(NumericalInstabilityError):
+            check_numerical_stability(torch.tensor([1.0, torch.nan], dtype=dtype))

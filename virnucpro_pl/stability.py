@@ -79,9 +79,15 @@ def are_finite(*tensors: Tensor) -> Tensor:
 
     On a GPU the answer travels with the results (see `lookahead`); `bool` of it would wait.
     """
-    # A NaN is both the least and the largest: one pass, where isfinite(...).all() takes several.
-    ends = [end for tensor in tensors if tensor.numel() for end in torch.aminmax(tensor)]
-    return torch.stack(ends or [tensors[0].new_zeros(())]).isfinite().all()
+    return torch.stack([_is_finite(tensor) for tensor in tensors]).all()
+
+
+def _is_finite(tensor: Tensor) -> Tensor:
+    """One pass over the tensor, where `isfinite(...).all()` takes several."""
+    if not tensor.numel():
+        return tensor.new_ones((), dtype=torch.bool)
+    low, high = torch.aminmax(tensor)  # where there is a NaN, it is both
+    return (low > -torch.inf) & (high < torch.inf)
 
 
 def check_numerical_stability(embeddings: Tensor, context: str = "embeddings") -> None:
