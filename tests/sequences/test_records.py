@@ -189,7 +189,9 @@ def test_store_lengths_and_chosen_rows_as_read(tmp_path):
     path.write_bytes(b">a\nMKL\n>bb\nV\n>c\nMM\n")
     store = read_records(path, PROTEIN, tmp_path)
     assert store.lengths.tolist() == [3, 1, 2]
-    assert store.ids(np.array([2, 0])) == ["c", "a"]
+    names = ["a", "bb", "c"]
+    for rows in ([], [0], [2, 0], [0, 1, 2], [2, 1, 0], [1, 1, 2, 0, 1], [2, 0, 1, 1, 2]):
+        assert store.ids(np.array(rows, np.int64)) == [names[row] for row in rows]
     assert store.sequences(np.array([1, 1])) == [b"V", b"V"]
     assert store.sequences(np.array([], np.int64)) == []
 

@@ -186,8 +186,8 @@ class TableWriter(StreamingWriter):
         with path.open("wb") as raw:
             # Without name and time, so that the same calls give the same bytes.
             file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if self.compress else raw
-            for row in rows:
-                [name], [letters] = records.ids(row[None]), records.sequences(row[None])
+            for row, name in zip(rows, records.ids(rows), strict=True):
+                [letters] = records.sequences(row[None])
                 lines = [letters[i : i + _LINE] for i in range(0, len(letters), _LINE)]
                 file.write(b"\n".join([b">%b" % name.encode(), *lines, b""]))
             if self.compress:

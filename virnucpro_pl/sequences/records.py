@@ -33,6 +33,8 @@ _BLOCK = 4 << 20
 _RECORD = 100
 """Bytes that a waiting record takes beside its letters."""
 _BUFFER = 1 << 16
+_END_OF_ID = b"\0"
+"""In no id: `sequences.text` refuses a header that holds one."""
 _SHOWN = 60
 """Characters of an id that a message shows."""
 
@@ -76,10 +78,15 @@ class RecordStore:
         return np.diff(self.offsets)
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
-        """Ids of some rows."""
-        starts, stops = self._id_offsets[rows], self._id_offsets[rows + 1]
-        data = self._id_bytes
-        return [data[a:b].tobytes().decode() for a, b in zip(starts, stops, strict=True)]
+        """Ids of some rows; quickest where rows follow each other."""
+        firsts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+        lasts = np.flatnonzero(np.diff(rows, append=-2) != 1)
+        starts = self._id_offsets[rows[firsts]].tolist()
+        stops = (self._id_offsets[rows[lasts] + 1] - len(_END_OF_ID)).tolist()
+        found: list[str] = []
+        for start, stop in zip(starts, stops, strict=True):
+            found += self._id_bytes[start:stop].tobytes().decode().split(_END_OF_ID.decode())
+        return found
 
     def sequences(self, rows: NDArray[np.int64]) -> list[bytes]:
         """Sequences of some rows."""
@@ -132,10 +139,10 @@ class StoreWriter:
     def append(self, ids: list[bytes], sequences: list[bytes]) -> None:
         """Add records, in order."""
         self.lengths.extend(map(len, sequences))
-        self.id_lengths.extend(map(len, ids))
+        self.id_lengths.extend(len(each) + len(_END_OF_ID) for each in ids)
         self.hashes.extend(map(hash, ids))
         self._residues.write(b"".join(sequences))
-        self._ids.write(b"".join(ids))
+        self._ids.writelines(each + _END_OF_ID for each in ids)
         for pair in zip(ids, sequences, strict=True):
             self._sha256.update(b"\0%b\n%b" % pair)
 
