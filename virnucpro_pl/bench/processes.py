@@ -43,7 +43,7 @@ class ProcessRow(NamedTuple):
     over_read_and_copy: float
     """That time over the time to read the weights file and copy it to one device."""
     import_seconds: float
-    """Of it, what importing Lightning takes, PyTorch included, measured before the run."""
+    """Of a process that imports the command, and with it Lightning and PyTorch, and ends."""
     first_pack_seconds: float
     """Compilation included."""
     merge_seconds: float
@@ -176,9 +176,9 @@ def read_and_copy(case: Case, path: Path) -> float:
 
 
 def time_import() -> float:
-    """Seconds in which a new process imports Lightning's command line, and no more."""
+    """Seconds of a process that imports the command, and with it Lightning, and ends."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import lightning.pytorch.cli"], check=True)
+    subprocess.run([sys.executable, "-c", "import virnucpro_pl.__main__"], check=True)
     return time.perf_counter() - began
 
 
