@@ -1,12 +1,18 @@
 import json
 import math
+import sys
 
 import h5py
 import pytest
 import torch
 
 from virnucpro_pl.bench.case import Case, draw, write_fasta
-from virnucpro_pl.bench.peers import _padded_batches
+from virnucpro_pl.bench.peers import (
+    _padded_batches,
+    dnabert_s_of,
+    import_authors_code,
+    peers,
+)
 from virnucpro_pl.bench.processes import difference, write_weights
 from virnucpro_pl.cli import main
 from virnucpro_pl.errors import OutputError
@@ -114,6 +120,76 @@ def test_padded_batches_hold_every_sequence_within_the_budget():
     assert all(batch.numel() <= 100 or len(batch) == 1 for batch in batches)
     found = sorted(int(n) for batch in batches for n in (batch != 1).sum(1))
     assert found == sorted(len(s) + 2 for s in sample)
+
+
+AUTHORS_CODE = """
+from torch import nn
+
+from .bert_padding import ROWS
+
+flash_attn_qkvpacked_func = print
+
+class BertModel(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        assert config.alibi_starting_size == 512
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size).half()
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, tokens):
+        assert flash_attn_qkvpacked_func is None
+        ROWS.append(tokens)
+        return self.dropout(self.embeddings(tokens)), None
+"""
+
+
+@pytest.fixture
+def authors_package(tmp_path, monkeypatch):
+    """A package that looks like theirs."""
+    (tmp_path / "of_authors").mkdir()
+    (tmp_path / "of_authors" / "bert_layers.py").write_text(AUTHORS_CODE)
+    (tmp_path / "of_authors" / "bert_padding.py").write_text("ROWS = []")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "of_authors"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "of_authors"]:
+        del sys.modules[name]
+
+
+def test_peers_of_dnabert_s_are_its_authors_code_and_this_network(tmp_path, authors_package):
+    code = import_authors_code(authors_package)
+    dna = case(tmp_path, model="dnabert_s", sample=[b"ACGTTGCA" * 6, b"GGATC"])
+    rows = [row._asdict() for row in peers(dna, code)]
+    name = "VirNucPro's setting: fp32, one sequence at a time"
+    assert_rows(rows, [f"{name}, authors' code", f"{name}, this network"])
+    first, second, third, *_ = sys.modules["of_authors.bert_padding"].ROWS
+    assert torch.equal(first, second)  # the first is the warm-up
+    assert first.shape[0] == third.shape[0] == 1
+    assert first.shape[1] > third.shape[1] > 0
+    hidden, _ = dnabert_s_of(code, dna)(torch.tensor([5, 6, 5]))
+    assert hidden.shape == (1, 3, 768)
+    assert hidden.dtype == torch.float32
+    assert torch.equal(hidden[0, 0], hidden[0, 2])  # no dropout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--model=dnabert_s"],
+            "no_such_package does not give DNABERT-S's authors' code: No module",
+        ),
+        (["--model", SMALL], "--authors_code is for --model dnabert_s with its peers"),
+        (["--model=dnabert_s", "--peers=false"], "--authors_code is for --model dnabert_s"),
+        (["--model=dnabert_s", "--devices=1"], "--authors_code is for --model dnabert_s"),
+    ],
+)
+def test_authors_code_that_cannot_be_measured_is_refused_at_once(bench, capsys, words, message):
+    with pytest.raises(SystemExit) as raised:
+        bench(*words, "--authors_code=no_such_package")
+    assert raised.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "tokens/s" not in said
 
 
 def test_write_weights_are_the_random_ones_in_half(tmp_path):

@@ -7,19 +7,20 @@ import logging
 import math
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from virnucpro_pl.bench.case import Case, draw
+from virnucpro_pl.bench.case import DNA, Case, draw
 from virnucpro_pl.bench.host import six_frames, tokenising
 from virnucpro_pl.bench.meter import Row
 from virnucpro_pl.bench.ours import encoder_alone, end_to_end, fused
+from virnucpro_pl.bench.peers import import_authors_code
 from virnucpro_pl.bench.peers import peers as measure_peers
 from virnucpro_pl.bench.processes import ProcessRow, processes
+from virnucpro_pl.errors import UsageError
 
 __all__ = ["bench"]
 
@@ -37,6 +38,7 @@ def bench(
     peers: bool = True,
     devices: int = 0,
     esm2: str = "esm2_t36_3B_UR50D",
+    authors_code: str | None = None,
     output: Path = Path("bench.json"),
 ) -> None:
     """Measure this program, its peers and the hardware's limit in one run, on random weights.
@@ -54,8 +56,17 @@ def bench(
             pack; with more, also how it scales over so many GPUs, beside the encoder alone.
             0 measures within this process. Not for `virnucpro`.
         esm2: Name of the ESM-2 of `virnucpro`.
+        authors_code: Importable package with the `bert_layers.py` of DNABERT-S's authors, which
+            needs einops: VirNucPro's setting is measured on it, too. For `dnabert_s`, with `peers`
+            and without `devices`.
         output: JSON file for all figures.
+
+    Raises:
+        UsageError: If there is no such package, or nothing to measure it beside.
     """
+    if authors_code and (model != DNA or devices or not peers):
+        raise UsageError("--authors_code is for --model dnabert_s with its peers, on no --devices")
+    theirs = import_authors_code(authors_code) if authors_code else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="virnucpro-pl-bench-") as scratch:
         name = esm2 if model == FUSED else model
@@ -72,7 +83,8 @@ def bench(
             if devices:
                 runs = list(processes(case, devices, rate))
             else:
-                rows += _in_process(case, rate, peers)
+                rows += [end_to_end(case, rate), tokenising(case)]
+                rows += measure_peers(case, theirs) if peers else []
     _print(rows, f"{model}, {workload}, on {device}")
     _print_processes(runs)
     content = {
@@ -86,13 +98,6 @@ def bench(
     }
     output.write_text(json.dumps(content, indent=2) + "\n")
     log.info("Wrote %s", output)
-
-
-def _in_process(case: Case, rate: float, peers: bool) -> Iterator[Row]:
-    yield end_to_end(case, rate)
-    yield tokenising(case)
-    if peers:
-        yield from measure_peers(case)
 
 
 def _print(rows: list[Row], title: str) -> None:

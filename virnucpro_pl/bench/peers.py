@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ from torch import Tensor, nn
 
 from virnucpro_pl.bench.case import DNA, Case
 from virnucpro_pl.bench.meter import Row, measured
+from virnucpro_pl.errors import UsageError
+from virnucpro_pl.models import dnabert_s
 from virnucpro_pl.models.esm2 import SIZES
-from virnucpro_pl.sequences.tokens import ProteinTokenizer, pack
+from virnucpro_pl.sequences.tokens import ProteinTokenizer
 
-__all__ = ["peers"]
+__all__ = ["import_authors_code", "peers"]
 
 _ORIGINAL_TOKENS = 2048
 """Tokens of a batch in VirNucPro's own setting (Li et al. 2025)."""
@@ -23,10 +27,18 @@ _BUDGETS = (8_192, 32_768, 131_072)
 """Places of a padded batch; the fastest counts."""
 
 
-def peers(case: Case) -> Iterator[Row]:
-    """Measure all peers of the case's model; in half precision on a GPU only."""
+def peers(case: Case, authors_code: ModuleType | None) -> Iterator[Row]:
+    """Measure all peers of the case's model; in half precision on a GPU only.
+
+    Args:
+        case: Model and sequences.
+        authors_code: That of DNABERT-S, see `import_authors_code`.
+    """
     if case.model == DNA:
-        yield one_at_a_time(case)
+        name = "VirNucPro's setting: fp32, one sequence at a time"
+        if authors_code:
+            yield one_at_a_time(case, f"{name}, authors' code", dnabert_s_of(authors_code, case))
+        yield one_at_a_time(case, f"{name}, this network", this_network(case))
         return
     if case.cuda:
         yield _best(case, "fair-esm, half", fair_esm(case, torch.float16))
@@ -114,27 +126,70 @@ def _padded_batches(sample: list[bytes], budget: int) -> Iterator[Tensor]:
     yield nn.utils.rnn.pad_sequence(waiting, batch_first=True, padding_value=1)
 
 
-def one_at_a_time(case: Case) -> Row:
-    """VirNucPro's setting for DNABERT-S: fp32, one sequence at a time, on this network."""
-    embedder = case.embedder()
-    encoder, _ = embedder.load_encoder(None, case.device, torch.float32)
-    batches = [
-        pack(np.zeros(1, np.int64), ["0"], [s], embedder.tokenizer).to(case.device)
-        for s in case.sample[:200]
-    ]
+def import_authors_code(package: str) -> ModuleType:
+    """DNABERT-S as its authors wrote it.
 
-    def step(batch: Any) -> None:
-        encoder(batch.tokens, batch.cu_seqlens, batch.max_seqlen)
-        case.wait()
+    Args:
+        package: Importable package that holds their `bert_layers.py` and what that imports
+            (MAGICS-LAB/DNABERT_S, evaluate/model_codes and train/pretrain/DNABERT2_MIX).
 
+    Raises:
+        UsageError: If there is none, or something that it needs is not installed.
+    """
+    try:
+        return import_module(f"{package}.bert_layers")
+    except ImportError as error:
+        raise UsageError(f"{package} does not give DNABERT-S's authors' code: {error}") from error
+
+
+def dnabert_s_of(authors_code: ModuleType, case: Case) -> Callable[[Tensor], Any]:
+    """The authors' network, of the published sizes, in fp32."""
+    from transformers import BertConfig
+
+    size = dnabert_s.SIZES["published"]
+    config = BertConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        intermediate_size=size.inner,
+        layer_norm_eps=size.epsilon,
+        attention_probs_dropout_prob=0.0,
+        alibi_starting_size=512,
+    )
+    # Their Triton attention is FP16, and does not compile under a current Triton.
+    authors_code.flash_attn_qkvpacked_func = None  # type: ignore[attr-defined]
+    network = authors_code.BertModel(config).float().to(case.device).eval()
+    return lambda tokens: network(tokens[None])
+
+
+def this_network(case: Case) -> Callable[[Tensor], Any]:
+    """This program's DNABERT-S in fp32."""
+    encoder, _ = case.embedder().load_encoder(None, case.device, torch.float32)
+
+    def forward(tokens: Tensor) -> Any:
+        ends = torch.tensor([0, len(tokens)], dtype=torch.int32, device=case.device)
+        return encoder(tokens, ends, len(tokens))
+
+    return forward
+
+
+def one_at_a_time(case: Case, name: str, forward: Callable[[Tensor], Any]) -> Row:
+    """A peer on tokens (T,) of one sequence after the other, each copied to the device."""
+    tokenizer = case.embedder().tokenizer
+    sequences = [torch.from_numpy(tokenizer.encode([s])[0]) for s in case.sample[:200]]
     with measured(case) as found, torch.inference_mode():
-        step(batches[0])
+        began = time.perf_counter()
+        forward(sequences[0].to(case.device))
+        case.wait()
+        found.warm_up = time.perf_counter() - began
         began, turn = time.perf_counter(), 0
         while found.seconds < case.seconds / 3:
-            batch = batches[turn % len(batches)]
-            step(batch)
+            tokens = sequences[turn % len(sequences)]
+            forward(tokens.to(case.device))
+            case.wait()
             found.seconds = time.perf_counter() - began
-            found.tokens += len(batch.tokens)
+            found.tokens += len(tokens)
             found.sequences += 1
             turn += 1
-    return found.row("VirNucPro's setting: fp32, one sequence at a time (this network)")
+    return found.row(name)
