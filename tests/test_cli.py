@@ -80,6 +80,12 @@ def test_import_cli_does_not_import_models():
     assert ended.stdout.split() == ["virnucpro_pl"]
 
 
+def test_command_collects_garbage_once_it_is_imported_but_nothing_of_the_imports():
+    code = "import gc, virnucpro_pl.__main__; print(gc.isenabled(), gc.get_freeze_count() > 9999)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["True", "True"]
+
+
 def test_print_config_shows_rule_free_options(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
