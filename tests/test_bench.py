@@ -174,18 +174,17 @@ def test_peers_of_dnabert_s_are_its_authors_code_and_this_network(tmp_path, auth
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            ["--model=dnabert_s"],
-            "no_such_package does not give DNABERT-S's authors' code: No module",
-        ),
-        (["--model", SMALL], "--authors_code is for --model dnabert_s with its peers"),
-        (["--model=dnabert_s", "--peers=false"], "--authors_code is for --model dnabert_s"),
-        (["--model=dnabert_s", "--devices=1"], "--authors_code is for --model dnabert_s"),
+        ("--model=dnabert_s --authors_code=no_such", "no_such does not give DNABERT-S's authors'"),
+        ("--authors_code=no_such", "--authors_code is for --model dnabert_s with its peers"),
+        ("--model=dnabert_s --authors_code=x --peers=false", "--authors_code is for --model"),
+        ("--model=dnabert_s --authors_code=x --devices=1", "--authors_code is for --model"),
+        ("--model=virnucpro --devices=1", "--model virnucpro is measured on 500-base"),
+        ("--model=virnucpro --workload=proteome", "--model virnucpro is measured on 500-base"),
     ],
 )
-def test_authors_code_that_cannot_be_measured_is_refused_at_once(bench, capsys, words, message):
+def test_bench_refuses_options_that_do_not_go_together_at_once(bench, capsys, words, message):
     with pytest.raises(SystemExit) as raised:
-        bench(*words, "--authors_code=no_such_package")
+        bench(*words.split())
     assert raised.value.code == 2
     said = capsys.readouterr().err
     assert message in said

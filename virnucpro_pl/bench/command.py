@@ -46,7 +46,7 @@ def bench(
     Args:
         model: `virnucpro`, `dnabert_s`, or the name of an ESM-2 such as esm2_t36_3B_UR50D.
         workload: `500-base` (166 residues, or 500 bases of DNA), `proteome` (log-normal lengths, 30
-            to 1022 residues), or a FASTA or FASTQ file. For `virnucpro` it is 500-base.
+            to 1022 residues), or a FASTA or FASTQ file. 500-base only for `virnucpro`.
         seconds: Length of a run end to end; everything else takes a third of it at most.
         tokens_per_batch: Tokens of a pack.
         num_workers: DataLoader processes.
@@ -62,8 +62,10 @@ def bench(
         output: JSON file for all figures.
 
     Raises:
-        UsageError: If there is no such package, or nothing to measure it beside.
+        UsageError: If options do not go together, or there is no such package.
     """
+    if model == FUSED and (devices or workload != "500-base"):
+        raise UsageError("--model virnucpro is measured on 500-base, and on no --devices")
     if authors_code and (model != DNA or devices or not peers):
         raise UsageError("--authors_code is for --model dnabert_s with its peers, on no --devices")
     theirs = import_authors_code(authors_code) if authors_code else None
@@ -72,8 +74,6 @@ def bench(
         name = esm2 if model == FUSED else model
         case = Case(name, [], seconds, tokens_per_batch, num_workers, device, Path(scratch))
         runs: list[ProcessRow] = []
-        if model == FUSED:
-            workload = "500-base"
         case = case._replace(sample=draw(workload, case.embedder(), case.scratch))
         if model == FUSED:
             rows = [*fused(case), *six_frames(case, peers)]
