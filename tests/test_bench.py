@@ -15,7 +15,7 @@ from virnucpro_pl.bench.peers import (
 )
 from virnucpro_pl.bench.processes import difference, write_weights
 from virnucpro_pl.cli import main
-from virnucpro_pl.errors import OutputError
+from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.models.esm2 import load_esm2
 
 SMALL = "esm2_t6_8M_UR50D"
@@ -42,7 +42,7 @@ def assert_rows(rows, names):
     assert [row["name"] for row in rows] == names
     for row in rows:
         assert row["tokens_per_second"] > row["sequences_per_second"] > 0
-        assert row["over_limit"] > 0 or "one core" in row["name"]
+        assert row["over_limit"] is None if "one core" in row["name"] else row["over_limit"] > 0
 
 
 @pytest.fixture
@@ -155,9 +155,16 @@ def authors_package(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
+def test_import_authors_code_wants_their_network(tmp_path, authors_package):
+    (tmp_path / authors_package / "bert_layers.py").write_text("")
+    with pytest.raises(UsageError, match=r"bert_layers\.py has no BertModel"):
+        import_authors_code(authors_package)
+
+
 def test_peers_of_dnabert_s_are_its_authors_code_and_this_network(tmp_path, authors_package):
     code = import_authors_code(authors_package)
-    dna = case(tmp_path, model="dnabert_s", sample=[b"ACGTTGCA" * 6, b"GGATC"])
+    sample = [b"ACGTTGCA" * 6, b"GGATC"]
+    dna = case(tmp_path, model="dnabert_s", sample=sample, seconds=1.0)
     rows = [row._asdict() for row in peers(dna, code)]
     name = "VirNucPro's setting: fp32, one sequence at a time"
     assert_rows(rows, [f"{name}, authors' code", f"{name}, this network"])
@@ -175,11 +182,19 @@ def test_peers_of_dnabert_s_are_its_authors_code_and_this_network(tmp_path, auth
     ("words", "message"),
     [
         ("--model=dnabert_s --authors_code=no_such", "no_such does not give DNABERT-S's authors'"),
-        ("--authors_code=no_such", "--authors_code is for --model dnabert_s with its peers"),
+        (
+            "--model=dnabert_s --authors_code=.no_such",
+            ".no_such does not give DNABERT-S's authors'",
+        ),
+        ("--model=dnabert_s --authors_code=json", "json does not give DNABERT-S's authors'"),
+        ("--authors_code=no_such", "--authors_code is for --model dnabert_s"),
         ("--model=dnabert_s --authors_code=x --peers=false", "--authors_code is for --model"),
         ("--model=dnabert_s --authors_code=x --devices=1", "--authors_code is for --model"),
-        ("--model=virnucpro --devices=1", "--model virnucpro is measured on 500-base"),
+        ("--model=virnucpro --devices=1", "--model virnucpro is measured on 500-base only"),
         ("--model=virnucpro --workload=proteome", "--model virnucpro is measured on 500-base"),
+        ("--seconds=0", "--seconds and --tokens_per_batch are above 0"),
+        ("--num_workers=-1", "--num_workers and --devices are at least 0"),
+        ("--output=nowhere/x.json", "--output nowhere/x.json: nowhere is no folder"),
     ],
 )
 def test_bench_refuses_options_that_do_not_go_together_at_once(bench, capsys, words, message):

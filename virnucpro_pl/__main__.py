@@ -2,8 +2,8 @@
 
 import gc
 
-# A tenth to a quarter of the time to import Lightning is garbage collection that finds next to
-# nothing. What is imported stays: frozen, it is in no later collection either.
+# Some 15 % of the time to import Lightning is garbage collection that finds next to nothing. What
+# is imported stays: frozen, it is in no later collection either.
 gc.disable()
 from virnucpro_pl.cli import main  # noqa: E402
 

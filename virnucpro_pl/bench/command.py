@@ -8,6 +8,7 @@ import math
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -50,25 +51,37 @@ def bench(
         seconds: Length of a run end to end; everything else takes a third of it at most.
         tokens_per_batch: Tokens of a pack.
         num_workers: DataLoader processes.
-        peers: Whether to measure fair-esm, transformers and VirNucPro's own setting as well; not
-            with `devices`.
+        peers: Whether to measure fair-esm, transformers and VirNucPro's own setting as well, or
+            Biopython's translation for `virnucpro`; not with `devices`.
         devices: With 1, run the command as users do and measure it from its start to its first
             pack; with more, also how it scales over so many GPUs, beside the encoder alone.
             0 measures within this process. Not for `virnucpro`.
         esm2: Name of the ESM-2 of `virnucpro`.
-        authors_code: Importable package with the `bert_layers.py` of DNABERT-S's authors, which
-            needs einops: VirNucPro's setting is measured on it, too. For `dnabert_s`, with `peers`
-            and without `devices`.
+        authors_code: Importable package of DNABERT-S's authors' `bert_layers.py` with what it
+            imports, einops too: VirNucPro's setting is measured on it as well. For `dnabert_s`.
         output: JSON file for all figures.
 
     Raises:
-        UsageError: If options do not go together, or there is no such package.
+        UsageError: If an option makes no sense, or there is no such package.
     """
-    if model == FUSED and (devices or workload != "500-base"):
-        raise UsageError("--model virnucpro is measured on 500-base, and on no --devices")
-    if authors_code and (model != DNA or devices or not peers):
-        raise UsageError("--authors_code is for --model dnabert_s with its peers, on no --devices")
-    theirs = import_authors_code(authors_code) if authors_code else None
+    gpus = torch.cuda.device_count()
+    for refused, why in (
+        (seconds <= 0 or tokens_per_batch < 1, "--seconds and --tokens_per_batch are above 0"),
+        (num_workers < 0 or devices < 0, "--num_workers and --devices are at least 0"),
+        (gpus and devices > gpus, f"--devices {devices}, but there are {gpus} GPUs"),
+        (not output.parent.is_dir(), f"--output {output}: {output.parent} is no folder"),
+        (
+            model == FUSED and (devices or workload != "500-base"),
+            "--model virnucpro is measured on 500-base only, and not with --devices",
+        ),
+        (
+            authors_code is not None and (model != DNA or devices or not peers),
+            "--authors_code is for --model dnabert_s, with --peers true and without --devices",
+        ),
+    ):
+        if refused:
+            raise UsageError(why)
+    theirs = None if authors_code is None else import_authors_code(authors_code)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="virnucpro-pl-bench-") as scratch:
         name = esm2 if model == FUSED else model
@@ -90,14 +103,22 @@ def bench(
     content = {
         "model": model,
         "workload": workload,
+        "seconds": seconds,
         "tokens_per_batch": tokens_per_batch,
+        "num_workers": num_workers,
+        "authors_code": authors_code,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "torch_version": str(torch.__version__),
-        "rows": [row._asdict() for row in rows],
-        "processes": [row._asdict() for row in runs],
+        "rows": [_known(row._asdict()) for row in rows],
+        "processes": [_known(row._asdict()) for row in runs],
     }
     output.write_text(json.dumps(content, indent=2) + "\n")
     log.info("Wrote %s", output)
+
+
+def _known(figures: dict[str, Any]) -> dict[str, Any]:
+    """Without what was not measured: JSON knows no NaN."""
+    return {name: None if figure != figure else figure for name, figure in figures.items()}
 
 
 def _print(rows: list[Row], title: str) -> None:

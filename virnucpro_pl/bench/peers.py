@@ -130,16 +130,20 @@ def import_authors_code(package: str) -> ModuleType:
     """DNABERT-S as its authors wrote it.
 
     Args:
-        package: Importable package that holds their `bert_layers.py` and what that imports
-            (MAGICS-LAB/DNABERT_S, evaluate/model_codes and train/pretrain/DNABERT2_MIX).
+        package: Importable package that holds their `bert_layers.py` and what that imports. In
+            MAGICS-LAB/DNABERT_S it lies in evaluate/model_codes, and the `bert_padding.py` that it
+            imports in train/pretrain/DNABERT2_MIX.
 
     Raises:
         UsageError: If there is none, or something that it needs is not installed.
     """
     try:
-        return import_module(f"{package}.bert_layers")
-    except ImportError as error:
+        code = import_module(f"{package}.bert_layers")
+    except (ImportError, TypeError) as error:  # TypeError for a relative name
         raise UsageError(f"{package} does not give DNABERT-S's authors' code: {error}") from error
+    if not hasattr(code, "BertModel"):
+        raise UsageError(f"{code.__file__} has no BertModel: it is not of DNABERT-S's authors")
+    return code
 
 
 def dnabert_s_of(authors_code: ModuleType, case: Case) -> Callable[[Tensor], Any]:

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _LINE = 60
 """Bases of a line of FASTA."""
+_VIRUSES = 65_536
+"""Viral contigs whose ids are in memory at a time."""
 _OURS = re.compile(
     r"prediction_results\.txt|prediction_results_highestscore\.csv|contigs\.tsv|summary\.json"
     r"|virus\.fasta(\.gz)?|esm2\.h5|dnabert_s\.h5|.*_identified_(nucleotide\.fa|protein\.faa)"
@@ -186,10 +188,12 @@ class TableWriter(StreamingWriter):
         with path.open("wb") as raw:
             # Without name and time, so that the same calls give the same bytes.
             file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if self.compress else raw
-            for row, name in zip(rows, records.ids(rows), strict=True):
-                [letters] = records.sequences(row[None])
-                lines = [letters[i : i + _LINE] for i in range(0, len(letters), _LINE)]
-                file.write(b"\n".join([b">%b" % name.encode(), *lines, b""]))
+            for start in range(0, len(rows), _VIRUSES):
+                block = rows[start : start + _VIRUSES]
+                for row, name in zip(block, records.ids(block), strict=True):
+                    [letters] = records.sequences(row[None])
+                    lines = [letters[i : i + _LINE] for i in range(0, len(letters), _LINE)]
+                    file.write(b"\n".join([b">%b" % name.encode(), *lines, b""]))
             if self.compress:
                 file.close()
 
