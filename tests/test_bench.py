@@ -172,7 +172,7 @@ def test_peers_of_dnabert_s_are_its_authors_code_and_this_network(tmp_path, auth
     assert torch.equal(first, second)  # the first is the warm-up
     assert first.shape[0] == third.shape[0] == 1
     assert first.shape[1] > third.shape[1] > 0
-    hidden, _ = dnabert_s_of(code, dna)(torch.tensor([5, 6, 5]))
+    hidden, _ = dnabert_s_of(code, dna)(torch.tensor([[5, 6, 5]]))
     assert hidden.shape == (1, 3, 768)
     assert hidden.dtype == torch.float32
     assert torch.equal(hidden[0, 0], hidden[0, 2])  # no dropout
@@ -197,7 +197,7 @@ def test_peers_of_dnabert_s_are_its_authors_code_and_this_network(tmp_path, auth
         ("--output=nowhere/x.json", "--output nowhere/x.json: nowhere is no folder"),
     ],
 )
-def test_bench_refuses_options_that_do_not_go_together_at_once(bench, capsys, words, message):
+def test_bench_refuses_options_that_make_no_sense_at_once(bench, capsys, words, message):
     with pytest.raises(SystemExit) as raised:
         bench(*words.split())
     assert raised.value.code == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from itertools import cycle
 from types import ModuleType
 from typing import Any
 
@@ -96,20 +97,32 @@ def padded(
     """A peer on padded batches of at most `budget` places, sorted by length as its loader does."""
     batches = list(_padded_batches(case.sample, budget))
     order = np.random.default_rng(0).permutation(len(batches))  # lengths mixed in time
+    counted = [(batches[i], int((batches[i] != 1).sum())) for i in order]
+    return _in_turn(case, name, counted, forward, seconds)
+
+
+def _in_turn(
+    case: Case,
+    name: str,
+    batches: list[tuple[Tensor, int]],
+    forward: Callable[[Tensor], Any],
+    seconds: float,
+) -> Row:
+    """A peer on batches (n, L), each with its number of tokens, copied to the device in turn."""
     with measured(case) as found, torch.inference_mode():
         began = time.perf_counter()
-        forward(batches[0].to(case.device))
+        forward(batches[0][0].to(case.device))
         case.wait()
         found.warm_up = time.perf_counter() - began
-        began, turn = time.perf_counter(), 0
-        while found.seconds < seconds:
-            batch = batches[order[turn % len(order)]]
+        began = time.perf_counter()
+        for batch, tokens in cycle(batches):
             forward(batch.to(case.device))
             case.wait()
             found.seconds = time.perf_counter() - began
-            found.tokens += int((batch != 1).sum())
+            found.tokens += tokens
             found.sequences += len(batch)
-            turn += 1
+            if found.seconds >= seconds:
+                break
     return found.row(name)
 
 
@@ -163,15 +176,16 @@ def dnabert_s_of(authors_code: ModuleType, case: Case) -> Callable[[Tensor], Any
     )
     # Their Triton attention is FP16, and does not compile under a current Triton.
     authors_code.flash_attn_qkvpacked_func = None  # type: ignore[attr-defined]
-    network = authors_code.BertModel(config).float().to(case.device).eval()
-    return lambda tokens: network(tokens[None])
+    network: nn.Module = authors_code.BertModel(config)
+    return network.float().to(case.device).eval()
 
 
 def this_network(case: Case) -> Callable[[Tensor], Any]:
     """This program's DNABERT-S in fp32."""
     encoder, _ = case.embedder().load_encoder(None, case.device, torch.float32)
 
-    def forward(tokens: Tensor) -> Any:
+    def forward(batch: Tensor) -> Any:
+        [tokens] = batch
         ends = torch.tensor([0, len(tokens)], dtype=torch.int32, device=case.device)
         return encoder(tokens, ends, len(tokens))
 
@@ -179,21 +193,8 @@ def this_network(case: Case) -> Callable[[Tensor], Any]:
 
 
 def one_at_a_time(case: Case, name: str, forward: Callable[[Tensor], Any]) -> Row:
-    """A peer on tokens (T,) of one sequence after the other, each copied to the device."""
+    """A peer on one sequence (1, T) after the other."""
     tokenizer = case.embedder().tokenizer
-    sequences = [torch.from_numpy(tokenizer.encode([s])[0]) for s in case.sample[:200]]
-    with measured(case) as found, torch.inference_mode():
-        began = time.perf_counter()
-        forward(sequences[0].to(case.device))
-        case.wait()
-        found.warm_up = time.perf_counter() - began
-        began, turn = time.perf_counter(), 0
-        while found.seconds < case.seconds / 3:
-            tokens = sequences[turn % len(sequences)]
-            forward(tokens.to(case.device))
-            case.wait()
-            found.seconds = time.perf_counter() - began
-            found.tokens += len(tokens)
-            found.sequences += 1
-            turn += 1
-    return found.row(name)
+    encoded = [torch.from_numpy(tokenizer.encode([s])[0]) for s in case.sample[:200]]
+    batches = [(tokens[None], len(tokens)) for tokens in encoded]
+    return _in_turn(case, name, batches, forward, case.seconds / 3)

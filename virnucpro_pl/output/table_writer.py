@@ -24,6 +24,7 @@ from virnucpro_pl.output.streaming import StreamingWriter
 from virnucpro_pl.output.tables import (
     STATUSES,
     Contigs,
+    blocks,
     is_scored,
     summarise_contigs,
     write_contigs,
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 _LINE = 60
 """Bases of a line of FASTA."""
-_VIRUSES = 65_536
+_VIRUSES = 1 << 14
 """Viral contigs whose ids are in memory at a time."""
 _OURS = re.compile(
     r"prediction_results\.txt|prediction_results_highestscore\.csv|contigs\.tsv|summary\.json"
@@ -188,9 +189,8 @@ class TableWriter(StreamingWriter):
         with path.open("wb") as raw:
             # Without name and time, so that the same calls give the same bytes.
             file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if self.compress else raw
-            for start in range(0, len(rows), _VIRUSES):
-                block = rows[start : start + _VIRUSES]
-                for row, name in zip(block, records.ids(block), strict=True):
+            for block in blocks(len(rows), _VIRUSES):
+                for row, name in zip(rows[block], records.ids(rows[block]), strict=True):
                     [letters] = records.sequences(row[None])
                     lines = [letters[i : i + _LINE] for i in range(0, len(letters), _LINE)]
                     file.write(b"\n".join([b">%b" % name.encode(), *lines, b""]))

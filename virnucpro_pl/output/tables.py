@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 __all__ = [
     "STATUSES",
     "Contigs",
+    "blocks",
     "is_scored",
     "summarise_contigs",
     "write_contigs",
@@ -85,7 +86,7 @@ def write_prediction_results(path: Path, ids: Ids, scores: NDArray[np.float32]) 
     """
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(PREDICTION_HEADER)
-        for rows in _blocks(len(scores), _ROWS):
+        for rows in blocks(len(scores), _ROWS):
             file.writelines(_prediction_lines(ids(rows), scores[rows]))
 
 
@@ -111,7 +112,7 @@ def write_highest_scores(path: Path, ids: Ids, scores: NDArray[np.float32], scra
         scratch: Folder for sorted runs, which are removed.
     """
     runs = []
-    for number, rows in enumerate(_blocks(len(scores), _SORTED_ROWS)):
+    for number, rows in enumerate(blocks(len(scores), _SORTED_ROWS)):
         run = scratch / f"sorted-{number}"
         # A tab sorts before whatever stands in ids, so that lines sort as their first column does.
         run.write_text("".join(sorted(_best_lines(ids(rows), scores[rows]))), encoding="utf-8")
@@ -219,7 +220,7 @@ def write_contigs(path: Path, ids: Ids, contigs: Contigs) -> None:
     """
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(CONTIGS_HEADER)
-        for rows in _blocks(len(contigs.lengths), _ROWS):
+        for rows in blocks(len(contigs.lengths), _ROWS):
             file.writelines(_contig_lines(ids(rows), contigs, rows))
 
 
@@ -253,6 +254,7 @@ def _best_of_groups(
     return best
 
 
-def _blocks(count: int, size: int) -> Iterator[NDArray[np.int64]]:
+def blocks(count: int, size: int) -> Iterator[NDArray[np.int64]]:
+    """Places 0 to `count`, at most `size` at a time."""
     for start in range(0, count, size):
         yield np.arange(start, min(start + size, count))
