@@ -15,7 +15,7 @@ from virnucpro_pl.embedder import DNABERTSEmbedder
 from virnucpro_pl.models.esm2 import ESM2
 from virnucpro_pl.sequences.alphabets import PRINTABLE
 from virnucpro_pl.sequences.contigs import write_orfs
-from virnucpro_pl.sequences.records import read_records
+from virnucpro_pl.sequences.reader import read_records
 
 DATA = Path(__file__).parent / "data" / "virnucpro"
 TABLES = ("prediction_results.txt", "prediction_results_highestscore.csv")
@@ -356,3 +356,91 @@ def test_max_length_cuts_orfs_in_both_models_alike(run_main, words, tmp_path):
     for name, longest in (("esm2", 20), ("dnabert_s", 60)):
         with h5py.File(tmp_path / "calls" / f"{name}.h5") as file:
             assert file["lengths"][()].max() == longest
+
+
+# What goes in -------------------------------------------------------------------------------------
+
+
+def tables(folder):
+    """Bytes of every table of calls."""
+    return {n: (folder / n).read_bytes() for n in (*TABLES, "contigs.tsv", "virus.fasta")}
+
+
+def test_rna_gives_the_calls_of_its_dna(run_main, words, contigs, tmp_path):
+    lines = contigs.read_text().splitlines(keepends=True)
+    rna = [line if line[0] == ">" else line.replace("T", "U") for line in lines]
+    (tmp_path / "rna.fa").write_text("".join(rna))
+    common = (*words, "--writer.threshold", 0, "--writer.path")
+    assert run_main(*common, "dna").code == 0
+    ended = run_main(*common, "rna", "--data.path", "rna.fa")
+    assert ended.code == 0, ended.log
+    assert tables(tmp_path / "rna") == tables(tmp_path / "dna")
+    count = sum(line.count("U") for line in rna if line[0] != ">")
+    assert f"{count} U (RNA) are read as T" in ended.log
+    for path, expected in (("rna/summary.json", count), ("dna.run.json", 0)):
+        report = json.loads((tmp_path / path).read_text())
+        assert report["input_counts"] == {"u_read_as_t": expected}
+
+
+def test_records_without_letters_are_rows_that_are_too_short(run_main, words, tmp_path):
+    (tmp_path / "in.fa").write_text(">none\n>some\nGCCAACGCCAAC\n>last\n\n")
+    ended = run_main(*words, "--data.path", "in.fa", "--writer.path", "calls")
+    assert ended.code == 0, ended.log
+    rows = [r.split("\t") for r in (tmp_path / "calls/contigs.tsv").read_text().splitlines()[1:]]
+    assert [(row[0], row[1], row[-1]) for row in rows] == [
+        ("none", "0", "too_short"), ("some", "12", "ok"), ("last", "0", "too_short"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", ["virnucpro.yaml", "dnabert_s.yaml", "esm2.yaml"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (">A\nACGAAA>B second\nACGTTT\n", "record 1 (A): '>' at position 7 is no"),
+        (">A\nAC-GT*\n", "is no"),
+    ],
+)
+def test_joined_records_and_gaps_exit_2(run_main, words, tmp_path, config, text, message):
+    (tmp_path / "in.fa").write_text(text)
+    words = words if config == "virnucpro.yaml" else ("--model.weights", "random")
+    ended = run_main(
+        *("--config", config, *words, "--data.path", "in.fa", "--writer.path", "calls"),
+    )
+    assert ended.code == 2
+    assert message in ended.log
+    assert [path.name for path in tmp_path.iterdir()] == ["in.fa"]
+
+
+@pytest.mark.parametrize(
+    ("config", "letters", "advice"),
+    [
+        ("virnucpro.yaml", "MKVLAAGIVGLPEEQFWTERSCHLIFQN", "--config esm2.yaml"),
+        ("dnabert_s.yaml", "MKVLAAGIVGLPEEQFWTERSCHLIFQN", "--config esm2.yaml"),
+        ("esm2.yaml", "ACGTTGCAN" * 5, "--config virnucpro.yaml"),
+    ],
+)
+def test_the_other_molecule_exits_2_before_any_weights(
+    run_main, words, tmp_path, config, letters, advice
+):
+    (tmp_path / "in.fa").write_text("".join(f">r{i}\n{letters}\n" for i in range(30)))
+    words = words if config == "virnucpro.yaml" else ("--model.weights", "absent.pt")
+    ended = run_main(
+        *("--config", config, *words, "--data.path", "in.fa", "--writer.path", "calls"),
+    )
+    assert ended.code == 2
+    assert ended.log.count("\n") == 1
+    assert advice in ended.log
+    assert "absent.pt" not in ended.log
+    assert [path.name for path in tmp_path.iterdir()] == ["in.fa"]
+
+
+def test_letters_of_the_original_are_kept_where_asked(run_main, words, tmp_path):
+    (tmp_path / "in.fa").write_text(">a\nAUGGCCUAAGCC-*1\n>b\nATGGCC\n")
+    ended = run_main(
+        *(*words, "--data.path", "in.fa", "--data.letters", "original", "--writer.path", "calls"),
+        *("--data.save_orfs", "true"),
+    )
+    assert ended.code == 0, ended.log
+    assert "a codon with one yields no residue: 2 U, 1 -, 1 *, 1 1" in ended.log
+    nucleotides = (tmp_path / "calls/in_identified_nucleotide.fa").read_text()
+    assert nucleotides.startswith(">a_chunk_1F1\nAUGGCCU\n")

@@ -10,7 +10,7 @@ import pytest
 
 from virnucpro_pl.errors import InputError, UsageError
 from virnucpro_pl.sequences import contigs as module
-from virnucpro_pl.sequences.alphabets import PRINTABLE
+from virnucpro_pl.sequences.alphabets import DNA, PRINTABLE
 from virnucpro_pl.sequences.contigs import (
     ContigDataModule,
     OrfPacks,
@@ -19,7 +19,7 @@ from virnucpro_pl.sequences.contigs import (
     write_orfs,
 )
 from virnucpro_pl.sequences.dna_tokens import DNATokenizer
-from virnucpro_pl.sequences.records import read_records
+from virnucpro_pl.sequences.reader import read_records
 from virnucpro_pl.sequences.tokens import ProteinTokenizer
 
 DATA = Path(__file__).parent.parent / "data" / "virnucpro"
@@ -158,10 +158,10 @@ def in_trainer(data, *, embedders=(), callbacks=()):
     return data
 
 
-def test_contig_data_module_counts_unusual_letters_and_changes_none(tmp_path, caplog):
+def test_contig_data_module_original_letters_are_counted_and_none_changed(tmp_path, caplog):
     path = tmp_path / "in.fa"
     path.write_text(">a\nACGUUN\n>b\nry-*Xk.1u\n")
-    in_trainer(data := ContigDataModule(path)).read(tmp_path)
+    in_trainer(data := ContigDataModule(path, letters="original")).read(tmp_path)
     assert "no residue: 3 U, 1 -, 1 *, 1 X, 1 ., 1 1" in caplog.text
     contigs = OrfStore(tmp_path).contigs
     assert contigs.sequences(np.arange(2)) == [b"ACGUUN", b"RY-*XK.1U"]
@@ -179,10 +179,10 @@ def test_contig_data_module_usual_letters_are_not_mentioned(tmp_path, caplog):
     ("text", "place"),
     [
         ("", "is empty"),
-        (">a\nACG\n>b\n>c\nAC\n", r"record 2 \(b\): its sequence is empty"),
+        (">a\nACG\n>b\nA-C*G\n>c\nAC\n", r"record 2 \(b\): '-' at position 2 is no base"),
         (">a x\nACG\n>a y\nAC\n", r"record 2 \(a\): the id is that of record 1"),
-        (">a\nAC\x07G\n", "line 2 holds the byte 0x07"),
-        (">a\nAC\xe9G\n", "line 2 holds the byte 0xc3"),
+        (">a\nAC\x07G\n", "the byte 0x07 at position 3 is no base"),
+        (">a\nAC\xe9G\n", "the byte 0xc3 at position 3 is no base"),
     ],
 )
 def test_contig_data_module_bad_input_raises_with_place(tmp_path, text, place):
@@ -208,3 +208,37 @@ def test_write_orfs_without_room_raises_usage_error(tmp_path):
     (tmp_path / "orfs.proteins").mkdir()
     with pytest.raises(UsageError, match="ORFs cannot be stored"):
         write_orfs(contigs, 500)
+
+
+def test_contigs_read_u_as_t_by_default_and_alone_for_the_original(tmp_path):
+    path = tmp_path / "rna.fa"
+    path.write_text(">a\nAUGGCCUAAGCcu\n")
+    found = {}
+    for letters in ("iupac", "original"):
+        data = in_trainer(ContigDataModule(path, letters=letters))
+        data.read(tmp_path)
+        data.open(tmp_path)
+        found[letters] = strings(data.store, "protein"), data.input_counts
+    path.write_text(">a\nATGGCCTAAGCCT\n")
+    as_dna = strings(write_orfs(read_records(path, DNA, tmp_path), 500), "protein")
+    assert found["iupac"] == (as_dna, {"u_read_as_t": 3})
+    assert found["original"][0] != as_dna
+    assert found["original"][1] == {}
+
+
+def test_orf_files_hold_utf8_ids(tmp_path):
+    data = ContigDataModule(tmp_path / "in.fa", save_orfs=True)
+    data.store = store_of(">café\nATG\n", tmp_path)
+    data.write_orfs(tmp_path)
+    text = (tmp_path / "in_identified_protein.faa").read_text(encoding="utf-8")
+    assert text.startswith(">café_chunk_1F1\nM\n")
+
+
+def test_orf_store_of_records_without_letters(tmp_path):
+    for text in (">a\n>b\n", ">a\n>b\nATG\n>c\n"):
+        path = tmp_path / "in.fa"
+        path.write_text(text)
+        contigs = read_records(path, DNA, tmp_path, allow_empty_records=True)
+        store = write_orfs(contigs, 500)
+        assert store.columns["n_chunks"].tolist() == [min(1, n) for n in contigs.lengths]
+        assert len(store) == (2 if "ATG" in text else 0)

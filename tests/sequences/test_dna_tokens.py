@@ -12,7 +12,7 @@ from virnucpro_pl.sequences.alphabets import DNA, PRINTABLE
 from virnucpro_pl.sequences.datamodule import Packs
 from virnucpro_pl.sequences.dna_tokens import DNATokenizer, built_in_tokenizer
 from virnucpro_pl.sequences.packing import plan_packs
-from virnucpro_pl.sequences.records import read_records
+from virnucpro_pl.sequences.reader import read_records
 
 UNK, CLS, SEP = 0, 1, 2
 
@@ -175,14 +175,14 @@ def test_read_u_is_stored_as_t_and_counted(tmp_path, caplog):
     fasta.write_text(">a\nacguUN\n>b\nACGTRYSWKMBDHVN\n")
     store = read_records(fasta, DNA, tmp_path)
     assert store.sequences(np.arange(2)) == [b"ACGTTN", b"ACGTRYSWKMBDHVN"]
-    assert "2 unusual base" in caplog.text
+    assert "2 U (RNA) are read as T" in caplog.text
     assert "read as T" in caplog.text
 
 
 @pytest.mark.parametrize("letter", ["-", "*", ".", "X", "1"])
 def test_read_other_letters_are_errors(tmp_path, letter):
     fasta = tmp_path / "dna.fa"
-    fasta.write_text(f">good\nACGU\n>bad\nAC{letter}T\n")
+    fasta.write_text(f">good\nACGU{'ACGT' * 9}\n>bad\nAC{letter}T\n")
     with pytest.raises(InputError) as info:
         read_records(fasta, DNA, tmp_path)
     assert "bad" in str(info.value)

@@ -96,6 +96,7 @@ class RunReport:
             "failed_rows": failed,
             "failure_rate": failed / max(len(trainer.datamodule.store), 1),  # type: ignore[attr-defined]
             "resumed_records": self.resumed,
+            "input_counts": trainer.datamodule.input_counts,  # type: ignore[attr-defined]
             "tokens_per_second": round(speed, 1),
             "pack_fill": round(fill, 4),
             "seconds": {phase: round(value, 3) for phase, value in self._seconds.items()},

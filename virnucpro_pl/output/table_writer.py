@@ -162,6 +162,7 @@ class TableWriter(StreamingWriter):
             self._shown = "contigs.tsv"
         if self.save_embeddings:
             self._write_embeddings(folder, trainer.lightning_module, store, parts, provenance)
+        ledger["input_counts"] = data.input_counts
         self._write_summary(folder, ledger, provenance)
         self._rename(folder)
         return len(store) - int(ledger["orfs_scored"])

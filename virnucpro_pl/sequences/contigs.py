@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from math import ceil
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from virnucpro_pl.errors import UsageError, listed
-from virnucpro_pl.sequences.alphabets import PRINTABLE
+from virnucpro_pl.sequences.alphabets import DNA, PRINTABLE
 from virnucpro_pl.sequences.datamodule import SequenceDataModule
 from virnucpro_pl.sequences.orfs import (
     POOLED_RESIDUES,
@@ -26,7 +26,8 @@ from virnucpro_pl.sequences.orfs import (
     orf_id,
 )
 from virnucpro_pl.sequences.packing import plan_packs
-from virnucpro_pl.sequences.records import RecordStore, map_array, read_records
+from virnucpro_pl.sequences.reader import read_records
+from virnucpro_pl.sequences.records import RecordStore, map_array
 from virnucpro_pl.sequences.tokens import PackedBatch, Tokenizer, pack
 
 __all__ = ["ContigDataModule", "OrfBatch", "OrfStore"]
@@ -250,6 +251,8 @@ class ContigDataModule(SequenceDataModule):
         tokens_per_batch: int = 16_384,
         num_workers: int = 1,
         max_length: int | None = None,
+        letters: Literal["iupac", "original"] = "iupac",
+        check_molecule: bool = True,
     ) -> None:
         """Configure the input; nothing is read yet.
 
@@ -262,12 +265,18 @@ class ContigDataModule(SequenceDataModule):
             num_workers: DataLoader processes of each rank; 0 tokenises in the rank itself.
             max_length: Residues of an ORF, and three times as many bases, that are embedded; None
                 for all.
+            letters: `iupac` takes A, C, G, T, N and the IUPAC codes, and reads U as T. `original`
+                takes any printable character but `>` as it is, as VirNucPro does: a codon with one
+                that is not A, C, G or T yields no residue.
+            check_molecule: Whether to refuse proteins: input of which more than a tenth of the
+                letters are no bases.
         """
-        super().__init__(path, tokens_per_batch, num_workers, max_length)
+        super().__init__(path, tokens_per_batch, num_workers, max_length, check_molecule)
         if length < 3:
             raise UsageError(f"A chunk of {length} bases holds no codon: give --data.length 500")
         self.length = length
         self.save_orfs = save_orfs
+        self.letters = letters
 
     def read(self, folder: Path) -> None:
         """Read the contigs and find their ORFs.
@@ -282,7 +291,13 @@ class ContigDataModule(SequenceDataModule):
             raise UsageError(f"A ContigDataModule is for VirNucPro, not for {model}")
         if self.save_orfs and self._workspace() is None:
             raise UsageError("save_orfs writes to the folder of a TableWriter, and there is none")
-        contigs = read_records(self.path, PRINTABLE, folder)
+        contigs = read_records(
+            self.path,
+            DNA if self.letters == "iupac" else PRINTABLE,
+            folder,
+            allow_empty_records=True,
+            check_molecule=self.check_molecule,
+        )
         unusual = count_unusual_letters(contigs.residues)
         if unusual:
             log.warning(
@@ -327,6 +342,11 @@ class ContigDataModule(SequenceDataModule):
         tokenizers = model.esm2.tokenizer, model.dnabert_s.tokenizer
         return OrfPacks(self.store, packs, *tokenizers, self.max_length)
 
+    @property
+    def input_counts(self) -> dict[str, int]:
+        """What a reader of the results should know of the input, by name; from `setup` on."""
+        return self.store.contigs.counts
+
     def provenance(self) -> dict[str, Any]:
         """What an output records about its input."""
         return {**super().provenance(), "chunk_length": self.length}
@@ -341,7 +361,7 @@ class ContigDataModule(SequenceDataModule):
             return
         for kind, suffix in (("nucleotide", "fa"), ("protein", "faa")):
             path = folder / f"{input_stem(self.path)}_identified_{kind}.{suffix}"
-            with path.open("w", encoding="ascii") as file:
+            with path.open("w", encoding="utf-8") as file:
                 for start in range(0, len(self.store), _ROWS):
                     rows = np.arange(start, min(start + _ROWS, len(self.store)))
                     names, letters = self.store.ids(rows), self.store.sequences(kind, rows)

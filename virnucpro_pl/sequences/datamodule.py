@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.sequences.packing import plan_packs
-from virnucpro_pl.sequences.records import RecordStore, read_records
+from virnucpro_pl.sequences.reader import read_records
+from virnucpro_pl.sequences.records import RecordStore
 from virnucpro_pl.sequences.tokens import PackedBatch, Tokenizer, lay
 
 __all__ = ["SequenceDataModule"]
@@ -164,6 +165,7 @@ class SequenceDataModule(LightningDataModule):
         tokens_per_batch: int = 16_384,
         num_workers: int = 1,
         max_length: int | None = None,
+        check_molecule: bool = True,
     ) -> None:
         """Configure the input; nothing is read yet.
 
@@ -173,6 +175,8 @@ class SequenceDataModule(LightningDataModule):
                 of its own.
             num_workers: DataLoader processes of each rank; 0 tokenises in the rank itself.
             max_length: Letters of a record that are embedded; None for all.
+            check_molecule: Whether to refuse DNA where proteins belong, and proteins where DNA
+                does: records of nothing but A, C, G, T, U, N, and letters that are no bases.
         """
         super().__init__()
         if tokens_per_batch < 1 or num_workers < 0 or (max_length is not None and max_length < 1):
@@ -186,6 +190,7 @@ class SequenceDataModule(LightningDataModule):
         self.tokens_per_batch = tokens_per_batch
         self.num_workers = num_workers
         self.max_length = max_length
+        self.check_molecule = check_molecule
         self.fault: UsageError | None = None
         self.pack_count = 0
         self._folder: Path | None = None
@@ -235,7 +240,8 @@ class SequenceDataModule(LightningDataModule):
         Raises:
             InputError: If it cannot be read completely and exactly.
         """
-        read_records(self.path, self.tokenizer.alphabet, folder)
+        alphabet = self.tokenizer.alphabet
+        read_records(self.path, alphabet, folder, check_molecule=self.check_molecule)
 
     def open(self, folder: Path) -> None:
         """Map what `read` wrote. Called on every rank."""
@@ -282,6 +288,11 @@ class SequenceDataModule(LightningDataModule):
     def on_exception(self, exception: BaseException) -> None:
         """Clean up as after a run."""
         self.teardown("predict")
+
+    @property
+    def input_counts(self) -> dict[str, int]:
+        """What a reader of the results should know of the input, by name; from `setup` on."""
+        return self.store.counts
 
     def provenance(self) -> dict[str, Any]:
         """What an output file records about its input."""

@@ -250,6 +250,11 @@ class EmbeddingPairDataModule(SequenceDataModule):
             self.store.esm2.close()
         super().teardown(stage)
 
+    @property
+    def input_counts(self) -> dict[str, int]:
+        """Nothing: the files hold no letters."""
+        return {}
+
     def provenance(self) -> dict[str, Any]:
         """What an output records about its input: of the embeddings what their files tell."""
         files = (("dnabert_s", self.store.dnabert_s), ("esm2", self.store.esm2))

@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.sequences import records as module
+from virnucpro_pl.sequences import reader as module
 from virnucpro_pl.sequences.alphabets import DNA, PRINTABLE, PROTEIN
-from virnucpro_pl.sequences.records import RecordStore, read_records
+from virnucpro_pl.sequences.reader import read_records
+from virnucpro_pl.sequences.records import RecordStore
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -108,20 +109,57 @@ def test_records_final_stop_dropped_and_counted(read, caplog):
 
 def test_records_unknown_residue_kept_and_counted(read, caplog):
     assert read(b">a\nMjKJ\n>b\nXBUZO") == [("a", b"MJKJ"), ("b", b"XBUZO")]
-    assert "2 unusual residue" in caplog.text
+    assert "2 J are read as <unk>" in caplog.text
 
 
-def test_records_dna_u_stored_as_t(read):
-    assert read(b">a\nacguN\n>b\nACG", DNA) == [("a", b"ACGTN"), ("b", b"ACG")]
+def test_records_dna_u_stored_as_t_and_counted(read, caplog, tmp_path):
+    assert read(b">a\nacguN\n>b\nUCG", DNA) == [("a", b"ACGTN"), ("b", b"TCG")]
+    assert "2 U (RNA) are read as T" in caplog.text
+    assert RecordStore(tmp_path).counts == {"u_read_as_t": 2}
 
 
 def test_records_printable_letters_kept_for_contigs(read):
     assert read(b">a\nacg-.*\n", PRINTABLE) == [("a", b"ACG-.*")]
 
 
-@pytest.mark.parametrize("name", ["a/b", "a|b|c", "a:b", "..", "../../etc", "-", "x" * 10_000])
-def test_records_odd_id_kept_whole(read, name):
-    assert read(b">%b rest\nMK" % name.encode()) == [(name, b"MK")]
+@pytest.mark.parametrize(
+    "name",
+    ["a/b", "a|b|c", "a:b", "..", "../../etc", "-", "x" * 10_000, "c.215C>G", "café", "🧬"],
+)
+@pytest.mark.parametrize("form", [b">%b rest\nMK", b"@%b\trest\nMK\n+\nII"], ids=["fasta", "fastq"])
+def test_records_odd_id_kept_whole(read, name, form):
+    assert read(form % name.encode()) == [(name, b"MK")]
+
+
+@pytest.mark.parametrize("text", [b"caf\xe9", b"\0\x01\x1b", b"\xff\xfe>x", "é-ü 🧬".encode()])
+def test_records_description_of_any_bytes_ignored(read, text):
+    assert read(b">a %b\nMK\n>b\t%b\nV" % (text, text)) == [("a", b"MK"), ("b", b"V")]
+    assert read(b"@a %b\nMK\n+\nII\n" % text) == [("a", b"MK")]
+
+
+@pytest.mark.parametrize("data", [b"> NODE_1 x\nMK\n", b">\t NODE_1\nMK", b"@ NODE_1\nMK\n+\nII\n"])
+def test_records_blanks_before_an_id_skipped(read, data):
+    assert read(data) == [("NODE_1", b"MK")]
+
+
+@pytest.mark.parametrize("data", [b">a\nMK\n", b"\n\n>a\nMK\n", b"@a\nMK\n+\nII\n"])
+@pytest.mark.parametrize("wrap", [bytes, gzip.compress], ids=["plain", "gz"])
+def test_records_behind_a_byte_order_mark_read(read, data, wrap):
+    assert read(wrap(b"\xef\xbb\xbf" + data)) == [("a", b"MK")]
+
+
+@pytest.mark.parametrize("blank", [b"\n", b"\r\n\r\n", b" \t\n", b" "])
+def test_records_blank_lines_of_fastq_ignored(read, blank):
+    data = b"@a\nMK\n+\nII\n" + blank
+    assert read(data) == [("a", b"MK")]
+    assert read(data + b"\n@b\nV\n+\nI\n" + blank) == [("a", b"MK"), ("b", b"V")]
+
+
+def test_records_without_letters_kept_where_allowed(tmp_path):
+    for data in (b">a\n>b\nACG\n>c\n \n", b"@a\n\n+\n\n@b\nACG\n+\nIII\n@c\n\n+c\n\n"):
+        (tmp_path / "x").write_bytes(data)
+        store = read_records(tmp_path / "x", DNA, tmp_path, allow_empty_records=True)
+        assert contents(store) == [("a", b""), ("b", b"ACG"), ("c", b"")]
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -227,7 +265,7 @@ def test_store_is_the_same_bytes_in_every_process(tmp_path):
     (tmp_path / "x.fa").write_bytes(b">b\nMK\n>a\nV\n>c\nL\n")
     script = (
         "import sys; from pathlib import Path\n"
-        "from virnucpro_pl.sequences.records import read_records\n"
+        "from virnucpro_pl.sequences.reader import read_records\n"
         "from virnucpro_pl.sequences.alphabets import PROTEIN\n"
         "read_records(Path('x.fa'), PROTEIN, Path(sys.argv[1]))"
     )
@@ -240,7 +278,7 @@ def test_store_is_the_same_bytes_in_every_process(tmp_path):
         subprocess.run(words, cwd=tmp_path, env=environment, check=True, timeout=60)
         found.append({file.name: file.read_bytes() for file in folder.iterdir()})
     assert found[0] == found[1]
-    assert set(json.loads(found[0]["store.json"])) == {"sha256"}
+    assert set(json.loads(found[0]["store.json"])) == {"sha256", "counts"}
 
 
 def test_store_of_an_earlier_input_replaced(read):
@@ -305,25 +343,21 @@ def test_file_without_a_record_is_empty(fault, data, wrap):
 
 
 @pytest.mark.parametrize(
-    ("data", "start"),
+    ("data", "line", "start"),
     [
-        (b"MKV\n>a\nMK\n", r"b'MKV\n>a\nMK\n'"),
-        (b"#note\n>a\nMK\n", r"b'#note\n>a\nM'"),
-        (b"\xef\xbb\xbf>a\nMK\n", r"a byte order mark, b'\xef\xbb\xbf>a\nMK\n'"),
-        (">a\nMK".encode("utf-16-le"), None),
-        (b"\x89PNG\r\n\x1a\n", r"b'\x89PNG\r\n\x1a\n'"),
-        (b"\x1f\x8b"[:1], r"b'\x1f'"),
-        (gzip.compress(b"BAM\1"), r"b'BAM\x01'"),
+        (b"MKV\n>a\nMK\n", 1, r"b'MKV\n'"),
+        (b"\n #note\n>a\nMK\n", 2, r"b' #note\n'"),
+        (b"\xff\xfe>\0a\0\n\0", 1, r"b'\xff\xfe>\x00a\x00\n'"),
+        (b"\x89PNG\r\n\x1a\n", 1, r"b'\x89PNG\n'"),
+        (b"\x1f\x8b"[:1], 1, r"b'\x1f'"),
+        (gzip.compress(b"BAM\1"), 1, r"b'BAM\x01'"),
     ],
 )
-def test_file_that_starts_otherwise_is_no_fasta(fault, data, start):
-    if start is None:  # its first byte is '>', then comes a NUL
-        assert fault(data).startswith("input.fa: line 1 holds the byte 0x00 in")
-    else:
-        assert fault(data) == (
-            "input.fa is neither FASTA nor FASTQ, plain or gz, bz2, xz, zst compressed: "
-            f"it starts with {start} instead of '>' or '@'"
-        )
+def test_file_that_starts_otherwise_is_no_fasta(fault, data, line, start):
+    assert fault(data) == (
+        "input.fa cannot be read: it is neither FASTA nor FASTQ, plain or gz, bz2, xz, zst "
+        f"compressed: line {line} starts with {start} instead of '>' or '@'"
+    )
 
 
 @pytest.mark.parametrize("kind", COMPRESS)
@@ -351,27 +385,50 @@ def test_junk_behind_compressed_data_is_an_error(fault, kind):
 
 
 @pytest.mark.parametrize(
-    ("data", "line", "byte"),
+    ("data", "what"),
     [
-        (b">a\nMK\n>caf\xc3\xa9\nMK", 3, "0xc3"),
-        (">a\nMK\n\n>🧬\nMK".encode(), 4, "0xf0"),
-        (b">a\r\nMK\r\n>b\r\nM\xa0K", 4, "0xa0"),
-        (b">a\rMK\r>b\0c\rMK", 3, "0x00"),
-        (b">a\nMK\0", 2, "0x00"),
-        (b">a\nMK\x0b\nL", 2, "0x0b"),
-        (b">a\nMK\n\x1c>b\nL", 3, "0x1c"),
-        (b"@a\nMK\n+\nI\xff\n", 4, "0xff"),
+        (b">a\nMK\n>caf\xe9 x\nMK", "2 (caf\ufffd): its id is not UTF-8: it holds the byte 0xe9"),
+        ("@🧬\u00a0b\nMK\n+\nII\n".encode(), "1 (🧬\u00a0b): its id holds U+00A0, which cannot"),
+        (b">a\rMK\r>b\0c\rMK", "2 (b\0c): its id holds U+0000, which cannot"),
+        (b">a\nMK\n>\x1b[31m\nMK", "2 (\x1b[31m): its id holds U+001B, which cannot"),
+        (b">a\nMK\n>b\r\nM\xa0K", "2 (b): the byte 0xa0 at position 2 is no residue"),
+        (b">a\nMK\0", "1 (a): the byte 0x00 at position 3 is no residue"),
+        (b">a\nMK\x0b\nL", "1 (a): the byte 0x0b at position 3 is no residue"),
+        (b">a\nMK\n\x1c>b\nL", "1 (a): the byte 0x1c at position 3 is no residue"),
+        (b">a\nMK\n\xef\xbb\xbf>b\nL", "1 (a): the byte 0xef at position 3 is no residue"),
+        (b"@a\nM\x1a\n+\nII\n", "1 (a): the byte 0x1a at position 2 is no residue"),
     ],
 )
-def test_byte_that_is_no_text_error_names_line_and_byte(fault, data, line, byte):
-    message = fault(data)
-    assert message.startswith(f"input.fa: line {line} holds the byte {byte} in b'")
-    assert message.endswith("only printable ASCII characters are accepted")
+def test_byte_that_is_no_text_error_names_record_and_place(fault, data, what):
+    start, line = fault(data).split("\n")
+    assert start == "input.fa has 1 fault:"
+    assert line.startswith(f"  record {what}")
+
+
+def test_ids_that_are_no_text_and_repeated_ones_reported_together(fault):
+    data = b">a\nM\n>\xff\nM\n>\xff\nM\n>b\0c\nM\n>c\nM\n>a\nM\n"
+    assert [line.split(": ")[1] for line in fault(data).splitlines()[1:]] == [
+        *("its id is not UTF-8", "its id is not UTF-8"),
+        *("its id holds U+0000, which cannot be printed", "the id is that of record 1 already"),
+    ]
+
+
+@pytest.mark.parametrize("alphabet", [PROTEIN, DNA, PRINTABLE], ids=["protein", "dna", "original"])
+@pytest.mark.parametrize("wrap", [bytes, *COMPRESS.values()], ids=["plain", *COMPRESS])
+@pytest.mark.parametrize("width", [60, 10**6], ids=["lines", "one line"])
+def test_record_joined_to_the_line_before_is_an_error(fault, alphabet, wrap, width):
+    letters = b"ACGT" * 25 if alphabet is not PROTEIN else b"MKVL" * 25
+    lines = b"\n".join(letters[i : i + width] for i in range(0, 100, width))
+    first = b">A first\n" + lines  # without its last line end
+    for joined in (first + b">B second\n", first + b" >B\r\n"):
+        assert (
+            f"record 1 (A): '>' at position 101 is no {alphabet.name}: another record begins"
+        ) in fault(wrap(joined + lines + b"\n"), alphabet)
 
 
 @pytest.mark.parametrize("line", [b"#LLL", b" \t#LLL", b"#"])
 def test_comment_line_is_an_error_not_a_loss(fault, line):
-    message = "input.fa: line 4 begins with '#', which is no FASTA: remove the line"
+    message = "input.fa cannot be read: line 4 begins with '#', which is no FASTA: remove the line"
     assert fault(b">a\n\nMK\n" + line + b"\nMK\n") == message
     assert fault(b">a\r\n\r\nMK\r\n" + line) == message
     assert fault(b">a\r\rMK\r" + line) == message
@@ -385,17 +442,19 @@ def test_number_sign_elsewhere_is_no_comment(read):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"@a\nMK\n+\nI\n", "record 1, line 4: Length of sequence and qualities differ"),
-        (b"@a\nMK\nLL\n+\nIIII\n", "record 1, line 3: Line expected to start with '+'"),
-        (b"@a\nMK\n+\nII\n@b\nMK\n", "record 2, line 7: Premature end of file"),
-        (b"@a\nMK\n+\nII\n>b\nMK\n", "record 2, line 7: Premature end of file"),
-        (b"@a\nMK\n+b\nII\n", "record 1, line 3: Sequence descriptions don't match"),
-        (b"@a\rMK\r+\rII\r", "record 1, line 1: Premature end of file"),
-        (b"@", "record 1, line 1: Premature end of file"),
+        (b"@a\nMK\n+\nI\n", ": line 4 has 1 qualities for 2 letters"),
+        (b"@a\nMK\nLL\n+\nIIII\n", ": line 3 should begin with '+'"),
+        (b"@a\nMK\n+\nII\n@b\nMK\n", " behind record 1 (a): line 5: the file ends within"),
+        (b"@a\nMK\n+\nII\n>b\nMK\n+\nII", " behind record 1 (a): line 5 should begin with '@'"),
+        (b"@a\nMK\n+\nII@b\nMK\n+\nII", ": line 4 has 4 qualities for 2 letters"),
+        (b"@a\nMK\n+b\nII\n", ": line 3 repeats another header than line 1's"),
+        (b"@a\rMK\r+\r", ": line 1: the file ends within this record"),
+        (b"@a\n\n+\n", ": line 1: the file ends within this record"),
+        (b"@", ": line 1: the file ends within this record"),
     ],
 )
 def test_malformed_fastq_error_names_record_and_line(fault, data, message):
-    assert fault(data).startswith(f"input.fa: {message}")
+    assert fault(data).startswith(f"input.fa cannot be read{message}")
 
 
 @pytest.mark.parametrize(
@@ -403,8 +462,7 @@ def test_malformed_fastq_error_names_record_and_line(fault, data, message):
     [
         (b">", ["record 1: it has no id", "record 1: its sequence is empty"]),
         (b">\nMK\n", ["record 1: it has no id"]),
-        (b"> a\nMK\n", ["record 1: it has no id"]),
-        (b">\ta\nMK\n", ["record 1: it has no id"]),
+        (b"> \t\nMK\n", ["record 1: it has no id"]),
         (b">a\nMK\n>b\n>c\nMK\n", ["record 2 (b): its sequence is empty"]),
         (b">a\n \n\t\n", ["record 1 (a): its sequence is empty"]),
         (b">a\n*\n", ["record 1 (a): its sequence is empty"]),
@@ -413,7 +471,6 @@ def test_malformed_fastq_error_names_record_and_line(fault, data, message):
         (b">a\nMK**\n", ["record 1 (a): '*' at position 3 is no residue"]),
         (b">a\nM-K.\n", ["record 1 (a): '-' at position 2 is no residue"]),
         (b">a\nMK\n@b\nMK\n+\nII\n", ["record 1 (a): '@' at position 3 is no residue"]),
-        (b">a\nMK\nL >b\nV\n", ["record 1 (a): '>' at position 4 is no residue"]),
         (
             b">a\n1\n>b\n>c\nK2",
             [
@@ -433,11 +490,73 @@ def test_malformed_fastq_error_names_record_and_line(fault, data, message):
 )
 def test_bad_records_all_named(fault, data, lines):
     count = f"{len(lines)} fault{'s' * (len(lines) > 1)}"
-    assert fault(data).splitlines() == [f"input.fa has {count}:", *(f"  {x}" for x in lines)]
+    said = [line.partition(": remove such records")[0] for line in fault(data).splitlines()]
+    assert said == [f"input.fa has {count}:", *(f"  {x}" for x in lines)]
+
+
+def test_empty_record_error_says_how_to_go_on(fault):
+    assert fault(b">a\n>b\nMK\n").endswith(
+        "record 1 (a): its sequence is empty: remove such records, for example with seqkit seq "
+        "--min-len 1"
+    )
 
 
 def test_dna_with_other_letters_error_names_them(fault):
-    assert "record 1 (a): 'E' at position 2 is no base" in fault(b">a\nAE", DNA)
+    assert "record 1 (a): 'E' at position 2 is no base" in fault(b">a\nAECCCCCCCC", DNA)
+    assert "record 1 (a): '-' at position 2 is no base" in fault(b">a\nA----", DNA)
+
+
+# The molecule -------------------------------------------------------------------------------------
+
+PROTEINS = b">a\nMKVLAAGIVGLPEEQF\n>b\nWTERSCHLIFQN\n"
+
+
+@pytest.mark.parametrize("alphabet", [DNA, PRINTABLE], ids=["iupac", "original"])
+def test_proteins_for_dna_refused_in_one_sentence_naming_the_config(fault, alphabet):
+    message = fault(PROTEINS, alphabet)
+    assert "\n" not in message
+    assert "input.fa holds proteins, it seems, not DNA: 46 % of its letters are no bases" in message
+    assert "--config esm2.yaml" in message
+
+
+@pytest.mark.parametrize(
+    ("letters", "refused"), [(b"E" + b"A" * 9, False), (b"EE" + b"A" * 17, True)]
+)
+def test_proteins_begin_above_a_tenth_of_letters_that_are_no_bases(fault, letters, refused):
+    message = fault(b">a\n" + letters + b"-.*12" * 9, DNA)  # gaps and digits are no letters
+    assert ("holds proteins" in message) == refused
+
+
+DNA_LIKE = b"ACGUN" * 6
+
+
+def test_dna_for_proteins_refused_in_one_sentence_naming_the_configs(fault):
+    message = fault(b">a\n%b\n>b\n%bt\n>c\n%bK\n" % (DNA_LIKE, DNA_LIKE, DNA_LIKE), PROTEIN)
+    assert "\n" not in message
+    assert "input.fa holds DNA, it seems, not protein: 2 of 3 records of 30 letters and" in message
+    assert "--config virnucpro.yaml" in message
+    assert "--config dnabert_s.yaml" in message
+
+
+def test_few_dna_like_records_among_proteins_counted_with_a_warning(read, caplog, tmp_path):
+    short = b"".join(b">s%d\nGATTACA\n" % i for i in range(9))  # too short to tell
+    read(short + b">a\n%b\n>b\n%bK\n" % (DNA_LIKE, DNA_LIKE))
+    assert "1 of 2 records may be DNA" in caplog.text
+    assert RecordStore(tmp_path).counts["dna_like_records"] == 1
+
+
+def test_molecule_taken_as_it_is_where_asked(tmp_path):
+    for name, data, alphabet in (
+        ("dna", b">a\n" + DNA_LIKE, PROTEIN),
+        ("protein", PROTEINS, PRINTABLE),
+    ):
+        (tmp_path / name).write_bytes(data)
+        assert len(read_records(tmp_path / name, alphabet, tmp_path, check_molecule=False))
+    with pytest.raises(InputError, match="2 faults"):
+        read_records(tmp_path / "protein", DNA, tmp_path, check_molecule=False)
+
+
+# Faults of many records ---------------------------------------------------------------------------
 
 
 def test_faults_of_every_kind_in_order_of_records(fault):
@@ -466,7 +585,9 @@ def test_bad_records_of_many_blocks_keep_their_numbers(fault, read, monkeypatch)
     records = [b">r%d\nMK\n" % i for i in range(50)]
     assert read(b"".join(records)) == [(f"r{i}", b"MK") for i in range(50)]
     records[7], records[30], records[49] = b">r7\nM7\n", b">r30\n", b">r3\nM\n"
-    assert fault(b"".join(records)).splitlines()[1:] == [
+    assert [
+        line.partition(": remove")[0] for line in fault(b"".join(records)).splitlines()[1:]
+    ] == [
         "  record 8 (r7): '7' at position 2 is no residue",
         "  record 31 (r30): its sequence is empty",
         "  record 50 (r3): the id is that of record 4 already",
@@ -486,25 +607,32 @@ def test_duplicates_are_told_by_id_not_by_hash(fault, read, monkeypatch):
 
 def parse(data):
     """Records of well-formed FASTA or FASTQ, or None: a parser that shares nothing with ours."""
-    if re.search(rb"[^\t\n\r -~]", data):
-        return None
-    text = data.decode()
-    records = parse_fastq(text) if text.lstrip().startswith("@") else parse_fasta(text)
+    text = data.removeprefix(b"\xef\xbb\xbf").decode("latin-1")
+    lines = re.split("\r\n|\r|\n", text)
+    records = parse_fastq(lines) if text.lstrip(" \t\r\n").startswith("@") else parse_fasta(lines)
     if not records:
         return None
-    records = [
-        (re.split("[ \t]", header)[0], re.sub("[ \t]", "", letters).upper())
-        for header, letters in records
-    ]
-    records = [(name, letters.removesuffix("*")) for name, letters in records]
-    good = all(name and letters and set(letters) <= set(RESIDUES) for name, letters in records)
+    try:
+        records = [
+            (
+                re.split("[ \t]", header.lstrip(" \t"))[0].encode("latin-1").decode(),
+                re.sub("[ \t]", "", letters).upper().removesuffix("*"),
+            )
+            for header, letters in records
+        ]
+    except UnicodeDecodeError:
+        return None
+    good = all(n and n.isprintable() and s and set(s) <= set(RESIDUES) for n, s in records)
     distinct = len({name for name, _ in records}) == len(records)
+    dna = sum(len(s) >= 30 and set(s) <= set("ACGTUN") for _, s in records)
+    if 2 * dna > sum(len(s) >= 30 for _, s in records):
+        return None
     return [(n, letters.encode()) for n, letters in records] if good and distinct else None
 
 
-def parse_fasta(text):
+def parse_fasta(lines):
     records = []
-    for line in re.split("\r\n|\r|\n", text):
+    for line in lines:
         line = line.strip(" \t")
         if line.startswith(">"):
             records.append([line[1:], ""])
@@ -515,16 +643,20 @@ def parse_fasta(text):
     return records
 
 
-def parse_fastq(text):
-    lines = text.split("\n")
+def parse_fastq(lines):
     if lines[-1] == "":
         del lines[-1]
-    if len(lines) % 4:
-        return None
     records = []
-    for i in range(0, len(lines), 4):
-        header, letters, plus, quality = (line.removesuffix("\r") for line in lines[i : i + 4])
-        if header[:1] != "@" or plus[:1] != "+" or plus[1:] not in ("", header[1:]):
+    while lines:
+        if lines[0].strip(" \t") == "":
+            del lines[0]
+            continue
+        if len(lines) < 4:
+            return None
+        header, letters, plus, quality = lines[:4]
+        del lines[:4]
+        header = header.strip(" \t")
+        if header[:1] != "@" or plus[:1] != "+" or plus[1:].strip() not in ("", header[1:]):
             return None
         if len(letters) != len(quality):
             return None
