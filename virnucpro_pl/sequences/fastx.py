@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import NoReturn
 
 _BLANKS = " \t\n"
 _BOM = "\xef\xbb\xbf"
@@ -34,13 +35,13 @@ def parse(lines: Iterable[str]) -> Iterator[Record]:
     Raises:
         FormatError: If it is neither, or breaks off within a record.
     """
-    numbered = enumerate(lines, start=1)
-    for number, line in numbered:
+    lines = iter(lines)
+    for number, line in enumerate(lines, start=1):
         text = (line.removeprefix(_BOM) if number == 1 else line).lstrip(_BLANKS)
         if text.startswith(">"):
-            yield from _parse_fasta(chain([(number, text)], numbered))
+            yield from _parse_fasta(chain([text], lines), number)
         elif text.startswith("@"):
-            yield from _parse_fastq(chain([(number, text)], numbered))
+            yield from _parse_fastq(chain([text], lines), number)
         elif text:
             start = line[:10].encode("latin-1")
             raise FormatError(
@@ -49,44 +50,61 @@ def parse(lines: Iterable[str]) -> Iterator[Record]:
             )
 
 
-def _parse_fasta(lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
-    header = ""
-    parts: list[str] | None = None
-    for number, line in lines:
+def _parse_fasta(lines: Iterator[str], first: int) -> Iterator[Record]:
+    """Records of FASTA, whose first header stands in line `first` of the file."""
+    header = next(lines).strip(_BLANKS)
+    parts: list[str] = []
+    for number, line in enumerate(lines, start=first + 1):
         text = line.strip(_BLANKS)
-        if text.startswith(">"):
-            if parts is not None:
-                yield header, "".join(parts)
-            header, parts = text[1:], []
-        elif text.startswith("#"):
-            raise FormatError(f"line {number} begins with '#', which is no FASTA: remove the line")
-        elif text and parts is not None:
-            parts.append(text)
-    if parts is not None:
-        yield header, "".join(parts)
-
-
-def _parse_fastq(lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
-    """Records of four lines each; sequence and qualities are not broken into several."""
-    for number, line in lines:
-        header = line.strip(_BLANKS)
-        if not header:
+        if not text:
             continue
-        letters, plus, quality = (next(lines, (0, ""))[1] for _ in range(3))
-        if not quality:
-            raise FormatError(f"line {number}: the file ends within this record")
-        letters, plus, quality = (text.removesuffix("\n") for text in (letters, plus, quality))
-        if not header.startswith("@"):
-            raise FormatError(f"line {number} should begin with '@', as a FASTQ header does")
-        if not plus.startswith("+"):
-            raise FormatError(
-                f"line {number + 2} should begin with '+', as the third line of a FASTQ record "
-                "does: sequences of several lines are not read"
-            )
-        if plus[1:].strip() not in ("", header[1:]):
-            raise FormatError(f"line {number + 2} repeats another header than line {number}'s")
-        if len(letters) != len(quality):
-            raise FormatError(
-                f"line {number + 3} has {len(quality)} qualities for {len(letters)} letters"
-            )
+        if text[0] == ">":
+            yield header[1:], "".join(parts)
+            header, parts = text, []
+        elif text[0] == "#":
+            raise FormatError(f"line {number} begins with '#', which is no FASTA: remove the line")
+        else:
+            parts.append(text)
+    yield header[1:], "".join(parts)
+
+
+def _parse_fastq(lines: Iterator[str], number: int) -> Iterator[Record]:
+    """Records of four lines each, the first of which begins in line `number` of the file."""
+    for header in lines:
+        if header.isspace():
+            number += 1
+            continue
+        letters, plus, quality = next(lines, ""), next(lines, ""), next(lines, "")
+        header, letters = header.rstrip(_BLANKS), letters.removesuffix("\n")
+        if (
+            not quality
+            or len(quality.removesuffix("\n")) != len(letters)
+            or (header[0], plus[0]) != ("@", "+")
+            or plus[1:].strip() not in ("", header[1:])
+        ):
+            _refuse(number, header, letters, plus, quality)
         yield header[1:], letters
+        number += 4
+
+
+def _refuse(number: int, header: str, letters: str, plus: str, quality: str) -> NoReturn:
+    """Tell what is wrong with the FASTQ record that begins in a line.
+
+    Raises:
+        FormatError: Always.
+    """
+    if not header.startswith("@"):
+        fault = f"line {number} should begin with '@', as a FASTQ header does"
+    elif not quality:
+        fault = f"line {number}: the file ends within this record"
+    elif not plus.startswith("+"):
+        fault = (
+            f"line {number + 2} should begin with '+', as the third line of a FASTQ record does: "
+            "sequences of several lines are not read"
+        )
+    elif plus[1:].strip() not in ("", header[1:]):
+        fault = f"line {number + 2} repeats another header than line {number}'s"
+    else:
+        qualities = len(quality.removesuffix("\n"))
+        fault = f"line {number + 3} has {qualities} qualities for {len(letters)} letters"
+    raise FormatError(fault)

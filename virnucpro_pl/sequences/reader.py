@@ -314,7 +314,8 @@ def _find_duplicates(store: RecordStore, hashes: NDArray[np.int64], faults: _Fau
 
 def _first_word(header: str) -> bytes:
     """The id; blanks before it mean nothing."""
-    return header.lstrip(" \t").replace("\t", " ").partition(" ")[0].encode("latin-1")
+    words = header.encode("latin-1").split(None, 1)
+    return words[0] if words else b""
 
 
 def _name(number: int, identifier: bytes) -> str:
