@@ -85,6 +85,15 @@ class PeerError(Exception):
         self.exit_code = exit_code
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell a lack of memory, on whatever device, from other errors.
+
+    torch raises a class of its own on a GPU, a plain RuntimeError on a CPU and from cuBLAS.
+    """
+    words = ("out of memory", "can't allocate memory", "status_alloc_failed")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
 def listed(names: list[str], limit: int = MAX_LISTED) -> str:
     """Join names for a message: the first `limit` of them, then how many more there are."""
     shown = ", ".join(names[:limit])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 
+from virnucpro_pl.errors import is_out_of_memory
 from virnucpro_pl.stability import are_finite
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Launched", "LooksAhead", "free_memory", "is_out_of_memory"]
+__all__ = ["Launched", "LooksAhead", "free_memory"]
 
 log = logging.getLogger(__name__)
 
@@ -109,9 +110,3 @@ def free_memory() -> None:
     """Give memory that nobody uses back to the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell a lack of memory from other errors; on a CPU torch raises a plain RuntimeError."""
-    words = ("out of memory", "can't allocate memory", "status_alloc_failed")
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from virnucpro_pl.errors import UsageError
-from virnucpro_pl.lookahead import Launched, LooksAhead, free_memory, is_out_of_memory
+from virnucpro_pl.errors import UsageError, is_out_of_memory
+from virnucpro_pl.lookahead import Launched, LooksAhead, free_memory
 from virnucpro_pl.models.attention import (
     Attention,
     BiasedAttention,

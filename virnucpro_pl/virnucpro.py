@@ -11,8 +11,8 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder
-from virnucpro_pl.errors import UsageError
-from virnucpro_pl.lookahead import Launched, LooksAhead, free_memory, is_out_of_memory
+from virnucpro_pl.errors import UsageError, is_out_of_memory
+from virnucpro_pl.lookahead import Launched, LooksAhead, free_memory
 from virnucpro_pl.models.classifier import (
     RANDOM,
     MLPClassifier,

@@ -35,6 +35,12 @@ def test_failures_file_stands_beside_output(tmp_path):
         (NumericalInstabilityError("x", sequence_ids=["b"]), "numerical_instability", ["b"]),
         (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", ["a", "b"]),
         (RuntimeError("DefaultCPUAllocator: out of memory"), "out_of_memory", ["a", "b"]),
+        (
+            RuntimeError("[enforce fail] can't allocate memory: 9 bytes"),
+            "out_of_memory",
+            ["a", "b"],
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "out_of_memory", ["a", "b"]),
         (MemoryError(), "out_of_memory", ["a", "b"]),
         (ValueError("what"), "error", ["a", "b"]),
     ],

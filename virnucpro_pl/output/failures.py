@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from virnucpro_pl.errors import MAX_LISTED, PeerError, UsageError, listed
+from virnucpro_pl.errors import MAX_LISTED, PeerError, UsageError, is_out_of_memory, listed
 from virnucpro_pl.output.launch import lost_another_rank
 from virnucpro_pl.stability import NumericalInstabilityError
 
@@ -126,7 +126,4 @@ class FailureLog(Callback):
 def _status(exception: Exception) -> str:
     if isinstance(exception, NumericalInstabilityError):
         return "numerical_instability"
-    # torch raises its own class on a GPU and a plain RuntimeError on a CPU.
-    if isinstance(exception, MemoryError) or "out of memory" in str(exception).lower():
-        return "out_of_memory"
-    return "error"
+    return "out_of_memory" if is_out_of_memory(exception) else "error"
