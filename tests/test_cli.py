@@ -93,7 +93,7 @@ def test_print_config_shows_rule_free_options(capsys, tmp_path, monkeypatch):
     assert ended.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["data"]["init_args"]["path"] == "x.faa"
-    assert config["model"]["init_args"]["name"] == "esm2_t36_3B_UR50D"
+    assert config["model"]["init_args"]["name"] is None  # 3B, or what a weights file holds
     assert not list(tmp_path.iterdir())
 
 

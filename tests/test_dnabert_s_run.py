@@ -66,7 +66,8 @@ def test_predict_authors_checkpoint_equals_reference(run, folder, expected, rank
     vectors, ids, attributes = read(path)
     np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5)
     assert ids == [f"p{i}" for i in range(len(expected))]
-    assert attributes["model"] == "DNABERT-S"
+    assert attributes["model"] == "DNABERT-S, 2 layers of 48"
+    assert attributes["weights"] == folder.name
     assert attributes["pooling"] == "mean of all tokens"
     assert attributes["attention"] == "sdpa"
     assert attributes["precision"] == "32-true"
@@ -74,6 +75,7 @@ def test_predict_authors_checkpoint_equals_reference(run, folder, expected, rank
     assert "weights_revision" not in attributes
     assert "2 unusual base(s) read as T" in log
     assert "Attention: sdpa" in log
+    assert f"Loaded DNABERT-S, 2 layers of 48 from {folder.name} in " in log
     assert "forked" not in log  # the tokenizer's warning about its threads
 
 
@@ -97,6 +99,7 @@ def test_predict_random_weights_warn_and_say_so(run):
     assert vectors.shape == (len(LENGTHS) + 2, 192)
     assert "RANDOM weights" in log
     assert attributes["weights_sha256"] == "random:DNABERT-S-tiny:0"
+    assert (attributes["model"], attributes["weights"]) == ("DNABERT-S-tiny", "random")
     assert attributes["tokenizer_sha256"] == "built-in"
 
 

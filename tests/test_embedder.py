@@ -130,6 +130,50 @@ def test_predict_layer_equals_fair_esm(weights_file, fasta, fair_esm_layers, lay
         torch.testing.assert_close(vector, expected, rtol=0, atol=1e-5)
 
 
+def test_model_is_named_by_its_sizes_and_its_weights_by_their_file(
+    weights_file, fasta, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    model = ESM2Embedder(weights=str(weights_file))
+    make_trainer(HDF5Writer(tmp_path / "out.h5")).predict(model, make_data(fasta))
+    assert "Loaded ESM-2, 3 layers of 32 from tiny.pt in " in caplog.text
+    assert "3B" not in caplog.text
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file.attrs["model"] == model.name == "ESM-2, 3 layers of 32"
+        assert file.attrs["weights"] == "tiny.pt"
+    report = json.loads((tmp_path / "out.h5.run.json").read_text())
+    assert (report["model"], report["weights"]) == ("ESM-2, 3 layers of 32", "tiny.pt")
+
+
+def test_random_model_is_the_named_one(fasta, tmp_path, caplog):
+    caplog.set_level("INFO")
+    model = ESM2Embedder("esm2_t6_8M_UR50D", weights="random")
+    make_trainer(HDF5Writer(tmp_path / "out.h5")).predict(model, make_data(fasta))
+    assert "Loaded esm2_t6_8M_UR50D from random numbers in " in caplog.text
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert (file.attrs["model"], file.attrs["weights"]) == ("esm2_t6_8M_UR50D", "random")
+        assert file.attrs["weights_sha256"] == "random:esm2_t6_8M_UR50D:0"
+
+
+def test_name_of_another_model_than_the_weights_raises_before_they_are_loaded(
+    weights_file, fasta, tmp_path, monkeypatch
+):
+    model = ESM2Embedder("esm2_t36_3B_UR50D", weights=str(weights_file))
+    monkeypatch.setattr(model, "load_encoder", None)
+    with pytest.raises(UsageError, match=r"tiny\.pt is ESM-2, 3 layers of 32, .*esm2_t36_3B_UR50D"):
+        make_trainer(HDF5Writer(tmp_path / "out.h5")).predict(model, make_data(fasta))
+    assert [file.name for file in tmp_path.iterdir()] == ["in.faa"]
+
+
+def test_published_file_of_another_model_raises(weights_file, fasta, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    cached = tmp_path / "hub" / "checkpoints" / "esm2_t36_3B_UR50D.pt"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(weights_file.read_bytes())
+    with pytest.raises(UsageError, match=r"is ESM-2, 3 layers of 32, .*esm2_t36_3B_UR50D"):
+        make_trainer().predict(ESM2Embedder(), make_data(fasta))
+
+
 @pytest.mark.parametrize("layer", [-1, 4])
 def test_predict_layer_beyond_model_raises(weights_file, fasta, layer):
     model = ESM2Embedder(weights=str(weights_file), layer=layer)

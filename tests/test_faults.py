@@ -223,7 +223,10 @@ def test_resume_of_another_run_is_refused_by_name_and_overwrite_starts_over(
         (["weights_sha256"], ["--model.weights", other_weights]),
         (["input_sha256"], ["--data.path", other_fasta]),
         (["layer"], ["--model.layer", 1]),
-        (["model"], ["--model.name", "esm2_t6_8M_UR50D"]),
+        (
+            ["layer", "model", "weights_sha256"],
+            ["--model.weights=random", "--model.name=esm2_t6_8M_UR50D"],
+        ),
         (["precision"], ["--trainer.precision", "bf16-mixed"]),
         (["max_length"], ["--data.max_length", 100]),
         (["layer", "precision"], ["--model.layer=2", "--trainer.precision=bf16-mixed"]),

@@ -234,7 +234,7 @@ def test_unstable_orfs_exit_3_and_are_named(run_main, words, poisoned_file, tmp_
     expected = [name for name, protein in proteins.items() if b"W" in protein]
     assert failure["sequence_ids"] == expected
     assert 0 < len(expected) < len(proteins)
-    assert "Numerical instability in esm2_t36_3B_UR50D" in ended.log
+    assert "Numerical instability in ESM-2, 3 layers of 32:" in ended.log
     assert expected[0] in ended.log
     assert not (tmp_path / "calls").exists()
 

@@ -22,7 +22,7 @@ class ESM2Embedder(SequenceEmbedder):
 
     def __init__(
         self,
-        name: str = "esm2_t36_3B_UR50D",
+        name: str | None = None,
         weights: str | None = None,
         layer: int | None = None,
         enable_fp16: bool = True,
@@ -33,9 +33,11 @@ class ESM2Embedder(SequenceEmbedder):
         """Configure an ESM-2.
 
         Args:
-            name: A published size, such as esm2_t6_8M_UR50D, 35M, 150M, 650M, 3B or 15B.
+            name: A published size, such as esm2_t6_8M_UR50D, 35M, 150M, 650M, 3B or 15B; nothing
+                for esm2_t36_3B_UR50D, or for the size that a file or folder of weights has.
             weights: Nothing for the published file of that name (torch hub cache, else download), a
-                fair-esm `.pt` file, a transformers folder, or `random` for a trial.
+                fair-esm `.pt` file, a transformers folder, a state dict or Lightning checkpoint
+                with the whole encoder in it, or `random` for a trial.
             layer: Layer to pool, 0 for the token embeddings; nothing for the last.
             enable_fp16: False for FP32 whatever the Trainer says.
             attention: `triton` or `varlen` (packed, GPU only), `sdpa` (any device), or `auto`.
@@ -45,8 +47,9 @@ class ESM2Embedder(SequenceEmbedder):
                 are not finite even then; `skip` leaves all their rows NaN. The latter two do so
                 with a sequence that is too large for the device's memory, too.
         """
+        self.wanted = name or (esm2.DEFAULT if weights in (None, "random") else None)
         super().__init__(
-            name,
+            self.wanted or "ESM-2",
             layer=layer,
             enable_fp16=enable_fp16,
             attention=attention,
@@ -57,8 +60,15 @@ class ESM2Embedder(SequenceEmbedder):
         self.tokenizer = ProteinTokenizer()
 
     def find_weights(self) -> Path | None:
-        """Find (or download) the weights; None for random ones."""
-        return esm2.find_weights(self.name, self.weights)
+        """Find (or download) the weights, and learn their name; None for random ones.
+
+        Raises:
+            UsageError: If they are missing, damaged, or another model's than the one asked for.
+        """
+        path = esm2.find_weights(self.wanted, self.weights)
+        if path is not None:
+            self.name = esm2.read_config(self.wanted, path).name
+        return path
 
     def load_encoder(
         self, path: Path | None, device: torch.device, matrix_dtype: torch.dtype
@@ -68,9 +78,8 @@ class ESM2Embedder(SequenceEmbedder):
         Raises:
             UsageError: If it has not.
         """
-        encoder, files = esm2.load_esm2(self.name, path, device=device, matrix_dtype=matrix_dtype)
-        self.name = esm2.name_of(encoder.config, self.name)  # a file may be of another size
-        self.check_layer(encoder.config.layers)
+        encoder, files = esm2.load_esm2(self.wanted, path, device=device, matrix_dtype=matrix_dtype)
+        self.check_layer(encoder.config)
         return encoder, files
 
 
@@ -94,8 +103,9 @@ class DNABERTSEmbedder(SequenceEmbedder):
 
         Args:
             weights: Nothing for zhihan1996/DNABERT-S (Hugging Face cache, else download), a folder
-                with config.json and weights, a weights file beside its config.json, or `random` for
-                a trial.
+                with config.json and weights, a weights file, a state dict or Lightning checkpoint
+                with the whole encoder in it (beside its config.json, if its sizes are not the
+                published ones), or `random` for a trial.
             tokenizer: A tokenizer.json or a folder with one; nothing for the one that lies with the
                 weights, or the built-in one of random weights.
             layer: Layer to pool, 0 for the token embeddings; nothing for the last.
@@ -108,9 +118,8 @@ class DNABERTSEmbedder(SequenceEmbedder):
                 with a sequence that is too large for the device's memory, too.
             size: Size of random weights, `published` or `tiny`; other weights have their own.
         """
-        name = "DNABERT-S" if size == "published" else f"DNABERT-S-{size}"
         super().__init__(
-            name,
+            dnabert_s.SIZES[size].name,
             layer=layer,
             enable_fp16=enable_fp16,
             attention=attention,
@@ -136,14 +145,21 @@ class DNABERTSEmbedder(SequenceEmbedder):
         return DNATokenizer(path)
 
     def find_weights(self) -> Path | None:
-        """Find (or download) the weights; None for random ones.
+        """Find (or download) the weights, and learn their name; None for random ones.
 
         Raises:
             UsageError: If they or their tokenizer are missing or damaged.
         """
         path = dnabert_s.find_weights(self.size, self.weights)
         self.find_tokenizer(path).load()
+        if path is not None:
+            self.name = dnabert_s.read_config(path).name
         return path
+
+    @property
+    def origin(self) -> str:
+        """Name of the repository, file or folder of the weights; or `random`."""
+        return dnabert_s.REPOSITORY if self.weights is None else super().origin
 
     def setup(self, stage: str) -> None:
         """Tell every rank where weights and tokenizer are.
@@ -166,12 +182,12 @@ class DNABERTSEmbedder(SequenceEmbedder):
         encoder, files = dnabert_s.load_dnabert_s(
             self.size, path, device=device, matrix_dtype=matrix_dtype
         )
-        self.check_layer(encoder.config.layers)
-        known, needed = encoder.config.vocabulary, self.tokenizer.vocabulary
-        if needed > known:
+        self.check_layer(encoder.config)
+        config, needed = encoder.config, self.tokenizer.vocabulary
+        if needed > config.vocabulary:
             raise UsageError(
-                f"{self.tokenizer.file} has {needed} tokens, but {self.name} knows {known}: "
-                "it is the tokenizer of another model"
+                f"{self.tokenizer.file} has {needed} tokens, but {config.name} knows "
+                f"{config.vocabulary}: it is the tokenizer of another model"
             )
         return encoder, files
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -21,8 +22,8 @@ from virnucpro_pl.models.attention import (
     check_attention,
     choose_attention,
 )
-from virnucpro_pl.models.dnabert_s import DNABERTS
-from virnucpro_pl.models.esm2 import ESM2
+from virnucpro_pl.models.dnabert_s import DNABERTS, DNABERTSConfig
+from virnucpro_pl.models.esm2 import ESM2, ESM2Config
 from virnucpro_pl.models.files import SEED, hash_files
 from virnucpro_pl.models.pooling import pool
 from virnucpro_pl.output.failures import FailureLog
@@ -85,6 +86,7 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
     A subclass says which tokenizer, weights and network it has.
 
     Attributes:
+        name: What messages and outputs call the model; that of its sizes once they are known.
         tokenizer: Letters, tokens, and which of them are pooled.
         biased: Whether attention scores have a bias.
         encoder: The network, from `configure_model` on.
@@ -109,7 +111,7 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
         """Keep the options; weights are found in `prepare_data` and loaded in `configure_model`.
 
         Args:
-            name: The model's name, for messages and the output.
+            name: The model's name, until its sizes are known.
             layer: Layer whose hidden states are pooled; None for the last.
             enable_fp16: False for FP32 whatever the Trainer says.
             attention: Attention backend.
@@ -185,7 +187,10 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
             self.encoder, files = self.load_encoder(*wanted)
             self._loaded = wanted
             self._hash = hash_files(files) if files and self.trainer.is_global_zero else None
-            log.info("Loaded %s in %.1f s", self.name, time.monotonic() - began)
+            source = self.origin if files else "random numbers"
+            took = time.monotonic() - began
+            log.info("Loaded %s from %s in %.1f s", self.encoder.config.name, source, took)
+        self.name = self.encoder.config.name
         self.attention_used = choose_attention(
             self.attention, device=device, reduced=self.is_reduced, biased=self.biased
         )
@@ -212,14 +217,20 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
         """Give back what was queued for a batch that nobody asked for."""
         self.start_looking()
 
-    def check_layer(self, layers: int) -> None:
-        """Check that a network of so many layers has the one asked for.
+    def check_layer(self, config: ESM2Config | DNABERTSConfig) -> None:
+        """Check that a network has the layer asked for.
 
         Raises:
             UsageError: If it has not.
         """
-        if self.layer is not None and not 0 <= self.layer <= layers:
-            raise UsageError(f"{self.name} has layers 0 to {layers}, not {self.layer}")
+        if self.layer is not None and not 0 <= self.layer <= config.layers:
+            raise UsageError(f"{config.name} has layers 0 to {config.layers}, not {self.layer}")
+
+    @property
+    def origin(self) -> str:
+        """Name of the file or folder of the weights, without where it lies; or `random`."""
+        assert not isinstance(self._found, UsageError)
+        return "random" if self._found is None else os.path.basename(os.path.abspath(self._found))
 
     @property
     def weights_sha256(self) -> str:
@@ -230,6 +241,7 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
         """What an output file records about its model."""
         return {
             "model": self.name,
+            "weights": self.origin,
             "weights_sha256": self.weights_sha256,
             "layer": self.encoder.config.layers if self.layer is None else self.layer,
             "pooling": self.pooling,

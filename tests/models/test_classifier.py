@@ -187,9 +187,18 @@ def test_load_classifier_junk_raises_weights_error(tmp_path, content):
 
 
 def test_load_classifier_missing_file_raises_weights_error(tmp_path):
-    for load in (load_classifier, hash_classifier):
-        with pytest.raises(WeightsError, match=r"c\.pth: no such"):
-            load(str(tmp_path / "c.pth"))
+    for path in (tmp_path / "c.pth", tmp_path):
+        with pytest.raises(WeightsError, match=r"no such classifier; .*Li-Jing-1997/VirNucPro"):
+            load_classifier(str(path))
+    with pytest.raises(WeightsError, match=r"c\.pth cannot be read"):
+        hash_classifier(str(tmp_path / "c.pth"))
+
+
+def test_load_classifier_git_lfs_pointer_is_called_one(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 6852122\n"
+    (tmp_path / "500_model.pth").write_text(pointer)
+    with pytest.raises(WeightsError, match=r"500_model\.pth is a Git LFS pointer, .*git lfs pull"):
+        load_classifier(str(tmp_path / "500_model.pth"))
 
 
 def test_published_class_name_leaves_no_trace_in_main(save_classifier, tmp_path):

@@ -2,6 +2,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import save_file
 
 from virnucpro_pl.embedder import DNABERTSEmbedder
 from virnucpro_pl.errors import UsageError, WeightsError
@@ -11,6 +12,7 @@ from virnucpro_pl.models.dnabert_s import (
     alibi_slopes,
     find_weights,
     load_dnabert_s,
+    read_config,
     revision,
 )
 
@@ -119,6 +121,48 @@ def test_load_unused_tensors_are_passed_over(plain_dnabert_s, tmp_path):
     state |= {"bert.embeddings.position_ids": torch.arange(512)[None]}
     torch.save(state, folder / "pytorch_model.bin")
     load(folder)
+
+
+@pytest.mark.parametrize("form", ["state dict", "lightning", "safetensors"])
+def test_load_bare_tensors_of_the_published_size(tmp_path, plain_dnabert_s, form):
+    reference = plain_dnabert_s(12, layers=12, width=768, inner=3072)
+    state = {f"model.bert.{name}": tensor for name, tensor in reference.state.items()}
+    state["model.classifier.weight"] = torch.ones(2, 768)
+    path = tmp_path / "tuned"
+    if form == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state if form == "state dict" else {"state_dict": state}, path)
+    assert read_config(path).name == "DNABERT-S"
+    encoder = load(path)
+    table = reference.state["embeddings.word_embeddings.weight"]
+    assert torch.equal(encoder.embed_tokens.weight, table)
+
+
+def test_load_bare_tensors_of_another_size_ask_for_config(plain_dnabert_s, tmp_path):
+    reference = plain_dnabert_s(4)
+    torch.save(reference.state, tmp_path / "tuned.pt")
+    with pytest.raises(WeightsError, match=r"tuned\.pt has 3 layers of 48 and .*config\.json"):
+        load(tmp_path / "tuned.pt")
+    reference.save(tmp_path)
+    assert load(tmp_path / "tuned.pt").config.heads == 4
+
+
+def test_load_plain_bert_is_another_architecture(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=64, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=80,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match=r"model\.safetensors .*Wqkv.*position_embeddings"):
+        load(tmp_path)
+
+
+def test_name_is_the_published_one_of_these_sizes_or_the_sizes():
+    assert SIZES["published"]._replace(vocabulary=5000).name == "DNABERT-S"
+    assert SIZES["published"]._replace(heads=6).name == "DNABERT-S, 12 layers of 768"
 
 
 def test_load_half_file_computes_in_single(plain_dnabert_s, sequences, tmp_path):

@@ -3,15 +3,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from virnucpro_pl.errors import WeightsError
-from virnucpro_pl.models.esm2 import SIZES, ESM2Config, find_weights, load_esm2, name_of
+from virnucpro_pl.models.esm2 import SIZES, ESM2Config, find_weights, load_esm2, read_config
 from virnucpro_pl.models.pooling import pool
 from virnucpro_pl.sequences.tokens import ProteinTokenizer, pack
 
 LENGTHS = (1, 300, 2, 7, 150, 33, 1, 64)
 CPU = torch.device("cpu")
+SMALLEST = "esm2_t6_8M_UR50D"
 
 
 def pack_of(sequences):
@@ -19,8 +20,8 @@ def pack_of(sequences):
     return pack(np.arange(len(sequences)), names, letters, ProteinTokenizer())
 
 
-def load(path, dtype=torch.float32):
-    return load_esm2("esm2_t6_8M_UR50D", path, device=CPU, matrix_dtype=dtype)[0]
+def load(path, dtype=torch.float32, name=None):
+    return load_esm2(name, path, device=CPU, matrix_dtype=dtype)[0]
 
 
 def hidden_states(encoder, batch, layer=None):
@@ -100,30 +101,153 @@ def test_hidden_states_token_dropout_off_are_unscaled(reference, save_published,
 def test_hidden_states_transformers_folder_equal_transformers(sequences, batch, tmp_path, form):
     model = transformers_model()
     save_folder(model, tmp_path, form)
-    encoder = load(tmp_path)
+    assert_equal_transformers(load(tmp_path), model.esm, sequences, batch)
+
+
+def assert_equal_transformers(encoder, esm, sequences, batch):
+    last = len(encoder.layers)
+    ours = [split(hidden_states(encoder, batch, layer), batch) for layer in range(last + 1)]
     for i, sequence in enumerate(sequences):
         tokens, _ = ProteinTokenizer().encode([sequence.encode()])
         with torch.no_grad():
-            out = model.esm(torch.from_numpy(tokens)[None], output_hidden_states=True)
-        for layer in (0, 1, 2):
-            theirs = out.last_hidden_state[0] if layer == 2 else out.hidden_states[layer][0]
-            ours = split(hidden_states(encoder, batch, layer), batch)[i]
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+            out = esm(torch.from_numpy(tokens)[None], output_hidden_states=True)
+        for layer in range(last + 1):
+            theirs = out.last_hidden_state[0] if layer == last else out.hidden_states[layer][0]
+            torch.testing.assert_close(ours[layer][i], theirs, rtol=0, atol=1e-5)
 
 
-def transformers_model():
-    from transformers import EsmConfig, EsmForMaskedLM
+def transformers_model(kind="EsmForMaskedLM", **options):
+    import transformers
 
     torch.manual_seed(1)
-    config = EsmConfig(
-        vocab_size=33, mask_token_id=32, pad_token_id=1, hidden_size=32, num_hidden_layers=2,
-        num_attention_heads=4, intermediate_size=128, position_embedding_type="rotary",
-        token_dropout=True, emb_layer_norm_before=False, layer_norm_eps=1e-5,
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "token_dropout": True,
+    }
+    config = transformers.EsmConfig(
+        vocab_size=33, mask_token_id=32, pad_token_id=1, position_embedding_type="rotary",
+        emb_layer_norm_before=False, layer_norm_eps=1e-5, **sizes | options,
     )  # fmt: skip
-    model = EsmForMaskedLM(config).eval()
+    model = getattr(transformers, kind)(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=0.02, std=0.15)
     return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        ("EsmForSequenceClassification", "classifier.*"),
+        ("EsmForTokenClassification", "classifier.*"),
+        ("EsmForMaskedLM", "lm_head.*"),
+    ],
+)
+def test_hidden_states_fine_tuned_folder_equal_transformers(
+    sequences, batch, tmp_path, caplog, kind, head
+):
+    caplog.set_level("INFO")
+    model = transformers_model(kind)
+    model.save_pretrained(tmp_path)
+    assert_equal_transformers(load(tmp_path), model.esm, sequences, batch)
+    [line] = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert head in line
+    assert "esm.contact_head.*" in line
+    assert "model.safetensors" in line
+
+
+@pytest.mark.parametrize("stated", [True, False], ids=["false", "absent"])
+def test_hidden_states_token_dropout_off_equal_transformers(sequences, batch, tmp_path, stated):
+    model = transformers_model(token_dropout=False)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("token_dropout") is False  # what transformers takes where it is absent
+    if not stated:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_equal_transformers(load(tmp_path), model.esm, sequences, batch)
+
+
+def test_hidden_states_lightning_checkpoint_beside_its_config(sequences, batch, tmp_path):
+    model = transformers_model("EsmForSequenceClassification")
+    model.config.save_pretrained(tmp_path)
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    state["loss.weight"] = torch.ones(2)
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": state, "epoch": 1, "hyper_parameters": {"lr": 1e-4}}, path)
+    assert_equal_transformers(load(path), model.esm, sequences, batch)
+
+
+@pytest.fixture(scope="module")
+def smallest():
+    sizes = SIZES[SMALLEST]
+    return transformers_model(
+        hidden_size=sizes.width, num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads, intermediate_size=4 * sizes.width,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [SMALLEST, None])
+@pytest.mark.parametrize("form", ["safetensors", "state dict", "older state dict", "lightning"])
+def test_load_bare_tensors_of_a_published_size(smallest, tmp_path, form, name):
+    state = {key: tensor.clone() for key, tensor in smallest.state_dict().items()}
+    path = tmp_path / "tuned"
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "older state dict":  # has learned positions beside rotary ones, never read
+        state["esm.embeddings.position_embeddings.weight"] = torch.ones(9, 320)
+        torch.save(state, path)
+    else:
+        torch.save(state if form == "state dict" else {"state_dict": state}, path)
+    assert read_config(name, path).name == SMALLEST
+    encoder = load(path, name=name)
+    table = smallest.esm.embeddings.word_embeddings.weight
+    assert torch.equal(encoder.embed_tokens.weight, table)
+    assert encoder.config == SIZES[SMALLEST]
+
+
+def test_load_bare_tensors_of_fair_esm(tmp_path):
+    from esm.model.esm2 import ESM2
+
+    path = tmp_path / "tuned.pth"
+    state = ESM2(6, 320, 20, alphabet="ESM-1b", token_dropout=True).state_dict()
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
+    assert torch.equal(load(path).embed_tokens.weight, state["embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("of", ["transformers", "fair-esm"])
+def test_load_bare_tensors_with_learned_positions_are_no_esm2(smallest, tmp_path, of):
+    if of == "transformers":
+        state = {k: t for k, t in smallest.state_dict().items() if not k.endswith("inv_freq")}
+        extra = "esm.embeddings.position_embeddings.weight"
+    else:
+        from esm.model.esm2 import ESM2
+
+        state = ESM2(6, 320, 20, alphabet="ESM-1b", token_dropout=True).state_dict()
+        extra = "embed_positions.weight"
+    torch.save({**state, extra: torch.ones(1026, 320)}, tmp_path / "esm1v.pt")
+    with pytest.raises(WeightsError, match=rf"esm1v\.pt .*unexpected {extra}"):
+        load(tmp_path / "esm1v.pt", name=SMALLEST)
+
+
+def test_load_bare_tensors_of_no_published_size_ask_for_config(tmp_path):
+    model = transformers_model()
+    path = tmp_path / "tuned.pt"
+    torch.save(model.state_dict(), path)
+    with pytest.raises(WeightsError, match=r"tuned\.pt has 2 layers of 32, .*config\.json"):
+        load(path)
+    torch.save({"a": torch.ones(1)}, path)
+    with pytest.raises(WeightsError, match=r"tuned\.pt .*missing embeddings\.word_embeddings"):
+        load(path)
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match=r"tuned\.pt .*missing embeddings\.word_embeddings"):
+        load(path)
+
+
+def test_load_name_of_another_model_tells_both(weights_file):
+    with pytest.raises(WeightsError, match=r"tiny\.pt is ESM-2, 3 layers of 32, .*says esm2_t6_8M"):
+        load(weights_file, name=SMALLEST)
 
 
 def save_folder(model, folder, form):
@@ -149,7 +273,9 @@ def save_folder(model, folder, form):
     [
         ("layer_norm_eps", 1e-12),
         ("position_embedding_type", "absolute"),
+        ("position_embedding_type", None),
         ("emb_layer_norm_before", True),
+        ("is_decoder", True),
         ("model_type", "bert"),
         ("num_attention_heads", "four"),
         ("num_attention_heads", 5),
@@ -158,7 +284,8 @@ def save_folder(model, folder, form):
 def test_load_folder_of_another_architecture_raises(tmp_path, key, value):
     save_folder(transformers_model(), tmp_path, "safetensors")
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    changed = {k: v for k, v in {**config, key: value}.items() if v is not None}
+    (tmp_path / "config.json").write_text(json.dumps(changed))
     with pytest.raises(WeightsError, match=key):
         load(tmp_path)
 
@@ -187,11 +314,12 @@ def test_hidden_states_poisoned_sequence_leaves_others_alone(poisoned_file, weig
 def test_load_missing_and_unexpected_tensors_are_named(reference, save_published, tmp_path):
     state = dict(reference.state_dict())
     state["layers.1.fc1.wheight"] = state.pop("layers.1.fc1.weight")
+    prefix = "encoder.sentence_encoder."
     path = save_published(state, tmp_path / "w.pt")
     with pytest.raises(WeightsError) as caught:
         load(path)
-    assert "missing layers.1.fc1.weight" in str(caught.value)
-    assert "unexpected layers.1.fc1.wheight" in str(caught.value)
+    assert f"missing {prefix}layers.1.fc1.weight" in str(caught.value)
+    assert f"unexpected {prefix}layers.1.fc1.wheight" in str(caught.value)
     assert str(path) in str(caught.value)
 
 
@@ -223,7 +351,7 @@ def test_load_half_matrices_keep_norms_and_embedding_single(weights_file):
 
 
 def test_load_random_twice_equal():
-    one, two = load(None), load(None)
+    one, two = load(None, name=SMALLEST), load(None, name=SMALLEST)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert len(one.layers) == 6
 
@@ -251,6 +379,6 @@ def test_find_weights_cached_file_is_not_downloaded(tmp_path, monkeypatch):
     assert find_weights("esm2_t6_8M_UR50D", None) == cached
 
 
-def test_name_of_is_the_published_one_of_these_sizes_or_the_given_one():
-    assert name_of(ESM2Config(33, 1280, 20, False), "mine") == "esm2_t33_650M_UR50D"
-    assert name_of(ESM2Config(33, 1280, 40), "mine") == "mine"
+def test_name_is_the_published_one_of_these_sizes_or_the_sizes():
+    assert ESM2Config(33, 1280, 20, False).name == "esm2_t33_650M_UR50D"
+    assert ESM2Config(33, 1280, 40).name == "ESM-2, 33 layers of 1280"

@@ -1,128 +1,14 @@
-import json
-import os
-import pickle
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from virnucpro_pl.errors import WeightsError
-from virnucpro_pl.models.weights import (
-    Checkpoint,
-    assign,
-    assign_random,
-    read_fair_esm_file,
-    read_folder,
-    read_torch_file,
-)
+from virnucpro_pl.models.checkpoint import Checkpoint
+from virnucpro_pl.models.weights import assign, assign_random, bare_sizes
 
 CPU = torch.device("cpu")
-
-
-class Malicious:
-    def __init__(self, mark):
-        self.mark = str(mark)
-
-    def __reduce__(self):
-        return os.mkdir, (self.mark,)
-
-
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_read_malicious_file_runs_nothing(tmp_path, zipped):
-    mark, path = tmp_path / "owned", tmp_path / "w.pt"
-    content = {"model": Malicious(mark), "cfg": {"model": None}}
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(WeightsError, match=r"wants to run \S*mkdir"):
-        read_fair_esm_file(path)
-    assert not mark.exists()
-
-
-def test_read_plain_pickle_runs_nothing(tmp_path):
-    mark, path = tmp_path / "owned", tmp_path / "w.bin"
-    path.write_bytes(pickle.dumps(Malicious(mark)))
-    with pytest.raises(WeightsError):
-        read_torch_file(path)
-    assert not mark.exists()
-
-
-def test_read_malicious_bin_in_folder_runs_nothing(tmp_path):
-    mark = tmp_path / "owned"
-    (tmp_path / "config.json").write_text("{}")
-    torch.save({"a": Malicious(mark)}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match="wants to run"):
-        read_folder(tmp_path)
-    assert not mark.exists()
-
-
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_read_truncated_or_flipped_file_raises(weights_file, tmp_path, zipped):
-    whole = tmp_path / "whole.pt"
-    content = torch.load(weights_file, weights_only=False)
-    torch.save(content, whole, _use_new_zipfile_serialization=zipped)
-    data, path = whole.read_bytes(), tmp_path / "w.pt"
-    for stop in range(0, len(data) - 1, len(data) // 23):
-        path.write_bytes(data[:stop])
-        with pytest.raises(WeightsError, match=path.name):
-            read_fair_esm_file(path)
-    for at in range(0, 3000, 7):  # the pickle lies at the beginning
-        path.write_bytes(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :])
-        try:
-            read_fair_esm_file(path)
-        except WeightsError:
-            continue
-
-
-def test_read_missing_file_raises(tmp_path):
-    with pytest.raises(WeightsError, match="no such weights file"):
-        read_torch_file(tmp_path / "absent.pt")
-
-
-@pytest.mark.parametrize("content", [{}, [1, 2], {"model": 3, "cfg": {}}, {"cfg": {"model": 1}}])
-def test_read_other_content_raises(tmp_path, content):
-    torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(WeightsError, match=r"not a (fair-esm ESM-2|weights) file"):
-        read_fair_esm_file(tmp_path / "w.pt")
-
-
-def test_read_file_is_mapped_not_copied(weights_file):
-    tensors = read_fair_esm_file(weights_file).tensors
-    storages = {t.untyped_storage().data_ptr() for t in tensors.values()}
-    first, last = min(storages), max(storages)
-    assert last - first < weights_file.stat().st_size  # all lie in one mapping of the file
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({}, "neither model.safetensors nor pytorch_model.bin"),
-        ({"model.safetensors": "", "config.json": ""}, "config.json cannot be read"),
-        ({"model.safetensors": "junk", "config.json": "{}"}, "model.safetensors is damaged"),
-        ({"pytorch_model.bin": "junk", "config.json": "{}"}, "pytorch_model.bin"),
-        ({"model-00001-of-00002.safetensors": ""}, "no model.safetensors.index.json"),
-        ({"model.safetensors.index.json": "{"}, "index.json"),
-        ({"model.safetensors.index.json": "{}"}, "index.json"),
-        (
-            {"model.safetensors.index.json": '{"weight_map": {"a": "model-1.safetensors"}}'},
-            "lacks model-1.safetensors",
-        ),
-        ({"model.safetensors": "", "config.json": "[]"}, "no JSON object"),
-    ],
-)
-def test_read_folder_damaged_raises(tmp_path, files, message):
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    with pytest.raises(WeightsError, match=message):
-        read_folder(tmp_path)
-
-
-def test_read_folder_hashes_weights_and_config(tmp_path):
-    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "README.md").write_text("not part of it")
-    names = [file.name for file in read_folder(tmp_path).files]
-    assert names == ["config.json", "model.safetensors"]
 
 
 def meta_module():
@@ -139,7 +25,7 @@ def test_assign_concatenates_and_converts():
     module = meta_module()
     assign(
         module,
-        Checkpoint(tensors, None, [Path("w.pt")]),
+        Checkpoint(Path("w.pt"), tensors, None, []),
         lambda name: ["q", "k"] if name == "1.weight" else [name],
         unused=r"extra\..*",
         device=CPU,
@@ -167,10 +53,109 @@ def test_assign_random_norms_are_identity():
     assert module[2].bias.tolist() == [0, 0]
 
 
-def test_index_of_shards_is_followed(tmp_path):
-    for name in ("a", "b"):
-        save_file({name: torch.ones(1)}, tmp_path / f"model-{name}.safetensors")
-    index = {"weight_map": {name: f"model-{name}.safetensors" for name in "ab"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    (tmp_path / "config.json").write_text("{}")
-    assert sorted(read_folder(tmp_path).tensors) == ["a", "b"]
+class Encoder(nn.Module):
+    """Two parameters under names of an encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.embeddings = nn.Embedding(3, 2, device="meta")
+        self.layers = nn.ModuleList([nn.LayerNorm(2, device="meta")])
+
+
+TENSORS = {
+    "embeddings.weight": torch.full((3, 2), 1.0),
+    "layers.0.weight": torch.full((2,), 2.0),
+    "layers.0.bias": torch.full((2,), 3.0),
+}
+
+
+def fill(tensors):
+    encoder = Encoder()
+    checkpoint = Checkpoint(Path("w.pt"), tensors, None, [])
+    assign(
+        encoder, checkpoint, lambda name: [name], unused=r"embeddings\.position_ids", device=CPU,
+        matrix_dtype=torch.float32,
+    )  # fmt: skip
+    return encoder
+
+
+def behind(prefix):
+    return {f"{prefix}{name}": tensor for name, tensor in TENSORS.items()}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "esm.", "bert.", "module.", "model.", "encoder.", "module.esm.", "model.model.",
+     "encoder.sentence_encoder.", "module._orig_mod.model.bert."],
+)  # fmt: skip
+def test_assign_prefix_of_all_is_removed_and_heads_are_left_out(prefix, caplog):
+    caplog.set_level("INFO")
+    heads = {f"{prefix}pooler.dense.weight": torch.ones(1), "classifier.bias": torch.ones(1)}
+    heads |= {"classifier.weight": torch.ones(1), "scale": torch.ones(1)}
+    encoder = fill({**behind(prefix), **heads, f"{prefix}embeddings.position_ids": torch.ones(1)})
+    assert encoder.layers[0].bias.tolist() == [3.0, 3.0]
+    [record] = caplog.records
+    left_out = sorted(["classifier.*", f"{prefix}pooler.*", "scale"])
+    assert record.getMessage() == f"w.pt: left out {', '.join(left_out)}, no part of the encoder"
+
+
+def test_assign_nothing_left_out_is_not_logged(caplog):
+    caplog.set_level("INFO")
+    fill({**behind("esm."), "esm.embeddings.position_ids": torch.ones(1)})
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"esm.layers.0.bias": None}, "missing esm.layers.0.bias; unexpected nothing"),
+        ({"layers.0.bias": torch.ones(2)}, "twice, as esm.layers.0.bias and as layers.0.bias"),
+        ({"module.esm.layers.0.bias": torch.ones(2)}, "and as module.esm.layers.0.bias"),
+        (
+            {"esm.layers.0.bias": None, "layers.0.bias": torch.ones(2)},
+            "missing esm.layers.0.bias; unexpected layers.0.bias",
+        ),
+        ({"esm.layers.1.bias": torch.ones(2)}, "unexpected esm.layers.1.bias"),
+        ({"esm.embed_positions.weight": torch.ones(2)}, "unexpected esm.embed_positions.weight"),
+        ({"esm.emb_layer_norm_before.bias": torch.ones(2)}, "unexpected esm.emb_layer_norm_bef"),
+        ({"esm.layers.0.bias": torch.ones(3)}, r"esm.layers.0.bias has shape .*\(3,\).*\(2,\)"),
+        ({"esm.layers.0.lora_A.weight": torch.ones(2)}, "0.lora_A.weight. Merge LoRA"),
+        ({"prompt.lora_B.weight": torch.ones(2)}, "unexpected prompt.lora_B.weight. Merge LoRA"),
+    ],
+)
+def test_assign_encoder_that_is_not_whole_raises(change, message):
+    tensors = behind("esm.") | change
+    with pytest.raises(WeightsError, match=rf"w\.pt.*{message}"):
+        fill({name: tensor for name, tensor in tensors.items() if tensor is not None})
+
+
+def test_assign_adapter_in_place_of_the_encoder_raises():
+    adapters = {f"base_model.model.{name}": t for name, t in behind("esm.").items()}
+    with pytest.raises(WeightsError, match=r"missing embeddings\.weight, layers"):
+        fill(adapters)
+
+
+def test_assign_norms_under_tensorflow_names_are_found():
+    encoder = nn.ModuleDict({"LayerNorm": nn.LayerNorm(2, device="meta")})
+    tensors = {"esm.x.LayerNorm.gamma": torch.ones(2), "esm.x.LayerNorm.beta": torch.zeros(2)}
+    checkpoint = Checkpoint(Path("w.pt"), tensors, None, [])
+    assign(
+        encoder, checkpoint, lambda name: [f"x.{name}"], unused="", device=CPU,
+        matrix_dtype=torch.float32,
+    )  # fmt: skip
+    assert encoder["LayerNorm"].weight.tolist() == [1.0, 1.0]
+    with pytest.raises(WeightsError, match=r"gamma and as esm\.x\.LayerNorm\.weight"):
+        assign(
+            encoder,
+            checkpoint._replace(tensors=tensors | {"esm.x.LayerNorm.weight": torch.ones(2)}),
+            lambda name: [f"x.{name}"], unused="", device=CPU, matrix_dtype=torch.float32,
+        )  # fmt: skip
+
+
+def test_bare_sizes_are_those_of_the_tensors_behind_any_prefix():
+    tensors = {"model.table": torch.ones(5, 4), "model.layer.0.w": torch.ones(1)}
+    tensors["model.layer.10.w"] = torch.ones(1)
+    checkpoint = Checkpoint(Path("w.pt"), tensors, None, [])
+    assert bare_sizes(checkpoint, "table", r"layer\.(\d+)\.w") == (11, 5, 4)
+    with pytest.raises(WeightsError, match=r"w\.pt .*missing other"):
+        bare_sizes(checkpoint, "other", r"layer\.(\d+)\.w")

@@ -142,3 +142,14 @@ def test_manifest_is_not_waited_for_while_it_takes_long(folder):
     known.set()
     run.await_manifest(provenance, 30)
     assert (run.path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("key", ["weights", "weights_esm2", "weights_dnabert_s"])
+def test_weights_of_another_name_are_no_other_run_but_those_of_another_hash_are(
+    folder, interrupted, key
+):
+    before = MANIFEST | {key: "a.pt", f"{key}_sha256": "1"}
+    interrupted(part(0), manifest=before)
+    assert folder().resume(2, lambda: before | {key: "b.pt"}).tolist() == [True, False]
+    with pytest.raises(UsageError, match=rf"run: {key}_sha256 was '1'"):
+        folder().resume(2, lambda: before | {f"{key}_sha256": "2"})

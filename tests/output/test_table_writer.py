@@ -151,8 +151,9 @@ def test_saved_embeddings_give_the_same_calls_again(call, tmp_path):
     with h5py.File(paths[0]) as dna, h5py.File(paths[1]) as esm:
         assert (dna.attrs["model"], esm.attrs["model"]) == (
             "DNABERT-S-tiny",
-            "esm2_t36_3B_UR50D",
+            "ESM-2, 3 layers of 32",
         )
+        assert (dna.attrs["weights"], esm.attrs["weights"]) == ("random", "tiny.pt")
         assert (dna["embeddings"].shape[1], esm["embeddings"].shape[1]) == (192, 32)
         proteins = (folder / "in_identified_protein.faa").read_text().splitlines()[1::2]
         assert esm["lengths"][()].tolist() == [len(s) for s in proteins]
@@ -167,6 +168,9 @@ def test_saved_embeddings_give_the_same_calls_again(call, tmp_path):
         assert old[:2] == new[:2]
         assert float(old[3]) == pytest.approx(float(new[3]), abs=1e-6)
     assert (again / CALLS[2]).read_bytes() == (folder / CALLS[2]).read_bytes()
+    for key in ("model_esm2", "weights_esm2", "model_dnabert_s", "weights_dnabert_s"):
+        assert summary(again)[key] == summary(folder)[key]
+    assert summary(folder)["weights_esm2"] == "tiny.pt"
     assert summary(again)["warnings"] == summary(folder)["warnings"]  # of the embeddings' weights
 
 

@@ -98,6 +98,13 @@ def test_sha256_of_the_file_or_built_in(file):
     assert DNATokenizer().sha256 == "built-in"
 
 
+def test_load_git_lfs_pointer_is_called_one(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 168\n")
+    with pytest.raises(UsageError, match=r"tokenizer\.json is a Git LFS pointer, .*git lfs pull"):
+        DNATokenizer(path).load()
+
+
 def test_load_missing_file_is_named(tmp_path):
     tokenizer = DNATokenizer(tmp_path / "tokenizer.json")
     assert tokenizer.alphabet is DNA  # needed before the file

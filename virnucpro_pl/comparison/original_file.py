@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from virnucpro_pl.errors import InputError
-from virnucpro_pl.models.weights import read_torch_file
+from virnucpro_pl.models.checkpoint import read_torch_file
 
 __all__ = ["OriginalFile"]
 

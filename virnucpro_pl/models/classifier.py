@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from virnucpro_pl.errors import WeightsError, listed
+from virnucpro_pl.models.checkpoint import read_torch_file
 from virnucpro_pl.models.files import hash_of
-from virnucpro_pl.models.weights import assign_random, read_torch_file
+from virnucpro_pl.models.weights import assign_random
 
 __all__ = [
     "FEATURES",
@@ -88,7 +89,7 @@ def hash_classifier(source: str) -> str:
     try:
         return hash_of(source)
     except OSError as error:
-        raise WeightsError(f"{source}: no such classifier: {error.strerror}") from error
+        raise WeightsError(f"{source} cannot be read: {error.strerror}") from error
 
 
 def load_classifier(source: str, features: int | None = None) -> MLPClassifier:
@@ -107,6 +108,11 @@ def load_classifier(source: str, features: int | None = None) -> MLPClassifier:
     if source == RANDOM:
         return _random(FEATURES if features is None else features)
     path = Path(source).expanduser()
+    if not path.is_file():
+        raise WeightsError(
+            f"{path}: no such classifier; VirNucPro's own, 500_model.pth and 300_model.pth, are in "
+            "its repository, github.com/Li-Jing-1997/VirNucPro"
+        )
     # weights_only unpickling takes an instance of an allowed class, and then its attributes.
     allowed = [
         (MLPClassifier, "__main__.MLPClassifier"),

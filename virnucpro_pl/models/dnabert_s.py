@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -26,8 +25,9 @@ from torch import nn
 from virnucpro_pl.errors import WeightsError
 from virnucpro_pl.models.activation import gelu
 from virnucpro_pl.models.attention import attend, lay_out
+from virnucpro_pl.models.checkpoint import Checkpoint, read_checkpoint
 from virnucpro_pl.models.steps import Steps
-from virnucpro_pl.models.weights import Checkpoint, assign, assign_random, read_folder
+from virnucpro_pl.models.weights import assign, assign_random, bare_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,7 @@ __all__ = [
     "alibi_slopes",
     "find_weights",
     "load_dnabert_s",
+    "read_config",
     "revision",
 ]
 
@@ -66,6 +67,15 @@ class DNABERTSConfig(NamedTuple):
     """Rows of an embedding of which only the first is used."""
     epsilon: float = 1e-12
     """Of the LayerNorms."""
+
+    @property
+    def name(self) -> str:
+        """The published name of these sizes; where there is none, the sizes themselves."""
+        if self[:4] == SIZES["published"][:4]:
+            return "DNABERT-S"
+        if self == SIZES["tiny"]:
+            return "DNABERT-S-tiny"
+        return f"DNABERT-S, {self.layers} layers of {self.width}"
 
 
 SIZES = {
@@ -304,6 +314,18 @@ def revision(path: Path | None) -> str | None:
     return path.name
 
 
+def read_config(path: Path) -> DNABERTSConfig:
+    """Sizes of the model in a file or folder.
+
+    Args:
+        path: As for `load_dnabert_s`.
+
+    Raises:
+        WeightsError: If the file is damaged, or does not tell its sizes.
+    """
+    return _config(read_checkpoint(path))
+
+
 def load_dnabert_s(
     size: Size, path: Path | None, *, device: torch.device, matrix_dtype: torch.dtype
 ) -> tuple[DNABERTS, list[Path]]:
@@ -311,7 +333,7 @@ def load_dnabert_s(
 
     Args:
         size: Size of random weights; a folder brings its own.
-        path: A transformers folder, a weights file beside its config.json, or None for random.
+        path: A file or folder, see `read_checkpoint`, or None for random weights.
         device: Where the parameters go.
         matrix_dtype: Dtype of the linear layers' parameters.
 
@@ -325,15 +347,13 @@ def load_dnabert_s(
         encoder = _on_meta(SIZES[size])
         assign_random(encoder, device=device, matrix_dtype=matrix_dtype)
         return encoder, []
-    checkpoint = read_folder(path)
+    checkpoint = read_checkpoint(path)
     encoder = _on_meta(_config(checkpoint))
-    prefix = re.compile(r"^bert\.")
-    tensors = {prefix.sub("", name): tensor for name, tensor in checkpoint.tensors.items()}
     assign(
         encoder,
-        checkpoint._replace(tensors=tensors),
+        checkpoint,
         authors_names,
-        unused=r"pooler\..*|cls\..*|embeddings\.position_ids",
+        unused=r"embeddings\.position_ids",
         device=device,
         matrix_dtype=matrix_dtype,
     )
@@ -349,6 +369,8 @@ def _on_meta(config: DNABERTSConfig) -> DNABERTS:
 
 def _config(checkpoint: Checkpoint) -> DNABERTSConfig:
     c, where = checkpoint.config, checkpoint.files[0].parent / "config.json"
+    if not isinstance(c, dict):
+        return _bare_config(checkpoint)
     try:
         config = DNABERTSConfig(
             int(c["num_hidden_layers"]),
@@ -372,3 +394,18 @@ def _config(checkpoint: Checkpoint) -> DNABERTSConfig:
             "are no DNABERT-S"
         )
     return config
+
+
+def _bare_config(checkpoint: Checkpoint) -> DNABERTSConfig:
+    """Sizes of tensors alone, which do not tell how many heads there are."""
+    gated = r"encoder\.layer\.(\d+)\.mlp\.gated_layers\.weight"
+    table = "embeddings.word_embeddings.weight"
+    layers, vocabulary, width = bare_sizes(checkpoint, table, gated)
+    published = SIZES["published"]
+    if (layers, width, vocabulary) == (published.layers, published.width, published.vocabulary):
+        return published
+    raise WeightsError(
+        f"{checkpoint.path} has {layers} layers of {width} and {vocabulary} tokens, unlike the "
+        "published DNABERT-S, and does not say how many heads: put the model's config.json "
+        "beside it"
+    )

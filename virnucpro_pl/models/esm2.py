@@ -7,8 +7,8 @@ Shapes: N sequences in a pack, T tokens in a pack, H heads, K head width, D mode
 
 from __future__ import annotations
 
+import argparse
 import logging
-import re
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,39 +20,45 @@ from torch import nn
 from virnucpro_pl.errors import WeightsError
 from virnucpro_pl.models.activation import gelu
 from virnucpro_pl.models.attention import attend, lay_out
+from virnucpro_pl.models.checkpoint import Checkpoint, read_checkpoint
 from virnucpro_pl.models.files import download
 from virnucpro_pl.models.steps import Steps
-from virnucpro_pl.models.weights import (
-    Checkpoint,
-    assign,
-    assign_random,
-    read_fair_esm_file,
-    read_folder,
-)
+from virnucpro_pl.models.weights import assign, assign_random, bare_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "DEFAULT",
     "ESM2",
     "SIZES",
     "ESM2Config",
     "fair_esm_names",
     "find_weights",
     "load_esm2",
-    "name_of",
+    "read_config",
 ]
 
 log = logging.getLogger(__name__)
 
 VOCABULARY = 33
 PAD, MASK = 1, 32
+_FREQUENCY = ".inv_freq"
+_TRANSFORMERS_DEFAULTS = {
+    "model_type": "esm",
+    "token_dropout": False,
+    "position_embedding_type": "absolute",
+    "emb_layer_norm_before": None,
+    "is_decoder": False,
+    "vocab_size": None,
+    "layer_norm_eps": 1e-12,
+}
+"""What transformers' EsmConfig takes where config.json says nothing."""
 TRAINED_MASK_SHARE = 0.15 * 0.8
 """Share of tokens replaced by `<mask>` in training (fair-esm, esm/model/esm2.py)."""
 
-
-_UNUSED = r"lm_head\..*|contact_head\..*"
-"""What every published file may hold beyond the encoder."""
+DEFAULT = "esm2_t36_3B_UR50D"
+"""The model that VirNucPro uses."""
 
 
 class ESM2Config(NamedTuple):
@@ -65,6 +71,12 @@ class ESM2Config(NamedTuple):
     """H."""
     token_dropout: bool = True
     """Whether token embeddings are scaled by the share of masked tokens."""
+
+    @property
+    def name(self) -> str:
+        """The published name of these sizes; where there is none, the sizes themselves."""
+        published = {known[:3]: name for name, known in SIZES.items()}
+        return published.get(self[:3], f"ESM-2, {self.layers} layers of {self.width}")
 
 
 SIZES = {
@@ -278,11 +290,11 @@ def published_file(name: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pt"
 
 
-def find_weights(name: str, weights: str | None) -> Path | None:
+def find_weights(name: str | None, weights: str | None) -> Path | None:
     """Find the weights file or folder, downloading a published file that is not there.
 
     Args:
-        name: A name from `SIZES`.
+        name: A name from `SIZES`; None if a file or folder has the sizes.
         weights: None for the published file, a path, or `random`.
 
     Returns:
@@ -291,8 +303,9 @@ def find_weights(name: str, weights: str | None) -> Path | None:
     Raises:
         WeightsError: If there is no such model, file or folder, or the download fails.
     """
-    if name not in SIZES:
+    if name is not None and name not in SIZES:
         raise WeightsError(f"There is no ESM-2 named {name!r}; the names are {', '.join(SIZES)}")
+    name = name or DEFAULT
     if weights == "random":
         log.warning("%s has RANDOM weights: its vectors mean nothing", name)
         return None
@@ -307,14 +320,28 @@ def find_weights(name: str, weights: str | None) -> Path | None:
     return path
 
 
+def read_config(name: str | None, path: Path) -> ESM2Config:
+    """Sizes of the model in a file or folder.
+
+    Args:
+        name: The name that the model must have; None for any.
+        path: As for `load_esm2`.
+
+    Raises:
+        WeightsError: If the file is damaged, does not tell its sizes, or is another model.
+    """
+    return _config(name, read_checkpoint(path))
+
+
 def load_esm2(
-    name: str, path: Path | None, *, device: torch.device, matrix_dtype: torch.dtype
+    name: str | None, path: Path | None, *, device: torch.device, matrix_dtype: torch.dtype
 ) -> tuple[ESM2, list[Path]]:
     """Build an encoder and fill it.
 
     Args:
-        name: Published name, which gives the sizes of random weights; a file brings its own.
-        path: A fair-esm `.pt` file, a transformers folder, or None for random weights.
+        name: Published name, which gives the sizes of random weights, and which those of a file
+            must have; None for `DEFAULT`, or for whatever model the file holds.
+        path: A file or folder, see `read_checkpoint`, or None for random weights.
         device: Where the parameters go.
         matrix_dtype: Dtype of the linear layers' parameters.
 
@@ -322,33 +349,31 @@ def load_esm2(
         The encoder and the files it came from.
 
     Raises:
-        WeightsError: If the file is damaged or does not fit its own configuration.
+        WeightsError: If the file is damaged, does not fit its own configuration, or is another
+            model.
     """
     if path is None:
-        encoder = _on_meta(SIZES[name])
+        encoder = _on_meta(SIZES[name or DEFAULT])
         assign_random(encoder, device=device, matrix_dtype=matrix_dtype)
         return encoder, []
-    folder = path.is_dir()
-    checkpoint = read_folder(path) if folder else read_fair_esm_file(path)
-    config = _transformers_config(checkpoint) if folder else _fair_esm_config(checkpoint)
-    tensors, frequencies = _split(checkpoint.tensors)
-    encoder = _on_meta(config)
+    checkpoint = read_checkpoint(path)
+    encoder = _on_meta(_config(name, checkpoint))
+    tensors = checkpoint.tensors
+    frequencies = [tensor for key, tensor in tensors.items() if key.endswith(_FREQUENCY)]
+    # Models fine-tuned with older transformers have learned positions that nothing reads; where
+    # neither configuration nor frequencies say that positions are rotary, they are ESM-1's.
+    rotary = isinstance(checkpoint.config, dict) or frequencies
     assign(
         encoder,
-        checkpoint._replace(tensors=tensors),
-        transformers_names if folder else fair_esm_names,
-        unused=_UNUSED + r"|pooler\..*|embeddings\.position_.*" if folder else _UNUSED,
+        checkpoint,
+        fair_esm_names if _is_fair_esm(checkpoint) else transformers_names,
+        unused=rf".*{_FREQUENCY}" + (r"|embeddings\.position_.*" if rotary else ""),
         device=device,
         matrix_dtype=matrix_dtype,
     )
     if frequencies:
         encoder.inverse_frequency = _one_frequency(frequencies, path).float().to(device)
     return encoder, checkpoint.files
-
-
-def name_of(config: ESM2Config, given: str) -> str:
-    """The published name of a model of these sizes, else the name that was given."""
-    return {known[:3]: name for name, known in SIZES.items()}.get(config[:3], given)
 
 
 def _on_meta(config: ESM2Config) -> ESM2:
@@ -358,29 +383,68 @@ def _on_meta(config: ESM2Config) -> ESM2:
     return encoder.eval().requires_grad_(False)
 
 
-def _fair_esm_config(checkpoint: Checkpoint) -> ESM2Config:
+def _is_fair_esm(checkpoint: Checkpoint) -> bool:
+    """Tell whose names the tensors have; a state dict of either may lie in any file."""
+    return any(".self_attn." in key for key in checkpoint.tensors)
+
+
+def _config(name: str | None, checkpoint: Checkpoint) -> ESM2Config:
+    """Sizes as the file's own configuration has them, or its tensors, which must be the named."""
+    if isinstance(checkpoint.config, argparse.Namespace):
+        config = _fair_esm_config(checkpoint.config, checkpoint.path)
+    elif checkpoint.config is not None:
+        where = checkpoint.files[0].parent / "config.json"
+        config = _transformers_config(checkpoint.config, where)
+    else:
+        config = _bare_config(checkpoint)
+    if name not in (None, config.name):
+        raise WeightsError(
+            f"{checkpoint.path} is {config.name}, but `name` says {name}: leave the name out, "
+            "since the file has its own sizes, or give weights of that model"
+        )
+    return config
+
+
+def _fair_esm_config(config: argparse.Namespace, where: Path) -> ESM2Config:
     names = ("encoder_layers", "encoder_embed_dim", "encoder_attention_heads", "token_dropout")
-    return _config(vars(checkpoint.config), names, checkpoint.files[0])
+    return _checked(vars(config), names, where)
 
 
-def _transformers_config(checkpoint: Checkpoint) -> ESM2Config:
-    where = checkpoint.files[0].parent / "config.json"
-    c = {"token_dropout": True, **checkpoint.config}
+def _transformers_config(config: dict[str, Any], where: Path) -> ESM2Config:
+    c = {**_TRANSFORMERS_DEFAULTS, **config}
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "token_dropout")
-    config = _config(c, names, where)
+    sizes = _checked(c, names, where)
     for key, needed in (
         ("model_type", "esm"),
         ("position_embedding_type", "rotary"),
         ("emb_layer_norm_before", False),
+        ("is_decoder", False),
         ("vocab_size", VOCABULARY),
         ("layer_norm_eps", 1e-5),
     ):
-        if c.get(key, needed) not in (needed, needed or None):
+        if c[key] not in (needed, needed or None):
             raise WeightsError(f"{where} is not an ESM-2: {key} is {c[key]!r}, not {needed!r}")
-    return config
+    return sizes
 
 
-def _config(content: dict[str, Any], names: tuple[str, ...], where: Path) -> ESM2Config:
+def _bare_config(checkpoint: Checkpoint) -> ESM2Config:
+    """Sizes of tensors alone, which do not tell how many heads there are."""
+    if _is_fair_esm(checkpoint):
+        table, layer = "embed_tokens.weight", r"layers\.(\d+)\.self_attn\.q_proj\.weight"
+    else:
+        table = "embeddings.word_embeddings.weight"
+        layer = r"encoder\.layer\.(\d+)\.attention\.self\.query\.weight"
+    layers, _, width = bare_sizes(checkpoint, table, layer)
+    for config in SIZES.values():
+        if config[:2] == (layers, width):
+            return config
+    raise WeightsError(
+        f"{checkpoint.path} has {layers} layers of {width}, as no published ESM-2 has, and does "
+        "not say how many heads: put the model's config.json beside it"
+    )
+
+
+def _checked(content: dict[str, Any], names: tuple[str, ...], where: Path) -> ESM2Config:
     """Sizes from a file's own configuration; names are those of layers, width, heads, dropout."""
     try:
         layers, width, heads = (int(content[name]) for name in names[:3])
@@ -394,21 +458,6 @@ def _config(content: dict[str, Any], names: tuple[str, ...], where: Path) -> ESM
             f"{where}: {names[1]} {width}, {names[2]} {heads}, {names[0]} {layers} are no ESM-2's"
         )
     return config
-
-
-def _split(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Remove the prefixes of both formats, and take the rotary frequencies out."""
-    fair_esm = any(".self_attn." in name for name in tensors)
-    prefix = re.compile(r"^encoder\.(sentence_encoder\.)?" if fair_esm else r"^esm\.")
-    plain = {prefix.sub("", name): tensor for name, tensor in tensors.items()}
-    # transformers 5 saves the norms of ESM under TensorFlow's names.
-    for old, new in (
-        (".LayerNorm.gamma", ".LayerNorm.weight"),
-        (".LayerNorm.beta", ".LayerNorm.bias"),
-    ):
-        plain = {name.replace(old, new): tensor for name, tensor in plain.items()}
-    frequencies = [plain.pop(name) for name in list(plain) if name.endswith(".inv_freq")]
-    return plain, frequencies
 
 
 def _one_frequency(frequencies: list[Tensor], path: Path) -> Tensor:

@@ -1,170 +1,42 @@
-"""Weights from published files, from a folder, or seeded random ones, into a module on any device.
+"""Weights from a checkpoint, or seeded random ones, into a module on any device.
 
-Nothing here unpickles more than an allow-list names, and no tensor is held twice: the module is
-made on the meta device and each parameter is assigned once, from a mapped file where possible.
+No tensor is held twice: the module is made on the meta device and each parameter is assigned once,
+from a mapped file where possible.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
-import pickle
 import re
-import zipfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import defaultdict
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from virnucpro_pl.errors import WeightsError, listed
 from virnucpro_pl.models.files import SEED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
-__all__ = [
-    "Checkpoint",
-    "assign",
-    "assign_random",
-    "read_fair_esm_file",
-    "read_folder",
-    "read_torch_file",
-]
+    from virnucpro_pl.models.checkpoint import Checkpoint
+
+__all__ = ["assign", "assign_random", "bare_sizes"]
 
 log = logging.getLogger(__name__)
 
 _BLOCK = 4_194_301
 """Random numbers drawn once and reused from ever new offsets; a prime, so that no row repeats."""
-
-
-class Checkpoint(NamedTuple):
-    """What a file or folder holds."""
-
-    tensors: dict[str, Tensor]
-    """Every tensor by its name in the file, mapped from disk where the format allows it."""
-    config: Any
-    """The file's own configuration: a pickled object, or the content of config.json."""
-    files: list[Path]
-    """Files that the content hash covers."""
-
-
-def read_torch_file(path: Path, allowed: Sequence[Any] = (), what: str = "weights file") -> Any:
-    """Unpickle a `.pt`, `.pth` or `.bin` file on the CPU, tensors and allowed classes only.
-
-    Args:
-        path: A zip file (mapped) or one of the older format (read).
-        allowed: Classes beyond tensors that the file may name.
-        what: What messages call it.
-
-    Raises:
-        WeightsError: If the file is missing, damaged, or wants any other class.
-    """
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such {what}")
-    try:
-        with torch.serialization.safe_globals(list(allowed)):
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        fault = f"wants to run {wanted[1]}, which is not allowed" if wanted else "is damaged"
-        raise WeightsError(f"{path} is not a plain {what}: it {fault}") from error
-    except Exception as error:  # damaged bytes make torch raise whatever comes
-        fault = f"{type(error).__name__}: {error}"
-        raise WeightsError(f"{path} cannot be read as a {what}: {fault}") from error
-
-
-def read_fair_esm_file(path: Path) -> Checkpoint:
-    """Read a fair-esm `.pt` file: `{"cfg": {"model": Namespace}, "model": tensors}`.
-
-    Raises:
-        WeightsError: If it is not one.
-    """
-    content = read_torch_file(path, [argparse.Namespace])
-    try:
-        tensors, config = _tensors(path, content["model"]), content["cfg"]["model"]
-    except (KeyError, TypeError, IndexError) as error:
-        raise WeightsError(
-            f"{path} is not a fair-esm ESM-2 file: no entry {error} (expected cfg.model and model)"
-        ) from error
-    if not isinstance(config, argparse.Namespace):
-        raise WeightsError(f"{path} is not a fair-esm ESM-2 file: its cfg.model is no Namespace")
-    return Checkpoint(tensors, config, [path])
-
-
-def read_folder(path: Path) -> Checkpoint:
-    """Read a transformers checkpoint folder: config.json and safetensors or .bin files.
-
-    Args:
-        path: The folder, or one weights file that lies beside its config.json.
-
-    Raises:
-        WeightsError: If a file is missing or damaged.
-    """
-    files = _weight_files(path) if path.is_dir() else [path]
-    config_file = files[0].parent / "config.json"
-    config = _read_json(config_file)
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        if file.suffix == ".safetensors":
-            try:
-                tensors.update(load_file(file))
-            except (OSError, ValueError, RuntimeError) as error:
-                raise WeightsError(f"{file} cannot be read: {error}") from error
-            except Exception as error:  # safetensors' own error class derives from Exception only
-                if type(error).__name__ != "SafetensorError":
-                    raise
-                raise WeightsError(f"{file} is damaged: {error}") from error
-        else:
-            tensors.update(_tensors(file, read_torch_file(file)))
-    return Checkpoint(tensors, config, sorted([*files, config_file]))
-
-
-def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} is not a weights file: it holds a {type(content).__name__}")
-    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
-    if others:
-        raise WeightsError(f"{path} is not a weights file: no tensors are {listed(others)}")
-    return dict(content)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} cannot be read: it holds no JSON object")
-    return content
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    for single, pattern in (
-        ("model.safetensors", "model-*.safetensors"),
-        ("pytorch_model.bin", "pytorch_model-*.bin"),
-    ):
-        if (folder / single).is_file():
-            return [folder / single]
-        index = folder / f"{single}.index.json"
-        if index.is_file():
-            weight_map = _read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise WeightsError(f"{index} has no weight_map")
-            named = sorted({str(name) for name in weight_map.values()})
-            missing = [name for name in named if not (folder / name).is_file()]
-            if missing:
-                raise WeightsError(f"{folder} lacks {listed(missing)}, named by {index.name}")
-            return [folder / name for name in named]
-        if shards := sorted(folder.glob(pattern)):
-            raise WeightsError(f"{folder} has {shards[0].name} but no {index.name}")
-    raise WeightsError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
+_WRAPPERS = {"_orig_mod", "module", "model", "encoder", "sentence_encoder", "esm", "bert"}
+"""Names of modules that hold an encoder, in whatever order, and so stand before its tensors."""
+_ENCODER = re.compile(r"embed_|embeddings\.|emb_layer_norm|encoder\.|layers?\.")
+"""How tensors of an encoder begin, behind their prefix; heads never do."""
+_ADAPTER = re.compile(r"lora_|adapter", re.IGNORECASE)
+_TENSORFLOW = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
+"""Names under which transformers saves the norms of ESM, and saved those of BERT."""
 
 
 def assign(
@@ -176,40 +48,125 @@ def assign(
     device: torch.device,
     matrix_dtype: torch.dtype,
 ) -> None:
-    """Fill a module on the meta device from a checkpoint; every difference is named.
+    """Fill a module on the meta device from a checkpoint that holds all of it.
+
+    All of its tensors stand behind one prefix, if any, made of the names of modules that hold them.
+    What else the file has, such as the heads of a fine-tuned model, is left out, and a line in the
+    log names it.
 
     Args:
         module: Its parameters are replaced.
-        checkpoint: From `read_folder` or `read_fair_esm_file`.
-        names_in_file: The tensors that, one below the other, make up a parameter.
-        unused: Regular expression of tensors that the module does not need.
+        checkpoint: From `read_checkpoint`.
+        names_in_file: The tensors, prefix removed, that one below the other make up a parameter.
+        unused: Regular expression of tensors of the encoder that change nothing it computes.
         device: Where the parameters go.
         matrix_dtype: Dtype of the linear layers' parameters; all others are fp32.
 
     Raises:
-        WeightsError: If a tensor is missing, unexpected or of another shape.
+        WeightsError: If a tensor is missing, doubled, unexpected or of another shape.
     """
-    where = checkpoint.files[0]
     sources = {name: names_in_file(name) for name, _ in module.named_parameters()}
     wanted = {source for parts in sources.values() for source in parts}
-    missing = sorted(wanted - checkpoint.tensors.keys())
-    extra = sorted(k for k in checkpoint.tensors.keys() - wanted if not re.fullmatch(unused, k))
-    if missing or extra:
-        raise WeightsError(
-            f"{where} does not fit the model: missing {listed(missing) or 'nothing'}; "
-            f"unexpected {listed(extra) or 'nothing'}"
-        )
+    keys = _find_keys(checkpoint, wanted, unused)
     for owner, short, name, parameter in _slots(module):
-        parts = [checkpoint.tensors[source] for source in sources[name]]
+        own = [keys[source] for source in sources[name]]
+        parts = [checkpoint.tensors[key] for key in own]
         rows = sum(part.shape[0] if part.ndim else 0 for part in parts)
         if any((rows, *part.shape[1:]) != tuple(parameter.shape) for part in parts):
             raise WeightsError(
-                f"{where}: {listed(sources[name])} has shape {[tuple(p.shape) for p in parts]}, "
+                f"{checkpoint.path}: {listed(own)} has shape {[tuple(p.shape) for p in parts]}, "
                 f"the model needs {tuple(parameter.shape)}"
             )
         dtype = matrix_dtype if isinstance(owner, nn.Linear) else torch.float32
         moved = [part.to(device, non_blocking=True).to(dtype) for part in parts]
         _set(owner, short, moved[0] if len(moved) == 1 else torch.cat(moved))
+
+
+def _find_keys(checkpoint: Checkpoint, wanted: set[str], unused: str) -> dict[str, str]:
+    """The file's own key of every tensor that is wanted; every difference is named."""
+    by_prefix: dict[str, dict[str, str]] = defaultdict(dict)
+    first: dict[str, str] = {}
+    for key in checkpoint.tensors:
+        for prefix, name in _readings(key):
+            if name in wanted:
+                if name in first:
+                    raise WeightsError(
+                        f"{checkpoint.path} holds a tensor of the encoder twice, as {first[name]} "
+                        f"and as {key}"
+                    )
+                first[name] = by_prefix[prefix][name] = key
+    prefix = max(by_prefix, key=lambda p: len(by_prefix[p]), default="")
+    keys = by_prefix[prefix]
+    missing = [prefix + name for name in sorted(wanted - keys.keys())]
+    rest = sorted(checkpoint.tensors.keys() - keys.values())
+    names = {key: _modern(key).removeprefix(prefix) for key in rest}
+    rest = [key for key in rest if not re.fullmatch(unused, names[key])]
+    extra = [
+        key
+        for key in rest
+        if key in first.values()
+        or _ADAPTER.search(key)
+        or (key.startswith(prefix) and _ENCODER.match(names[key]))
+    ]
+    if missing or extra:
+        adapters = any(map(_ADAPTER.search, extra))
+        advice = ". Merge LoRA or adapter weights into the model first" if adapters else ""
+        raise WeightsError(
+            f"{checkpoint.path} does not fit the model: missing {listed(missing) or 'nothing'}; "
+            f"unexpected {listed(extra) or 'nothing'}{advice}"
+        )
+    if rest:
+        heads = dict.fromkeys(map(_head, rest))
+        log.info("%s: left out %s, no part of the encoder", checkpoint.path, ", ".join(heads))
+    return keys
+
+
+def _readings(key: str) -> Iterator[tuple[str, str]]:
+    """Each way to split a key into a prefix of wrapping modules and a name."""
+    prefix, name = "", _modern(key)
+    while True:
+        yield prefix, name
+        word, dot, name = name.partition(".")
+        if not dot or word not in _WRAPPERS:
+            return
+        prefix += word + dot
+
+
+def _modern(key: str) -> str:
+    for old, new in _TENSORFLOW.items():
+        key = key.replace(old, new)
+    return key
+
+
+def _head(key: str) -> str:
+    """What a message calls all tensors of a head: `esm.contact_head.*`."""
+    *_, (prefix, name) = _readings(key)
+    word, dot, _ = name.partition(".")
+    return f"{prefix}{word}{dot}{'*' if dot else ''}"
+
+
+def bare_sizes(checkpoint: Checkpoint, table: str, layer: str) -> tuple[int, int, int]:
+    """Layers, tokens and width of an encoder of which only the tensors tell.
+
+    Args:
+        checkpoint: Without a configuration.
+        table: Name of the embedding table, prefix removed.
+        layer: Regular expression of a tensor that each layer has, with a group for its number.
+
+    Raises:
+        WeightsError: If there are no such tensors.
+    """
+    pattern = re.compile(rf"(?:.*\.)?{layer}")
+    tables = [t for key, t in checkpoint.tensors.items() if f".{key}".endswith(f".{table}")]
+    shapes = [tuple(t.shape) for t in tables if t.ndim == 2]
+    numbers = [int(match[1]) for match in map(pattern.fullmatch, checkpoint.tensors) if match]
+    if not shapes or not numbers:
+        raise WeightsError(
+            f"{checkpoint.path} does not fit the model: missing {table} or its layers, and no "
+            "config.json lies beside it"
+        )
+    rows, width = shapes[0]
+    return max(numbers) + 1, rows, width
 
 
 def assign_random(

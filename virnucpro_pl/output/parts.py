@@ -29,7 +29,8 @@ __all__ = ["REPLACED", "PartsFolder"]
 log = logging.getLogger(__name__)
 
 _MAY_DIFFER = re.compile(
-    r"(attention|on_instability)(_\w+)?|classifier|package_version|torch_version"
+    r"(attention|on_instability)(_\w+)?|weights(_dnabert_s|_esm2)?|classifier"
+    r"|package_version|torch_version"
 )
 """What an interrupted run and its continuation need not have in common: a file's name, for example,
 since the hash of its content counts."""

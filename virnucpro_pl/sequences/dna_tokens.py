@@ -18,6 +18,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from virnucpro_pl.errors import UsageError
+from virnucpro_pl.git_lfs import refuse_pointer
 from virnucpro_pl.sequences.alphabets import DNA, Alphabet
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ class DNATokenizer:
 
 def _read(file: Path) -> Tokenizer:
     try:
+        refuse_pointer(file)
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read as a tokenizer: {error}") from error

@@ -264,7 +264,7 @@ class EmbeddingPairDataModule(SequenceDataModule):
             **{
                 f"{key}_{name}": str(file.file.attrs[key])
                 for name, file in files
-                for key in ("model", "weights_sha256", "layer", "precision")
+                for key in ("model", "weights", "weights_sha256", "layer", "precision")
                 if key in file.file.attrs
             },
         }

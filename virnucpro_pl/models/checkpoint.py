@@ -1,0 +1,183 @@
+"""What a weights file or folder holds, told by its content and not by its name.
+
+Nothing here unpickles more than an allow-list names, and tensors are mapped from disk where the
+format allows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from virnucpro_pl.errors import WeightsError, listed
+from virnucpro_pl.git_lfs import refuse_pointer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+_ALLOWED = [
+    argparse.Namespace,  # of fair-esm's files, and of Lightning's hyper-parameters
+    *((pathlib.PosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+]
+_STATE_DICTS = ("state_dict", "model_state_dict", "model")
+"""Under which of these names a training program keeps the tensors beside all else: Lightning's
+`.ckpt`, PyTorch's own tutorials, fair-esm."""
+
+
+class Checkpoint(NamedTuple):
+    """What a file or folder holds."""
+
+    path: Path
+    """The weights file, or the folder of several, for messages."""
+    tensors: dict[str, Tensor]
+    """Every tensor by its name in the file, mapped from disk where the format allows it."""
+    config: argparse.Namespace | dict[str, Any] | None
+    """Its own configuration: fair-esm's, or the content of config.json; None if it has none."""
+    files: list[Path]
+    """Files that the content hash covers."""
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read weights: a transformers folder, safetensors, or whatever torch has saved.
+
+    A torch file may be a fair-esm `.pt` file, `{"cfg": {"model": Namespace}, "model": tensors}`, a
+    state dict, or a training checkpoint such as Lightning's with a state dict within.
+
+    Args:
+        path: The folder, or one weights file; a config.json beside it is its configuration.
+
+    Raises:
+        WeightsError: If a file is missing or damaged.
+    """
+    files = _weight_files(path) if path.is_dir() else [path]
+    tensors: dict[str, Tensor] = {}
+    config: argparse.Namespace | dict[str, Any] | None = None
+    for file in files:
+        config, held = _read_weights(file)
+        if doubled := sorted(tensors.keys() & held.keys()):
+            raise WeightsError(f"{path} is damaged: several of its files have {listed(doubled)}")
+        tensors |= held
+    where = files[0] if len(files) == 1 else path
+    beside = files[0].parent / "config.json"
+    if config is None and (path.is_dir() or beside.is_file()):
+        config, files = _read_json(beside), sorted([*files, beside])
+    return Checkpoint(where, tensors, config, files)
+
+
+def _read_weights(file: Path) -> tuple[argparse.Namespace | None, dict[str, Tensor]]:
+    """A file's own configuration, if it is fair-esm's, and its tensors."""
+    if file.suffix == ".safetensors" or _has_json_header(file):  # torch goes by that name, too
+        try:
+            refuse_pointer(file)
+            return None, load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{file} is damaged: {error}") from error
+    content = read_torch_file(file, _ALLOWED)
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file} is not a weights file: it holds a {type(content).__name__}")
+    config = _fair_esm_config(file, content["cfg"]) if "cfg" in content else None
+    inner = (content[name] for name in _STATE_DICTS if isinstance(content.get(name), dict))
+    return config, _tensors(file, next(inner, content))
+
+
+def _has_json_header(file: Path) -> bool:
+    """Tell whether it is safetensors: eight bytes of a length, then JSON."""
+    try:
+        with file.open("rb") as handle:
+            return handle.read(9)[8:] == b"{"
+    except OSError as error:
+        raise WeightsError(f"{file} cannot be read: {error}") from error
+
+
+def _fair_esm_config(file: Path, cfg: Any) -> argparse.Namespace:
+    config = cfg.get("model") if isinstance(cfg, dict) else None
+    if not isinstance(config, argparse.Namespace):
+        raise WeightsError(f"{file} is not a fair-esm ESM-2 file: its cfg.model is no Namespace")
+    return config
+
+
+def _tensors(file: Path, content: dict[Any, Any]) -> dict[str, Tensor]:
+    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if others or not content:
+        no_tensors = listed(others) or "there, for it is empty"
+        raise WeightsError(f"{file} is not a weights file: no tensors are {no_tensors}")
+    return dict(content)
+
+
+def read_torch_file(path: Path, allowed: Sequence[Any] = (), what: str = "weights file") -> Any:
+    """Unpickle a `.pt`, `.pth`, `.bin` or `.ckpt` file on the CPU: tensors and allowed classes.
+
+    Args:
+        path: A zip file (mapped) or one of the older format (read).
+        allowed: Classes beyond tensors that the file may name.
+        what: What messages call it.
+
+    Raises:
+        WeightsError: If the file is missing, damaged, or wants any other class.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such {what}")
+    try:
+        refuse_pointer(path)
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except WeightsError:
+        raise
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        fault = (
+            f"wants to run {wanted[1]}, which is not allowed: save the tensors alone (state_dict)"
+            if wanted
+            else "is damaged"
+        )
+        raise WeightsError(f"{path} is not a plain {what}: it {fault}") from error
+    except Exception as error:  # damaged bytes make torch raise whatever comes
+        fault = f"{type(error).__name__}: {error}"
+        raise WeightsError(f"{path} cannot be read as a {what}: {fault}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        refuse_pointer(path)
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} cannot be read: it holds no JSON object")
+    return content
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for single, pattern in (
+        ("model.safetensors", "model-*.safetensors"),
+        ("pytorch_model.bin", "pytorch_model-*.bin"),
+    ):
+        if (folder / single).is_file():
+            return [folder / single]
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            weight_map = _read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise WeightsError(f"{index} has no weight_map")
+            named = sorted({str(name) for name in weight_map.values()})
+            missing = [name for name in named if not (folder / name).is_file()]
+            if missing:
+                raise WeightsError(f"{folder} lacks {listed(missing)}, named by {index.name}")
+            return [folder / name for name in named]
+        if shards := sorted(folder.glob(pattern)):
+            raise WeightsError(f"{folder} has {shards[0].name} but no {index.name}")
+    raise WeightsError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
