@@ -259,8 +259,8 @@ def test_malicious_classifier_makes_nothing_and_exits_2(run_main, words, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("--writer.threshold", 1.5), "from 0 to 1"),
-        (("--data.length", 2), "holds no codon"),
+        (("--writer.threshold", 1.5), "a number from 0 to 1"),
+        (("--data.length", 2), "at least 3, a codon"),
         (("--model.classifier", "wide.pt"), "takes 81 features, .* together give 80"),
         (("--model.classifier", "nan.pt"), "not all numbers are finite in output_layer.bias"),
         (("--data.path", "dup.fa"), r"record 2 \(a\): the id is that of record 1"),

@@ -26,6 +26,7 @@ from virnucpro_pl.comparison.vectors import (
 )
 from virnucpro_pl.errors import GateError, InputError, OutputError, UsageError
 from virnucpro_pl.output.files import write_json
+from virnucpro_pl.output.overlap import refuse_inputs
 from virnucpro_pl.sequences.embedding_file import EmbeddingFile
 
 __all__ = ["compare"]
@@ -103,9 +104,10 @@ def _check_options(
     if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
         what = "cannot be written to" if output.parent.is_dir() else "does not exist"
         raise UsageError(f"--output {output}: the folder {output.parent} {what}")
-    if output.is_dir() or any(path.exists() and path.samefile(output) for path in inputs
-                              if output.exists()):  # fmt: skip
-        raise UsageError(f"--output {output} is a folder, or a file to compare: name another file")
+    if output.is_dir():
+        raise UsageError(f"--output {output} is a folder: name a file for the figures")
+    within = [file for path in inputs if path.is_dir() for file in path.glob("*.pt")]
+    refuse_inputs([output], [*inputs, *within])
 
 
 def _open(path: Path) -> Source:

@@ -82,6 +82,13 @@ class ESM2Embedder(SequenceEmbedder):
         self.check_layer(encoder.config)
         return encoder, files
 
+    @property
+    def input_files(self) -> list[Path]:
+        """The file or folder of the weights, unless they are random."""
+        if self.weights is None:
+            return [esm2.published_file(self.name)]
+        return [] if self.weights == "random" else [Path(self.weights).expanduser()]
+
 
 class DNABERTSEmbedder(SequenceEmbedder):
     """DNABERT-S embeddings of DNA: the mean of a layer's hidden states over all tokens."""
@@ -199,3 +206,12 @@ class DNABERTSEmbedder(SequenceEmbedder):
             "weights_revision": dnabert_s.revision(self._found),
             "tokenizer_sha256": self.tokenizer.sha256,
         }
+
+    @property
+    def input_files(self) -> list[Path]:
+        """The files or folders of weights and tokenizer, unless they are random and built in."""
+        tokenizer = [] if self.named_tokenizer is None else [self.named_tokenizer]
+        if self.weights is None:
+            return [dnabert_s.cache_folder(), *map(Path, tokenizer)]
+        weights = [] if self.weights == "random" else [self.weights]
+        return [Path(source).expanduser() for source in (*weights, *tokenizer)]

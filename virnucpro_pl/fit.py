@@ -67,7 +67,7 @@ class FitCLI(UsageCLI):
                     f"--{option}.monitor must be one of {', '.join(known)}, not {monitor.monitor}"
                 )
         _quiet()
-        self._writer.claim()
+        self._writer.claim(self.datamodule.input_files)
 
     def after_fit(self) -> None:
         """Measure the best checkpoint as `--model.classifier` reads it, and say where it is."""

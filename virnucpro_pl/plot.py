@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from virnucpro_pl import __version__
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.output.files import published
+from virnucpro_pl.output.overlap import refuse_inputs
 from virnucpro_pl.pictures.page import make_page
 from virnucpro_pl.pictures.results import Results, read_results
 from virnucpro_pl.sequences.embedding_file import EmbeddingFile
@@ -72,6 +73,8 @@ def plot(
         raise UsageError(f"{path}: no such folder of results or embedding file")
     _check_matplotlib()
     folder = Path(f"{os.path.normpath(path)}.pictures") if output is None else output
+    pictures_there = folder.iterdir() if folder.is_dir() else ()
+    refuse_inputs([folder, *pictures_there], [path] if table is None else [path, table])
     _check_output(folder)
     if path.is_dir():
         results = read_results(path, longest)

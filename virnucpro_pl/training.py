@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from torchmetrics.classification import (
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.models.classifier import MLPClassifier
 from virnucpro_pl.output.files import write_json
+from virnucpro_pl.output.overlap import refuse_inputs
 from virnucpro_pl.sequences.labelled import LabelledPairDataModule
 from virnucpro_pl.sequences.labelled_rows import LabelledBatch
 from virnucpro_pl.stability import NumericalInstabilityError, are_finite
@@ -251,12 +253,16 @@ class ClassifierWriter(ModelCheckpoint):
         self.path = Path(path)
         self.overwrite = overwrite
 
-    def claim(self) -> None:
+    def claim(self, inputs: Sequence[Path]) -> None:
         """Refuse a folder that holds a classifier, or that cannot be written.
 
+        Args:
+            inputs: Files that the training reads; none of them is ever written.
+
         Raises:
-            UsageError: If so.
+            UsageError: If so, or if a file that would be written is an input.
         """
+        refuse_inputs((self.best, self.path / METRICS), inputs)
         there = [self.path / name for name in (BEST, METRICS) if (self.path / name).exists()]
         if there and not self.overwrite:
             raise UsageError(
@@ -271,7 +277,8 @@ class ClassifierWriter(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Claim the folder before anything is computed."""
         if stage == "fit":
-            self.claim()
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            self.claim(data.input_files if isinstance(data, LabelledPairDataModule) else [])
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

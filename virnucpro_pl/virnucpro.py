@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -103,6 +105,12 @@ class _Caller(StaysOnDevice):
             raise UsageError(f"{type(self).__name__} needs a {needed} as its data, not a {given}")
 
     @property
+    def input_files(self) -> list[Path]:
+        """The classifier's file."""
+        source = self.classifier_source
+        return [] if source == RANDOM else [Path(source).expanduser()]
+
+    @property
     def tokenizer(self) -> Any:
         """There is none: only a data module of another model asks for it.
 
@@ -147,6 +155,12 @@ class VirNucPro(_Caller, LooksAhead):
         self.esm2 = esm2
         self.dnabert_s = dnabert_s
         self.enable_fp16 = enable_fp16 and esm2.enable_fp16 and dnabert_s.enable_fp16
+
+    @property
+    def input_files(self) -> list[Path]:
+        """The classifier's file, and both embedders' files and folders."""
+        parts = (embedder.input_files for embedder in self.embedders)
+        return [*super().input_files, *chain.from_iterable(parts)]
 
     @property
     def embedders(self) -> tuple[DNABERTSEmbedder, ESM2Embedder]:

@@ -238,6 +238,17 @@ def test_overwrite_never_deletes_what_it_did_not_write(call, tmp_path):
     assert not list(tmp_path.glob("*.parts"))
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_empty_folder_is_filled(call, tmp_path, linked):
+    (tmp_path / "empty").mkdir()
+    if linked:
+        (tmp_path / "calls").symlink_to(tmp_path / "empty")
+    folder = call("calls" if linked else "empty")
+    assert sorted(p.name for p in folder.iterdir()) == CALLS
+    with pytest.raises(UsageError, match="exists already"):
+        call(folder.name)
+
+
 def test_overwrite_of_a_link_leaves_its_target(call, tmp_path):
     call("target")
     (tmp_path / "link").symlink_to(tmp_path / "target")

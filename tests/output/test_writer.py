@@ -336,7 +336,7 @@ def test_interrupted_run_leaves_no_merge_behind(fasta, tmp_path):
 
 def test_folder_is_no_place_for_a_file(tmp_path):
     with pytest.raises(UsageError, match="is a folder"):
-        HDF5Writer(tmp_path, overwrite=True).claim()
+        HDF5Writer(tmp_path, overwrite=True).claim([])
 
 
 def test_claim_refuses_existing_output(tmp_path):

@@ -145,7 +145,7 @@ def test_input_stem_drops_compression_and_format(name, stem):
 
 @pytest.mark.parametrize("length", [2, 0, -500])
 def test_contig_data_module_too_short_chunk_raises(length):
-    with pytest.raises(UsageError, match="holds no codon"):
+    with pytest.raises(UsageError, match="at least 3, a codon"):
         ContigDataModule("x.fa", length=length)
 
 

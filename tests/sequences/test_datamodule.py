@@ -21,7 +21,7 @@ class Output:
         self.folder = folder
         self.done = np.array(done, np.bool_)
 
-    def claim(self):
+    def claim(self, inputs):
         return self.folder
 
     def finished_rows(self, count, trainer):

@@ -22,6 +22,8 @@ from virnucpro_pl.bench.peers import import_authors_code
 from virnucpro_pl.bench.peers import peers as measure_peers
 from virnucpro_pl.bench.processes import ProcessRow, processes
 from virnucpro_pl.errors import UsageError
+from virnucpro_pl.models.esm2 import SIZES
+from virnucpro_pl.output.overlap import refuse_inputs
 
 __all__ = ["bench"]
 
@@ -65,10 +67,15 @@ def bench(
         UsageError: If an option makes no sense, or there is no such package.
     """
     gpus = torch.cuda.device_count()
+    known = {"--model": (model, (FUSED, DNA, *SIZES)), "--esm2": (esm2, tuple(SIZES))}
+    for option, (name, names) in known.items():
+        if name not in names:
+            raise UsageError(f"{option} must be one of {', '.join(names)}, not {name}")
     for refused, why in (
         (seconds <= 0 or tokens_per_batch < 1, "--seconds and --tokens_per_batch are above 0"),
         (num_workers < 0 or devices < 0, "--num_workers and --devices are at least 0"),
         (gpus and devices > gpus, f"--devices {devices}, but there are {gpus} GPUs"),
+        (output.is_dir(), f"--output {output} is a folder: name a file for the figures"),
         (not output.parent.is_dir(), f"--output {output}: {output.parent} is no folder"),
         (
             model == FUSED and (devices or workload != "500-base"),
@@ -81,6 +88,7 @@ def bench(
     ):
         if refused:
             raise UsageError(why)
+    refuse_inputs([output], [Path(workload)])
     theirs = None if authors_code is None else import_authors_code(authors_code)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="virnucpro-pl-bench-") as scratch:

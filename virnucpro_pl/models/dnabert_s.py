@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
 from torch import nn
 
 from virnucpro_pl.errors import WeightsError
@@ -262,6 +263,11 @@ def find_weights(size: Size, weights: str | None) -> Path | None:
     if not path.exists():
         raise WeightsError(f"{path}: no such weights folder or file")
     return path
+
+
+def cache_folder() -> Path:
+    """Where the Hugging Face cache keeps the authors' weights, whether they are there or not."""
+    return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=REPOSITORY, repo_type="model")
 
 
 def _published_folder() -> Path:

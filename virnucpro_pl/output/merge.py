@@ -17,15 +17,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro_pl.embedding_format import FORMAT, FORMAT_VERSION
 from virnucpro_pl.output.files import publish, temporary_name
 from virnucpro_pl.output.quiet_file import QuietFile
 from virnucpro_pl.output.store import Part, Tally, runs
 from virnucpro_pl.stability import FAILED, FINE, RECOMPUTED
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "Merge"]
+__all__ = ["Merge"]
 
-FORMAT = "virnucpro-pl embeddings"
-FORMAT_VERSION = 1
 _CHUNK_BYTES = 1 << 18
 _ID_BLOCK = 65_536
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.output.failures import failures_file
 from virnucpro_pl.output.files import write_json
+from virnucpro_pl.output.overlap import is_taken
 from virnucpro_pl.output.store import Part, read_part, write_part
 from virnucpro_pl.stability import FAILED
 
@@ -83,7 +84,7 @@ class PartsFolder:
         Raises:
             UsageError: If the output exists, cannot be written, or another run is writing it.
         """
-        if self.output.exists() and not self.overwrite:
+        if is_taken(self.output) and not self.overwrite:
             raise UsageError(
                 f"{self.output} exists already; --writer.overwrite true replaces it, "
                 "--writer.path names another file"

@@ -15,9 +15,14 @@ from torchmetrics import SumMetric
 
 from virnucpro_pl.output.files import write_json
 
-__all__ = ["RunReport"]
+__all__ = ["RunReport", "report_file"]
 
 log = logging.getLogger(__name__)
+
+
+def report_file(output: Path) -> Path:
+    """Name of the report that belongs to an output file or folder."""
+    return output.with_name(f"{output.name}.run.json")
 
 
 class RunReport:
@@ -105,7 +110,7 @@ class RunReport:
             "python_version": platform.python_version(),
             **provenance,
         }
-        write_json(output.with_name(f"{output.name}.run.json"), content)
+        write_json(report_file(output), content)
         unit = trainer.datamodule.store.unit  # type: ignore[attr-defined]
         before = f" ({self.resumed:,} more committed before)" if self.resumed else ""
         log.info(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,15 +16,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
 from numpy.typing import NDArray
 
+from virnucpro_pl.embedding_format import FORMAT_VERSION
 from virnucpro_pl.errors import OutputError, PeerError, UsageError
 from virnucpro_pl.output.commits import Commits
-from virnucpro_pl.output.failures import FailureLog
+from virnucpro_pl.output.failures import FailureLog, failures_file
 from virnucpro_pl.output.launch import Signals, announce_rank_0, close_gloo_at_exit, watch_rank_0
-from virnucpro_pl.output.merge import FORMAT_VERSION, Merge
+from virnucpro_pl.output.merge import Merge
+from virnucpro_pl.output.overlap import is_or_holds, refuse_inputs
 from virnucpro_pl.output.parts import PartsFolder
 from virnucpro_pl.output.progress import RunProgress
 from virnucpro_pl.output.ranks import Ranks
-from virnucpro_pl.output.report import RunReport
+from virnucpro_pl.output.report import RunReport, report_file
 from virnucpro_pl.output.store import IncompleteError
 from virnucpro_pl.stability import FAILED, each_outcome
 
@@ -82,12 +85,16 @@ class StreamingWriter(BasePredictionWriter, ABC):
             stall_seconds: Time without progress after which a rank is reported as stalled.
         """
         super().__init__(write_interval="batch")
-        if commit_seconds < 0 or stall_seconds <= 0:
-            raise UsageError(
-                "commit_seconds must be at least 0 and stall_seconds above 0, not "
-                f"{commit_seconds} and {stall_seconds}"
-            )
+        if not commit_seconds >= 0:
+            raise UsageError(f"--writer.commit_seconds must be at least 0, not {commit_seconds}")
+        if not stall_seconds > 0:
+            raise UsageError(f"--writer.stall_seconds must be above 0, not {stall_seconds}")
         self.path = Path(path)
+        if self.path.name in ("", "..") or is_or_holds(self.path, Path.cwd()):
+            raise UsageError(
+                f"--writer.path {str(path) or repr('')} is the working folder itself or one above "
+                "it, which cannot be the output: give the output a name, such as results"
+            )
         self.overwrite = overwrite
         self.commit_seconds = commit_seconds
         self.stall_seconds = stall_seconds
@@ -147,16 +154,31 @@ class StreamingWriter(BasePredictionWriter, ABC):
 
     # Before the run ---------------------------------------------------------------------------
 
-    def claim(self) -> Path:
+    def claim(self, inputs: Sequence[Path]) -> Path:
         """Lock the output for this run, and make room for the record store. Called on rank 0.
+
+        Args:
+            inputs: Files and folders that the run reads; none of them is ever written.
 
         Returns:
             Folder for the record store.
 
         Raises:
-            UsageError: If the output exists, cannot be written, or another run is writing it.
+            UsageError: If the output exists, cannot be written, is an input or not what this
+                writer replaces, or another run is writing it.
         """
+        beside = self.parts, report_file(self.path), failures_file(self.path)
+        refuse_inputs((self.path, *beside), inputs)
+        self.check_output()
         return self._folder.claim()
+
+    @abstractmethod
+    def check_output(self) -> None:
+        """Refuse to replace what this writer has not made.
+
+        Raises:
+            UsageError: If what is there is of another kind than this output.
+        """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Join the other ranks, and keep predictions out of RAM.

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.output.files import flush
 from virnucpro_pl.output.merge import Merge
+from virnucpro_pl.output.overlap import is_taken
 from virnucpro_pl.output.parts import REPLACED
 from virnucpro_pl.output.store import each_part
 from virnucpro_pl.output.streaming import StreamingWriter
@@ -80,7 +81,9 @@ class TableWriter(StreamingWriter):
         """
         super().__init__(path, overwrite, commit_seconds, stall_seconds)
         if not 0 <= threshold <= 1:
-            raise UsageError(f"The threshold is a probability from 0 to 1, not {threshold}")
+            raise UsageError(
+                f"--writer.threshold is a probability, a number from 0 to 1, not {threshold}"
+            )
         self.threshold = threshold
         self.save_embeddings = save_embeddings
         self.compress = compress
@@ -100,12 +103,11 @@ class TableWriter(StreamingWriter):
         embedders = getattr(pl_module, "embedders", ()) if self.save_embeddings else ()
         return 8 + 4 * sum(int(embedder.width) for embedder in embedders)
 
-    def claim(self) -> Path:
-        """Lock the output for this run, and make room for the record store. Called on rank 0.
+    def check_output(self) -> None:
+        """Refuse to replace a file, or a folder that holds more than calls.
 
         Raises:
-            UsageError: If the folder exists, cannot be written, another run is writing it, or
-                overwriting it would delete what this writer has not made.
+            UsageError: If overwriting would delete what this writer has not made.
         """
         if self.overwrite and self.path.exists():
             if not self.path.is_dir():
@@ -116,7 +118,6 @@ class TableWriter(StreamingWriter):
                     f"{self.path} is not overwritten, since it holds more than calls: "
                     f"{listed(others)}. Name another --writer.path"
                 )
-        return super().claim()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Join the other ranks, and keep predictions out of RAM.
@@ -254,9 +255,9 @@ class TableWriter(StreamingWriter):
             flush(file)
         replaced = self.parts / REPLACED
         self._signals.patient = True  # there shall be no moment without either folder
-        if self.overwrite and self.path.exists():
+        if is_taken(self.path) or self.path.is_symlink():
             self.path.rename(replaced)
-        folder.rename(self.path)
+        folder.rename(self.path)  # also in the place of an empty folder
         flush(self.path.parent)
         if replaced.is_symlink():
             replaced.unlink()

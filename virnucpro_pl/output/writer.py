@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import h5py
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from virnucpro_pl.embedding_format import FORMAT
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.output.merge import Merge
 from virnucpro_pl.output.streaming import StreamingWriter
@@ -36,16 +38,19 @@ class HDF5Writer(StreamingWriter):
         super().__init__(path, overwrite, commit_seconds, stall_seconds)
         self._merge: Merge | None = None
 
-    def claim(self) -> Path:
-        """Lock the output for this run, and make room for the record store. Called on rank 0.
+    def check_output(self) -> None:
+        """Refuse to replace anything but an embedding file.
 
         Raises:
-            UsageError: If the output exists, is a folder, cannot be written, or another run is
-                writing it.
+            UsageError: If a folder is there, or a file of another kind that would be replaced.
         """
         if self.path.is_dir():
             raise UsageError(f"{self.path} is a folder, and embeddings are one file: name another")
-        return super().claim()
+        if self.overwrite and self.path.exists() and not _is_embedding_file(self.path):
+            raise UsageError(
+                f"{self.path} is not overwritten, since it is no embedding file of this program: "
+                "name another --writer.path"
+            )
 
     def columns(self, prediction: Any) -> dict[str, torch.Tensor]:
         """Keep the vectors (N, D)."""
@@ -103,3 +108,11 @@ class HDF5Writer(StreamingWriter):
         """A command that shows the file's first rows."""
         show = "print(f['sequence_ids'].asstr()[:3], f['embeddings'][:3])"
         return f"python -c \"import h5py; f = h5py.File('{self.path}'); {show}\""
+
+
+def _is_embedding_file(path: Path) -> bool:
+    try:
+        with h5py.File(path, "r") as file:
+            return bool(file.attrs.get("format") == FORMAT)
+    except OSError:
+        return False

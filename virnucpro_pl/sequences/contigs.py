@@ -273,7 +273,10 @@ class ContigDataModule(SequenceDataModule):
         """
         super().__init__(path, tokens_per_batch, num_workers, max_length, check_molecule)
         if length < 3:
-            raise UsageError(f"A chunk of {length} bases holds no codon: give --data.length 500")
+            raise UsageError(
+                f"--data.length must be at least 3, a codon, not {length}: VirNucPro's classifiers "
+                "take chunks of 500 or 300 bases"
+            )
         self.length = length
         self.save_orfs = save_orfs
         self.letters = letters

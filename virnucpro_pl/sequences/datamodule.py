@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -33,11 +33,20 @@ log = logging.getLogger(__name__)
 class Workspace(Protocol):
     """An output callback that owns a folder shared by all ranks, and knows which rows are done."""
 
-    def claim(self) -> Path:
-        """Refuse an output that cannot be written, else make the folder and return it."""
+    def claim(self, inputs: Sequence[Path]) -> Path:
+        """Refuse an output that is an input or cannot be written, else make the folder."""
 
     def finished_rows(self, count: int, trainer: Any) -> NDArray[np.bool_]:
         """Flags (count,) of the rows that an earlier run has committed; called on every rank."""
+
+
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """A module that can tell which files it reads, so that none of them is written."""
+
+    @property
+    def input_files(self) -> list[Path]:
+        """Files and folders that it reads."""
 
 
 class Packs(Dataset[list[PackedBatch]]):
@@ -179,11 +188,12 @@ class SequenceDataModule(LightningDataModule):
                 does: records of nothing but A, C, G, T, U, N, and letters that are no bases.
         """
         super().__init__()
-        if tokens_per_batch < 1 or num_workers < 0 or (max_length is not None and max_length < 1):
-            raise UsageError(
-                "tokens_per_batch and max_length must be at least 1, num_workers at least 0, not "
-                f"{tokens_per_batch}, {max_length} and {num_workers}"
-            )
+        at_least = {"tokens_per_batch": (tokens_per_batch, 1), "num_workers": (num_workers, 0)}
+        if max_length is not None:
+            at_least["max_length"] = max_length, 1
+        for name, (value, least) in at_least.items():
+            if value < least:
+                raise UsageError(f"--data.{name} must be at least {least}, not {value}")
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.prepare_data_per_node = False
         self.path = Path(path)
@@ -233,6 +243,11 @@ class SequenceDataModule(LightningDataModule):
             packs = [left for rows in packs if len(left := rows[~done[rows]])]
         mine = self.tokenise(packs[trainer.global_rank :: trainer.world_size])
         return PackLoader(mine, self.num_workers, trainer.strategy.root_device)
+
+    @property
+    def input_files(self) -> list[Path]:
+        """Files that are read."""
+        return [self.path]
 
     def read(self, folder: Path) -> None:
         """Read and validate the input into a folder. Called on rank 0.
@@ -315,6 +330,8 @@ class SequenceDataModule(LightningDataModule):
     def _workspace_folder(self) -> Path:
         workspace = self._workspace()
         if workspace is not None:
-            return workspace.claim()
+            model = self._trainer().lightning_module
+            weights = model.input_files if isinstance(model, ReadsFiles) else []
+            return workspace.claim([*self.input_files, *weights])
         self._scratch = Path(tempfile.mkdtemp(prefix="virnucpro-pl-"))
         return self._scratch

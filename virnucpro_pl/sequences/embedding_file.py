@@ -13,12 +13,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro_pl.embedding_format import FORMAT, FORMAT_VERSION
 from virnucpro_pl.errors import InputError
 
 __all__ = ["EmbeddingFile", "load_embeddings"]
 
-_FORMAT = "virnucpro-pl embeddings"
-_FORMAT_VERSION = 1
 _ID_BLOCK = 65_536
 _ROW_BLOCK = 1024
 _SPREAD = 4
@@ -110,7 +109,7 @@ class EmbeddingFile:
     def _check(self, file: h5py.File) -> None:
         kind = file.attrs.get("format"), file.attrs.get("format_version")
         named = not self.foreign or kind[0] is not None
-        if named and kind != (_FORMAT, _FORMAT_VERSION):
+        if named and kind != (FORMAT, FORMAT_VERSION):
             raise InputError(
                 f"{self.path} is no embedding file of this version: format is {kind[0]!r}, "
                 f"format_version {kind[1]}"

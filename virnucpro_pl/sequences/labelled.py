@@ -94,17 +94,19 @@ class LabelledPairDataModule(LightningDataModule):
             num_workers: DataLoader processes where features are read batch by batch.
         """
         super().__init__()
-        if batch_size < 2 or num_workers < 0 or memory_gb < 0:
-            raise UsageError(
-                "batch_size must be at least 2 (batch normalisation), num_workers and memory_gb at "
-                f"least 0, not {batch_size}, {num_workers} and {memory_gb}"
-            )
+        for name, value, least in (
+            ("batch_size", batch_size, 2),  # batch normalisation
+            ("num_workers", num_workers, 0),
+            ("memory_gb", memory_gb, 0),
+        ):
+            if not value >= least:
+                raise UsageError(f"--data.{name} must be at least {least}, not {value}")
         if not (0 < validation_fraction and 0 <= test_fraction) or (
             validation_fraction + test_fraction >= 1
         ):
             raise UsageError(
-                "validation_fraction must be above 0, test_fraction at least 0, and both together "
-                f"below 1, not {validation_fraction} and {test_fraction}"
+                "--data.validation_fraction must be above 0, --data.test_fraction at least 0, and "
+                f"both together below 1, not {validation_fraction} and {test_fraction}"
             )
         self.record_pattern = _compiled(record_pattern)
         self.files = tuple((Path(p.dnabert_s), Path(p.esm2)) for p in (other, viral))
@@ -113,6 +115,11 @@ class LabelledPairDataModule(LightningDataModule):
         self.memory_gb = memory_gb
         self.num_workers = num_workers
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def input_files(self) -> list[Path]:
+        """All four files."""
+        return [path for pair in self.files for path in pair]
 
     def setup(self, stage: str) -> None:
         """Join and check all four files, and split the records.

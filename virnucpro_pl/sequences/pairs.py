@@ -202,6 +202,11 @@ class EmbeddingPairDataModule(SequenceDataModule):
         self.files = (Path(dnabert_s), Path(esm2))
         self.width: int | None = None
 
+    @property
+    def input_files(self) -> list[Path]:
+        """Both files."""
+        return list(self.files)
+
     def read(self, folder: Path) -> None:
         """Check, join and hash both files.
 
