@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jsonargparse import ArgumentError, Namespace, auto_cli
+from jsonargparse import ArgumentError, Namespace, auto_parser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -28,6 +27,15 @@ from virnucpro_pl.help import (
     print_help,
     wants_class_help,
 )
+from virnucpro_pl.literal_paths import LiteralPathParser, read_paths, spell_paths
+from virnucpro_pl.mistakes import (
+    check_configs,
+    check_devices_option,
+    check_values,
+    describe_failure,
+    explain,
+    usage_error_in,
+)
 from virnucpro_pl.output.launch import (
     Signals,
     announce_rank_0,
@@ -37,16 +45,11 @@ from virnucpro_pl.output.launch import (
     watch_rank_0,
 )
 from virnucpro_pl.precision import resolve_precision, should_use_fp16, unify_precision
-from virnucpro_pl.shipped import DEMO, shipped_configs, with_shipped_configs
+from virnucpro_pl.shipped import DEMO, config_names, shipped_configs, with_shipped_configs
 
 __all__ = ["main"]
 
 log = logging.getLogger("virnucpro_pl")
-
-_NOISE = re.compile(
-    r"Does not validate|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value"
-)
-"""Lines of a parser's message that are of no use to whoever has misspelt an option."""
 
 
 class UsageCLI(LightningCLI):
@@ -61,16 +64,20 @@ class UsageCLI(LightningCLI):
         Raises:
             UsageError: In one sentence, if an option is unknown, missing, or of a wrong kind.
         """
-        words = sys.argv[1:] if args is None else args
+        given = sys.argv[1:] if args is None else args
+        assert isinstance(given, list), "only words are ever parsed"
+        words = with_shipped_configs(given)
+        configs, command = config_names(words), words[0]
+        check_values(words)
+        if not {"-h", "--help"} & set(words):
+            check_configs(command, configs, words)
         try:
-            if isinstance(words, list):
-                self.config = parser.parse_args(with_shipped_configs(words))
-            else:
-                self.config = parser.parse_object(words)
+            self.config = read_paths(parser.parse_args(spell_paths(words)))
         except ArgumentError as error:
-            lines = (line.strip() for line in str(error).splitlines())
-            said = " ".join(line.removeprefix("- ") for line in lines if not _NOISE.match(line))
-            raise UsageError(f"{said}. Options are listed by {self.help_command}") from error
+            options = self._subcommand_parsers[command]._option_string_actions
+            said = explain(read_paths(str(error)), words, options, configs)
+            raise UsageError(f"{said} (options are listed by {self.help_command})") from error
+        check_devices_option(self.config[command].trainer.devices)
 
     def instantiate_classes(self) -> None:
         """Make Trainer, model, data and callbacks.
@@ -81,7 +88,7 @@ class UsageCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (MisconfigurationException, ValueError, TypeError) as error:
-            raise UsageError(str(error)) from error
+            raise usage_error_in(error) or UsageError(describe_failure(error)) from error
 
 
 class PredictCLI(UsageCLI):
@@ -159,7 +166,9 @@ def main(args: Sequence[str] | None = None) -> None:
             print_help()
             raise SystemExit(0 if words else 2)
         name = words[0]
-        if not name.startswith("-") and name not in ("predict", *COMMANDS):
+        if name.startswith("-"):
+            raise UsageError(f"The command comes first: virnucpro-pl predict {name} ...")
+        if name not in ("predict", *COMMANDS):
             known = ", ".join(["predict", *COMMANDS])
             raise UsageError(f"There is no command {name!r}; there are {known}")
         if name in COMMANDS:
@@ -167,7 +176,7 @@ def main(args: Sequence[str] | None = None) -> None:
             if name == "fit":  # its options are Lightning's
                 function(words)
             else:
-                auto_cli(function, args=_with_underscores(words[1:]), prog=f"virnucpro-pl {name}")
+                _call(function, words)
         elif wants_class_help(words):
             print_class_help(words)
         else:
@@ -215,8 +224,31 @@ def _predict(args: ArgsType) -> None:
             "description": "Find viral sequences in sequencing data.",
             "epilog": EPILOG,
             "exit_on_error": False,
+            "allow_abbrev": False,
         },
+        parser_class=LiteralPathParser,
     )
+
+
+def _call(function: Callable[..., None], words: list[str]) -> None:
+    """Call the function of a command with its options, which may be written with hyphens.
+
+    Raises:
+        UsageError: In one sentence, if an option is unknown, missing, or of a wrong kind.
+    """
+    prog, options = f"virnucpro-pl {words[0]}", _with_underscores(words[1:])
+    check_values(words)
+    parser = auto_parser(function, prog=prog, exit_on_error=False, allow_abbrev=False)
+    try:
+        config = read_paths(parser.parse_args(spell_paths(options, positional=True)))
+    except ArgumentError as error:
+        said = explain(read_paths(str(error)), options, parser._option_string_actions)
+        for option, word in zip(options, words[1:], strict=True):  # as it was typed
+            said = said.replace(option.partition("=")[0], word.partition("=")[0])
+        raise UsageError(f"{said} (options are listed by {prog} --help)") from error
+    arguments = vars(parser.instantiate(config))
+    arguments.pop("config", None)
+    function(**arguments)
 
 
 class _StandardError(logging.StreamHandler[Any]):

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from virnucpro_pl import __version__
 from virnucpro_pl.cli import UsageCLI
 from virnucpro_pl.errors import UsageError
+from virnucpro_pl.literal_paths import LiteralPathParser
 from virnucpro_pl.models.classifier import load_classifier
 from virnucpro_pl.sequences.labelled import LabelledPairDataModule
 from virnucpro_pl.training import METRIC_NAMES, ClassifierTraining, ClassifierWriter
@@ -129,6 +130,7 @@ def fit(words: list[str]) -> None:
         ClassifierTraining,
         LabelledPairDataModule,
         args=words,
+        parser_class=LiteralPathParser,
         save_config_callback=None,
         seed_everything_default=SEED,
         auto_configure_optimizers=False,
@@ -142,6 +144,7 @@ def fit(words: list[str]) -> None:
         },
         parser_kwargs={
             "exit_on_error": False,
+            "allow_abbrev": False,
             "prog": "virnucpro-pl",
             "description": "Train a classifier on embeddings of viral and of other ORFs.",
         },

@@ -6,13 +6,17 @@ import argparse
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.shipped import shipped_configs, with_shipped_configs
+from virnucpro_pl.shipped import (
+    classes_in,
+    config_names,
+    read_config,
+    shipped_configs,
+    with_shipped_configs,
+)
 
 __all__ = ["COMMANDS", "EPILOG", "print_class_help", "print_help", "wants_class_help"]
 
@@ -74,12 +78,11 @@ def print_class_help(words: list[str]) -> None:
     Raises:
         UsageError: If there is no such config, or it names no such class.
     """
-    resolved = with_shipped_configs(words)
     classes: dict[str, str] = {}
-    for flag, value in zip(resolved, [*resolved[1:], ""], strict=True):
-        head, equals, tail = flag.partition("=")
-        if head in ("-c", "--config"):
-            classes |= _classes_in(Path(tail if equals else value))
+    for name in config_names(with_shipped_configs(words)):
+        classes |= classes_in(read_config(Path(name)))
+    if not classes:
+        raise UsageError("The config names no model: its options are listed by fit --help")
     parser = ArgumentParser(
         prog="virnucpro-pl predict",
         usage="%(prog)s --config NAME [options]",
@@ -96,26 +99,3 @@ def print_class_help(words: list[str]) -> None:
         if action.dest in classes:  # whole classes can be given by file, which is no help here
             action.help = argparse.SUPPRESS
     parser.print_help()
-
-
-def _classes_in(path: Path) -> dict[str, str]:
-    """Class paths of model, data and writer in a config file, and of the classes within them."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        given = {key: content.get(key) for key in ("model", "data", "writer")}
-        return {
-            name: class_path
-            for key, value in given.items()
-            if value is not None
-            for name, class_path in _nested(key, value)
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read as a config: {error!r}") from error
-
-
-def _nested(key: str, value: dict[str, Any]) -> list[tuple[str, str]]:
-    found = [(key, str(value["class_path"]))]
-    for name, option in (value.get("init_args") or {}).items():
-        if isinstance(option, dict) and "class_path" in option:
-            found.extend(_nested(f"{key}.{name}", option))
-    return found

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-__all__ = ["find_config", "shipped_configs", "with_shipped_configs"]
+import yaml
+
+from virnucpro_pl.errors import UsageError
+
+__all__ = [
+    "classes_in",
+    "config_names",
+    "configs_for",
+    "find_config",
+    "read_config",
+    "shipped_configs",
+    "with_shipped_configs",
+]
 
 
 DEMO = "demo.yaml"
@@ -27,15 +42,27 @@ def find_config(name: str) -> str:
 
     Returns:
         The path of the shipped file, or `name` as it is.
+
+    Raises:
+        UsageError: If there is neither.
     """
     shipped = shipped_configs() / name
-    if Path(name).name == name and not Path(name).exists() and shipped.is_file():
+    if Path(name).exists():
+        return name
+    if name and Path(name).name == name and shipped.is_file():
         return str(shipped)
-    return name
+    names = sorted(path.name for path in shipped_configs().glob("*.yaml"))
+    close = [n for n in names if n == f"{name}.yaml"] or get_close_matches(name, names, 1, 0.7)
+    hint = f"did you mean {close[0]}?" if close else f"the shipped ones are {', '.join(names)}"
+    raise UsageError(f"There is no config {name}: {hint}")
 
 
 def with_shipped_configs(words: list[str]) -> list[str]:
-    """Replace each name after `--config` in a command line by the path of that config."""
+    """Replace each name after `--config` in a command line by the path of that config.
+
+    Raises:
+        UsageError: If there is no such config.
+    """
     resolved = list(words)
     for i, word in enumerate(words):
         flag, equals, name = word.partition("=")
@@ -46,3 +73,59 @@ def with_shipped_configs(words: list[str]) -> list[str]:
         elif i + 1 < len(words):
             resolved[i + 1] = find_config(words[i + 1])
     return resolved
+
+
+def config_names(words: list[str]) -> list[str]:
+    """What stands after each `--config` in a command line."""
+    names = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, name = word.partition("=")
+        if flag in ("-c", "--config"):
+            names.append(name if equals else following)
+    return names
+
+
+def configs_for(command: str) -> list[Path]:
+    """The shipped configs of `predict` or `fit`."""
+    paths = sorted(shipped_configs().glob("*.yaml"))
+    return [path for path in paths if bool(classes_in(read_config(path))) == (command == "predict")]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a config file; a pipe can be read once only, by the parser, and counts as empty.
+
+    Raises:
+        UsageError: If it is no YAML file of options.
+    """
+    if path.is_dir():
+        raise UsageError(f"--config {path} is a folder, not a config")
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+        raise UsageError(f"--config {path}{where}: this is no YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {path} is no YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {path} is no config: it holds no options such as `trainer:`")
+    return content
+
+
+def classes_in(config: Mapping[str, Any]) -> dict[str, str]:
+    """Class paths of model, data and writer in a config, and of the classes within them."""
+    named = ((key, config.get(key)) for key in ("model", "data", "writer"))
+    return {name: path for key, value in named for name, path in _nested(key, value)}
+
+
+def _nested(key: str, value: Any) -> list[tuple[str, str]]:
+    if not isinstance(value, dict) or "class_path" not in value:
+        return []
+    options = value.get("init_args")
+    inner = options.items() if isinstance(options, dict) else ()
+    below = (pair for name, option in inner for pair in _nested(f"{key}.{name}", option))
+    return [(key, str(value["class_path"])), *below]

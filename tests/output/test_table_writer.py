@@ -230,8 +230,8 @@ def test_overwrite_never_deletes_what_it_did_not_write(call, tmp_path):
     with pytest.raises(UsageError, match=r"not overwritten, since it holds more .*: notes\.txt"):
         call(overwrite=True)
     assert (folder / "notes.txt").read_text() == "mine"
-    with pytest.raises(UsageError, match="holds more than calls"):
-        call("in", overwrite=True)  # the folder of the input
+    with pytest.raises(UsageError, match="holds an input of this run"):
+        call("in", overwrite=True)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match="is a file"):
         call("file", overwrite=True)

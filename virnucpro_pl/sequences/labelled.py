@@ -237,9 +237,13 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"record_pattern {pattern!r} is no regular expression: {error}") from error
+        raise UsageError(
+            f"--data.record_pattern {pattern!r} is no regular expression: {error}"
+        ) from error
     if compiled.groups < 1:
-        raise UsageError(f"record_pattern {pattern!r} has no group (...) around the record's name")
+        raise UsageError(
+            f"--data.record_pattern {pattern!r} has no group (...) around the record's name"
+        )
     return compiled
 
 

@@ -1,0 +1,76 @@
+"""Paths on the command line, taken literally.
+
+The parser reads every value as YAML, some of them twice, so that a file named `null`, `#1.faa` or
+`a: b.faa` would become something else. Such paths go through it in another spelling, that of their
+bytes, and get their own back in whatever comes out of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+_OPTION = re.compile(
+    r"--(data|writer)\.path|--data(\.\w+)?\.(dnabert_s|esm2)"
+    r"|--model(\.\w+)?\.(weights|tokenizer|classifier)|--(output|table|workload)"
+)
+"""Options whose value is a path."""
+_SPELT = re.compile(r"path-bytes-((?:[0-9a-f]{2})*)")
+
+
+def spell_paths(words: Sequence[str], *, positional: bool = False) -> list[str]:
+    """Spell the paths of a command line by their bytes.
+
+    Args:
+        words: The command line.
+        positional: Whether words that are neither options nor values are paths.
+    """
+    spelt, flag = [], ""
+    for word in words:
+        option, equals, value = word.partition("=")
+        if flag and not word.startswith("--"):
+            spelt.append(_spell(word) if _is_path(flag) else word)
+            flag = ""
+        elif word.startswith("--"):
+            path = equals and _is_path(option)
+            spelt.append(f"{option}={_spell(value)}" if path else word)
+            flag = "" if equals else option
+        else:
+            spelt.append(_spell(word) if positional and word != "-h" else word)
+    return spelt
+
+
+def read_paths(value: Any) -> Any:
+    """Give the paths in a text, a list or a namespace their own spelling; the last in place."""
+    if isinstance(value, str):
+        return _SPELT.sub(lambda spelt: os.fsdecode(bytes.fromhex(spelt[1])), value)
+    if isinstance(value, Path):
+        return Path(read_paths(str(value)))
+    if isinstance(value, list):
+        return [read_paths(inner) for inner in value]
+    if isinstance(value, Namespace):
+        vars(value).update({key: read_paths(inner) for key, inner in vars(value).items()})
+    return value
+
+
+def _is_path(option: str) -> bool:
+    return _OPTION.fullmatch(option.replace(".init_args", "")) is not None
+
+
+def _spell(path: str) -> str:
+    return f"path-bytes-{os.fsencode(path).hex()}"
+
+
+class LiteralPathParser(LightningArgumentParser):
+    """Shows a configuration (`--print_config`) with the paths as they are."""
+
+    def dump(self, namespace: Namespace, **options: Any) -> str:
+        """Give a configuration as YAML."""
+        text: str = super().dump(read_paths(namespace), **options)
+        return text

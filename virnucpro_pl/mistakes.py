@@ -1,0 +1,237 @@
+"""What is wrong with a command line or a config, in one sentence without the parser's own words.
+
+jsonargparse tells a fault in nested lines of text: keys from the outside in, then what it expected.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from virnucpro_pl.errors import UsageError, listed
+from virnucpro_pl.shipped import classes_in, configs_for, read_config, shipped_configs
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "dict": "a mapping",
+}
+"""Types in words."""
+_PURPOSES = {
+    "--data.path": "the FASTA or FASTQ file to read",
+    "--data.dnabert_s": "the embedding file of the nucleotides",
+    "--data.esm2": "the embedding file of the proteins",
+    "--writer.path": "the file or folder to write",
+    "--model.classifier": "500_model.pth, which VirNucPro's own repository holds (git clone "
+    "https://github.com/Li-Jing-1997/VirNucPro), a file that fit has made, or random for a trial",
+    "--to": "per-id, anndata or npy",
+}
+"""What to give where an option is missing."""
+_SWITCHES = re.compile(r"--help|--print_config|--(\w+\.)+help")
+"""Options that need no value."""
+_DEVICES = re.compile(r"auto|-1|[1-9]\d*|\[\d+(, ?\d+)*\]|\d+,|\d+(,\d+)+")
+
+
+def check_values(words: Sequence[str]) -> None:
+    """Check that each option has a value.
+
+    Raises:
+        UsageError: If one has none.
+    """
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        option, equals, _ = word.partition("=")
+        lacks = word.startswith("--") and not equals and following.startswith("--")
+        if (lacks or (word == "-c" and following == "--")) and not _SWITCHES.fullmatch(option):
+            raise UsageError(
+                f"{word} has no value: write one behind it, such as true or false for a switch"
+            )
+
+
+def check_configs(command: str, names: Sequence[str], words: Sequence[str]) -> None:
+    """Check that the configs on a command line are there, are YAML, and are of this command.
+
+    Args:
+        command: `predict` or `fit`.
+        names: Paths of the configs, in order.
+        words: The command line.
+
+    Raises:
+        UsageError: If not.
+    """
+    fitting = configs_for(command)
+    offer = f"the shipped ones of {command} are {listed([path.name for path in fitting])}"
+    shipped = [_shown(name) for name in names if Path(name).parent == shipped_configs()]
+    if len(shipped) > 1:
+        raise UsageError(f"--config takes one shipped config, not {' and '.join(shipped)}")
+    with_classes = [name for name in names if classes_in(read_config(Path(name)))]
+    piped = any(not Path(name).is_file() for name in names)  # read once only, by the parser
+    if command == "fit" and with_classes:
+        raise UsageError(f"{_shown(with_classes[0])} is a config of predict, not of fit: {offer}")
+    by_option = any(re.match(r"--model(\.class_path)?(=|$)", word) for word in words)
+    if command == "predict" and not (with_classes or piped or by_option):
+        if names:
+            raise UsageError(
+                f"{_shown(names[0])} is no config of predict, since it names no model: {offer}"
+            )
+        raise UsageError(f"predict needs a config, such as --config virnucpro.yaml: {offer}")
+
+
+def check_devices_option(devices: Any) -> None:
+    """Check that `--trainer.devices` is one that Lightning knows.
+
+    Raises:
+        UsageError: If it is not.
+    """
+    if not _DEVICES.fullmatch(str(devices)):
+        raise UsageError(
+            "--trainer.devices must be a number of devices, auto, or a list of their numbers such "
+            f"as [0, 2], not {devices}"
+        )
+
+
+def usage_error_in(error: BaseException) -> UsageError | None:
+    """The fault that a class has found with its options, which the parser wraps in its own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UsageError):
+            return cause
+        cause = cause.__cause__
+    return None
+
+
+def describe_failure(error: BaseException) -> str:
+    """What a class has said that does not take its options, without what was wrapped around it."""
+    while str(error).startswith("Does not validate") and error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).replace("`", "").strip()
+
+
+def explain(
+    fault: str, words: Sequence[str], options: Iterable[str], configs: Sequence[str] = ()
+) -> str:
+    """Say in a sentence what the parser has found.
+
+    Args:
+        fault: The parser's message.
+        words: The command line.
+        options: All options of the command that belong to no class of a config, with their hyphens.
+        configs: Paths of the configs that were given.
+    """
+    got = "".join(re.findall(r"Got value: (.+)", fault)[:1])
+    fault = " ".join(fault.split())
+    keys = re.findall(r'Parser key "([\w.]+)"', fault)
+    place = _option(*dict.fromkeys(keys))
+    classes = re.findall(r"given class_path '([^']+)'", fault)
+    if missing := re.search(r"arguments are required: ([\w.]+(?:, [\w.]+)*)", fault):
+        return _missing(place, missing[1].split(", "), options)
+    if strange := re.search(r"Option '([\w.]+)' is not accepted", fault):
+        return _no_option(f"{place}.{strange[1]}", _options_of(classes[-1], place), configs)
+    if strange := re.search(r"does not accept option '([\w.]+)'", fault):
+        return _no_option(_option(strange[1]), options, configs)
+    if strange := re.search(r"unrecognized arguments: (\S+)", fault):
+        of_classes = (option for name in configs for option in _options_in(Path(name)))
+        return _unrecognised(strange[1], [*options, *of_classes], configs)
+    if unknown := re.search(r"given class_path '(\S+)': (No module|module \S+ has no)", fault):
+        return f"{place} names a class that does not exist: {unknown[1]}"
+    if unknown := re.search(r"dot import path string: (\S+)", fault):
+        return f"{place} names a class that does not exist: {unknown[1].rstrip('.')}"
+    if "Unable to load config" in fault:
+        parts = [option for option in options if option.startswith(f"{place}.")]
+        return f"{place} is given by its parts, {' and '.join(parts)}"
+    if kinds := _kinds(fault):
+        value = _given(place, words) or got
+        return f"{place} must be {kinds}" + (f", not {value}" if value else "")
+    return re.sub(r'Parser key "([\w.]+)": ?', "", fault)
+
+
+def _option(*keys: str) -> str:
+    """`--writer.path` of the keys writer and init_args.path."""
+    joined = ".".join(keys).replace("init_args.", "")
+    return "--" + re.sub(r"^(predict|fit)\.", "", joined)
+
+
+def _missing(place: str, names: Sequence[str], options: Iterable[str]) -> str:
+    known = set(options)
+    needed = []
+    for name in names:
+        option = f"{place}.{name}" if place != "--" else _option(name)
+        is_word = place == "--" and option not in known
+        needed.append(name.upper() if is_word else option)
+    purposes = [_PURPOSES[name] for name in needed if name in _PURPOSES]
+    what = f": give {purposes[0]}" if len(needed) == len(purposes) == 1 else ""
+    return f"{_joined(needed, 'and')} {'is' if len(needed) == 1 else 'are'} missing{what}"
+
+
+def _no_option(option: str, options: Iterable[str], configs: Sequence[str]) -> str:
+    """Say that there is none, and which may be meant, or which shipped config has it."""
+    where = f" with {_joined([_shown(config) for config in configs], 'and')}" if configs else ""
+    said = f"There is no option {option}{where}"
+    having = [path.name for path in configs_for("predict") if option in _options_in(path)]
+    if configs and having:
+        return f"{said}; {_joined(having, 'and')} {'has' if len(having) == 1 else 'have'} it"
+    close = get_close_matches(option, list(options), 1)
+    return f"{said}: did you mean {close[0]}?" if close else said
+
+
+def _unrecognised(word: str, options: Sequence[str], configs: Sequence[str]) -> str:
+    if word.startswith("-"):
+        return _no_option(word.partition("=")[0], options, configs)
+    hint = f": a file is given as in --data.path {word}" if "--data.path" in options else ""
+    return f"{word} is one word too many{hint}"
+
+
+def _options_of(class_path: str, place: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    try:
+        parameters = inspect.signature(getattr(import_module(module), name)).parameters
+    except (ImportError, AttributeError):  # there is another mistake, in a config
+        return []
+    return [f"{place}.{parameter}" for parameter in parameters]
+
+
+def _options_in(config: Path) -> list[str]:
+    classes = classes_in(read_config(config))
+    return [option for key, path in classes.items() for option in _options_of(path, f"--{key}")]
+
+
+def _kinds(fault: str) -> str:
+    """The values that an option may have, in words: `a number`, or `auto, triton or sdpa`."""
+    choices = [
+        str(choice)
+        for inner in re.findall(r"Expected a typing\.Literal\[(.+?)\]", fault)
+        for choice in yaml.safe_load(f"[{inner}]")
+    ]
+    types = re.findall(r"Expected a <class '(\w+)'>", fault)
+    if lengths := re.search(r"Expected a tuple with (\d+) elements", fault):
+        choices.append(f"a list of {lengths[1]}")
+    words = list(dict.fromkeys([*choices, *(_KINDS[name] for name in types if name in _KINDS)]))
+    return _joined(words, "or")
+
+
+def _joined(words: Sequence[str], last: str) -> str:
+    """`a, b or c`."""
+    return f" {last} ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def _shown(config: str) -> str:
+    """A shipped config by its bare name, any other by its path."""
+    return Path(config).name if Path(config).parent == shipped_configs() else config
+
+
+def _given(option: str, words: Sequence[str]) -> str | None:
+    """The value of an option on the command line."""
+    for word, following in reversed(list(zip(words, [*words[1:], ""], strict=True))):
+        flag, equals, value = word.partition("=")
+        if flag.replace(".init_args", "") == option:
+            return value if equals else following
+    return None
