@@ -167,7 +167,7 @@ def test_tables_are_compared(folder, capsys):
         (["a.h5", "junk.pt"], "junk.pt"),
         (["a.h5", "empty"], "empty is a folder without .pt files"),
         (["a.h5", "near.h5", "--min-cosine", "2"], "--min_cosine 2.0 is no cosine"),
-        (["a.h5", "near.h5", "--min-cosine", "much"], "min_cosine"),
+        (["a.h5", "near.h5", "--min-cosine", "much"], "--min-cosine must be a number, not much"),
         (["a.h5", "near.h5", "--output", "no/c.json"], "the folder no does not exist"),
         (["a.h5", "near.h5", "--output", "a.h5"], "is an input of this run"),
         (["a.h5", "near.h5", "--gate", "1"], "gate"),

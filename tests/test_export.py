@@ -104,7 +104,7 @@ def test_output_that_exists_is_kept_unless_overwritten(path, tmp_path, capsys):
         (["out.h5"], "to"),
         (["out.h5", "--to", "npy", "--output", "m.txt"], "ends in .npy"),
         (["out.h5", "--to", "npy", "--output", "no/m.npy"], "the folder no does not exist"),
-        (["out.h5", "--to", "per-id", "--output", "out.h5", "--overwrite", "true"], "input itself"),
+        (["out.h5", "--to=per-id", "--output=out.h5", "--overwrite=true"], "input of this run"),
         (["out.h5", "--to", "per-id", "--output", "."], "is a folder"),
     ],
 )

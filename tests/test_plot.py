@@ -126,6 +126,7 @@ def test_embedding_file_is_mapped_by_length_or_column(embeddings, tmp_path):
 
 
 def test_pictures_are_replaced_and_stale_ones_removed(results, tmp_path):
+    (tmp_path / "results.pictures").mkdir()  # an empty folder is as good as none
     plot("results")
     plot("results", "--longest", "1")
     names = {p.name for p in (tmp_path / "results.pictures").iterdir()}
@@ -143,10 +144,11 @@ def test_pictures_are_replaced_and_stale_ones_removed(results, tmp_path):
         (["e.h5", "--table", "t.tsv"], "give --color COLUMN"),
         (["e.h5", "--color", "x", "--table", "t.tsv"], "t.tsv cannot be read"),
         (["results", "--output", "e.h5"], "e.h5 is a file, and pictures are a folder"),
-        (["results", "--output", "results"], "holds more than pictures of this command: contigs"),
+        (["results", "--output", "results"], "results is an input of this run"),
+        (["e.h5", "--output", "results"], "holds more than pictures of this command: contigs"),
         (["results", "--output", "/proc/no"], "/proc/no cannot be written"),
         (["results", "--colour", "x"], "colour"),
-        ([], "path"),
+        ([], "PATH is missing"),
     ],
 )
 def test_bad_usage_exits_2_with_a_message(results, embeddings, tmp_path, capfd, words, message):

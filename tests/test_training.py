@@ -228,6 +228,7 @@ def test_unstable_training_exits_3_and_keeps_nothing(sets, fit, tmp_path):
 
 
 def test_existing_classifier_is_kept_unless_overwritten(sets, fit, tmp_path):
+    (tmp_path / "classifier").mkdir()  # an empty folder is as good as none
     words = (*sets, "--trainer.max_epochs", 1)
     assert fit(*words)[0] == 0
     first = (tmp_path / "classifier/best.ckpt").read_bytes()

@@ -54,8 +54,7 @@ def export(file: Path, *, to: Format, output: Path | None = None, overwrite: boo
         raise UsageError("anndata is not installed: pip install 'virnucpro-pl[anndata]'")
     outputs = [output, output.with_suffix(".ids.txt")] if to == "npy" else [output]
     with load_embeddings(file) as embeddings:
-        refuse_inputs(outputs, [file])
-        _check_outputs(outputs, overwrite)
+        _check_outputs(file, outputs, overwrite)
         if count := len(embeddings.failed):
             ids = embeddings.file["sequence_ids"]
             names = ", ".join(ids[row].decode() for row in embeddings.failed[:MAX_LISTED])
@@ -73,16 +72,15 @@ def export(file: Path, *, to: Format, output: Path | None = None, overwrite: boo
         )
 
 
-def _check_outputs(outputs: list[Path], overwrite: bool) -> None:
+def _check_outputs(file: Path, outputs: list[Path], overwrite: bool) -> None:
     for path in outputs:
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             what = "cannot be written to" if path.parent.is_dir() else "does not exist"
             raise UsageError(f"{path}: the folder {path.parent} {what}")
-        if not path.exists():
-            continue
         if path.is_dir():
             raise UsageError(f"{path} is a folder: --output names another file")
-        if not overwrite:
+        refuse_inputs([path], [file])
+        if path.exists() and not overwrite:
             raise UsageError(
                 f"{path} exists already; --overwrite true replaces it, --output names another file"
             )
