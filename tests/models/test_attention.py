@@ -2,13 +2,27 @@ import pytest
 import torch
 
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.models.attention import attend, choose_attention, lay_out
+from virnucpro_pl.models import attention
+from virnucpro_pl.models.attention import Card, attend, check_device, choose_attention, lay_out
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def starts(*lengths):
     return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+
+
+@pytest.fixture(autouse=True)
+def card(monkeypatch):
+    """Substitute what is known of a GPU: an A100, or any that a test puts in."""
+    known = [Card("NVIDIA A100", (8, 0))]
+    monkeypatch.setattr(
+        attention, "find_card", lambda device: known[-1] if device.type == "cuda" else None
+    )
+    return known.append
+
+
+OLD = [Card("Tesla T4", (7, 5)), Card("Tesla V100-SXM2-16GB", (7, 0)), Card("GTX 1080", (6, 1))]
 
 
 def plain_attention(query, key, value, lengths):
@@ -65,12 +79,10 @@ def test_lay_out_positions_count_from_each_start():
         ("auto", GPU, True, "triton"),
         ("triton", GPU, True, "triton"),
         ("triton", GPU, False, "sdpa"),
-        ("triton", CPU, True, "sdpa"),
         ("auto", GPU, False, "sdpa"),
         ("auto", CPU, True, "sdpa"),
         ("varlen", GPU, True, "varlen"),
         ("varlen", GPU, False, "sdpa"),
-        ("varlen", CPU, True, "sdpa"),
         ("sdpa", GPU, True, "sdpa"),
     ],
 )
@@ -86,7 +98,44 @@ def test_choose_attention_biased_has_no_varlen():
 def test_choose_attention_names_choice_and_reason_in_log(caplog):
     with caplog.at_level("INFO"):
         choose_attention("varlen", device=GPU, reduced=False)
-    assert "sdpa (varlen needs a GPU and FP16 or BF16)" in caplog.text
+        choose_attention("auto", device=CPU, reduced=True)
+    assert "sdpa (varlen: packed kernels need FP16 or BF16)" in caplog.text
+    assert "sdpa (auto: packed kernels need a GPU, and this runs on cpu)" in caplog.text
+
+
+@pytest.mark.parametrize("old", OLD)
+@pytest.mark.parametrize("reduced", [True, False])
+def test_choose_attention_auto_on_an_old_gpu_is_sdpa_and_says_why(card, caplog, old, reduced):
+    card(old)
+    with caplog.at_level("INFO"):
+        assert choose_attention("auto", device=GPU, reduced=reduced) == "sdpa"
+    major, minor = old.capability
+    why = f"auto: {old.name} has compute capability {major}.{minor}, packed kernels need 8.0"
+    assert f"Attention: sdpa ({why})" in caplog.text
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
+def test_choose_attention_auto_on_a_newer_gpu_is_triton(card, capability):
+    card(Card("NVIDIA", capability))
+    assert choose_attention("auto", device=GPU, reduced=True) == "triton"
+
+
+@pytest.mark.parametrize("asked", ["triton", "varlen"])
+@pytest.mark.parametrize("reduced", [True, False])
+def test_packed_attention_on_an_old_gpu_is_refused_and_names_it(card, asked, reduced):
+    card(OLD[0])
+    expected = f"Attention {asked} cannot run here, Tesla T4 .* 7.5.*attention sdpa or auto"
+    with pytest.raises(UsageError, match=expected):
+        choose_attention(asked, device=GPU, reduced=reduced)
+    with pytest.raises(UsageError, match=expected):
+        check_device(asked, GPU)
+
+
+def test_choose_attention_packing_disabled_is_sdpa_on_any_device(card, monkeypatch):
+    card(OLD[0])
+    monkeypatch.setenv("VIRNUCPRO_DISABLE_PACKING", "1")
+    for device in (CPU, GPU):
+        assert choose_attention("triton", device=device, reduced=True) == "sdpa"
 
 
 def test_choose_attention_packing_disabled_is_sdpa(monkeypatch):

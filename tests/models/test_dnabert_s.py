@@ -302,19 +302,23 @@ def test_alibi_slopes_are_fp32_whatever_the_default():
     assert torch.equal(slopes, expected)
 
 
-def test_choose_attention_packed_needs_gpu_and_half(caplog):
+def test_choose_attention_packed_needs_gpu_and_half(caplog, monkeypatch):
     caplog.set_level("INFO")
     cuda = torch.device("cuda")
+    card = attention.Card("NVIDIA H200", (9, 0))
+    monkeypatch.setattr(attention, "find_card", lambda d: card if d.type == "cuda" else None)
     for asked, device, reduced, used in (
         ("auto", cuda, True, "triton"),
         ("auto", cuda, False, "sdpa"),
         ("auto", CPU, True, "sdpa"),
-        ("triton", CPU, True, "sdpa"),
+        ("triton", cuda, False, "sdpa"),
         ("sdpa", cuda, True, "sdpa"),
     ):
         choose = attention.choose_attention
         assert choose(asked, device=device, reduced=reduced, biased=True) == used
-    assert "triton needs a GPU" in caplog.text
+    assert "triton: packed kernels need FP16 or BF16" in caplog.text
+    with pytest.raises(UsageError, match="Attention triton cannot run here"):
+        attention.choose_attention("triton", device=CPU, reduced=True, biased=True)
     with pytest.raises(UsageError, match="one of auto, triton, sdpa, not varlen"):
         attention.choose_attention("varlen", device=cuda, reduced=True, biased=True)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.precision import env_switch
+from virnucpro_pl.switches import env_switch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,7 @@ __all__ = [
     "Layout",
     "attend",
     "check_attention",
+    "check_device",
     "choose_attention",
     "lay_out",
 ]
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 Attention = Literal["auto", "triton", "varlen", "sdpa"]
 BiasedAttention = Literal["auto", "triton", "sdpa"]
 PACKING_SWITCH = "VIRNUCPRO_DISABLE_PACKING"
+PACKED_CAPABILITY = (8, 0)
+"""Compute capability from which on there are packed kernels: Triton compiles for no older GPU, and
+FlashAttention, which is what `varlen` runs, neither."""
 _LEAST_FILL = 0.75
 """Share of a group's longest sequence that its shortest has at least."""
 _BIAS_ELEMENTS = 1 << 23
@@ -82,6 +86,46 @@ def check_attention(asked: str, *, biased: bool) -> None:
         raise UsageError(f"This model's attention is one of {', '.join(known)}, not {asked}")
 
 
+class Card(NamedTuple):
+    """A GPU."""
+
+    name: str
+    capability: tuple[int, int]
+    """Compute capability, such as (8, 0)."""
+
+
+def find_card(device: torch.device) -> Card | None:
+    """The GPU that a device is; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    return Card(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+
+
+def _obstacle(device: torch.device) -> str | None:
+    """Why the packed kernels cannot run on a device, in words; None where they can."""
+    card = find_card(device)
+    if card is None:
+        return f"packed kernels need a GPU, and this runs on {device.type}"
+    if card.capability >= PACKED_CAPABILITY:
+        return None
+    has, needed = (".".join(map(str, c)) for c in (card.capability, PACKED_CAPABILITY))
+    return f"{card.name} has compute capability {has}, packed kernels need {needed}"
+
+
+def check_device(asked: str, device: torch.device) -> None:
+    """Refuse a packed kernel where the device cannot run it, whatever the precision.
+
+    Raises:
+        UsageError: With what the device lacks.
+    """
+    if asked in ("auto", "sdpa") or env_switch(PACKING_SWITCH):
+        return
+    if obstacle := _obstacle(device):
+        raise UsageError(
+            f"Attention {asked} cannot run here, {obstacle}: give --model.attention sdpa or auto"
+        )
+
+
 def choose_attention(
     asked: Attention | BiasedAttention,
     *,
@@ -90,6 +134,9 @@ def choose_attention(
     biased: bool = False,
 ) -> str:
     """Pick the backend and log the choice.
+
+    In FP32 a packed kernel that was asked for gives way: the switch to FP32 must not make a command
+    fail.
 
     Args:
         asked: The user's wish; `auto` takes the packed kernel wherever it runs.
@@ -101,19 +148,21 @@ def choose_attention(
         `triton`, `varlen` or `sdpa`.
 
     Raises:
-        UsageError: If the model has no such backend, or `VIRNUCPRO_DISABLE_PACKING` holds a word
-            that is neither on nor off.
+        UsageError: If the model has no such backend, the device cannot run it, or
+            `VIRNUCPRO_DISABLE_PACKING` holds a word that is neither on nor off.
     """
     check_attention(asked, biased=biased)
-    able = device.type == "cuda" and reduced
-    why = "asked for"
-    backend = asked
+    check_device(asked, device)
+    backend, why = "sdpa", "asked for"
     if env_switch(PACKING_SWITCH):
-        backend, why = "sdpa", f"{PACKING_SWITCH} is on"
-    elif asked == "auto":
-        backend, why = ("triton" if able else "sdpa"), f"auto on {device.type}"
-    elif asked != "sdpa" and not able:
-        backend, why = "sdpa", f"{asked} needs a GPU and FP16 or BF16"
+        why = f"{PACKING_SWITCH} is on"
+    elif asked != "sdpa":
+        if obstacle := _obstacle(device):
+            why = f"{asked}: {obstacle}"
+        elif not reduced:
+            why = f"{asked}: packed kernels need FP16 or BF16"
+        else:
+            backend, why = ("triton", "auto") if asked == "auto" else (asked, "asked for")
     log.info("Attention: %s (%s)", backend, why)
     return backend
 
