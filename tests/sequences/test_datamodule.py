@@ -207,6 +207,26 @@ def test_option_out_of_range_usage_error(options):
         SequenceDataModule("x.faa", **options)
 
 
+@pytest.mark.parametrize(("device", "budget"), [("cpu", 2_048), ("cuda", 16_384)])
+def test_packs_by_default_are_small_on_a_cpu(tmp_path, device, budget):
+    path = write(tmp_path / "x.faa", sequences([300] * 120))
+    made = modules(path, 2)
+    for data in made:
+        data.trainer.strategy.root_device = torch.device(device)
+    assert [data.tokens_per_batch for data in made] == [budget] * 2
+    packs = made[0].plan()
+    assert packs == made[1].plan() == plan_packs([300] * 120, budget)
+    assert made[0].largest_pack(ProteinTokenizer()) == budget
+    made[0].teardown("predict")
+
+
+def test_tokens_left_are_those_of_rows_not_committed(tmp_path):
+    path = write(tmp_path / "x.faa", sequences([3, 50, 7]))
+    made = modules(path, 1, callbacks=[Output(tmp_path, [True, False, False])], max_length=10)
+    made[0].predict_dataloader()
+    assert made[0].tokens_left(ProteinTokenizer()) == 12 + 9
+
+
 def test_data_module_without_a_trainer_usage_error(tmp_path):
     with pytest.raises(UsageError, match="inside Trainer"):
         SequenceDataModule(tmp_path / "x.faa").setup("predict")

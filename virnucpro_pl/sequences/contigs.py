@@ -248,7 +248,7 @@ class ContigDataModule(SequenceDataModule):
         path: str | Path,
         length: int = 500,
         save_orfs: bool = False,
-        tokens_per_batch: int = 16_384,
+        tokens_per_batch: int | None = None,
         num_workers: int = 1,
         max_length: int | None = None,
         letters: Literal["iupac", "original"] = "iupac",
@@ -261,7 +261,8 @@ class ContigDataModule(SequenceDataModule):
             length: Bases of a chunk: 500, or 300 with the classifier that was trained on 300.
             save_orfs: Whether to write the ORFs to the output folder, as
                 `<input>_identified_nucleotide.fa` and `<input>_identified_protein.faa`.
-            tokens_per_batch: Protein tokens of a pack, special tokens included.
+            tokens_per_batch: Protein tokens of a pack, special tokens included; None for 16,384 on
+                a GPU and 2,048 on a CPU.
             num_workers: DataLoader processes of each rank; 0 tokenises in the rank itself.
             max_length: Residues of an ORF, and three times as many bases, that are embedded; None
                 for all.
@@ -328,16 +329,25 @@ class ContigDataModule(SequenceDataModule):
         A pack is cut by its proteins, so that its nucleotides are fewer tokens than it might hold.
         Their number is rounded up, so that inputs alike are computed in one shape.
         """
-        model: Any = self._trainer().lightning_module
-        if tokenizer is not model.dnabert_s.tokenizer:
+        if not self._is_of_nucleotides(tokenizer):
             return super().largest_pack(tokenizer)
-        letters = self.store.letter_counts("nucleotide")
-        if self.max_length is not None:
-            letters = np.minimum(letters, 3 * self.max_length)
-        ends = np.cumsum(np.append(0.0, tokenizer.estimate(letters) + tokenizer.specials))
+        ends = np.cumsum(np.append(0.0, self.row_tokens(tokenizer)))
         largest = max((ends[pack.stop] - ends[pack.start] for pack in self.plan()), default=0.0)
         step = ceil(self.tokens_per_batch / _SHAPES)
         return min(ceil(largest / step) * step, self.tokens_per_batch)
+
+    def row_tokens(self, tokenizer: Tokenizer) -> NDArray[np.float64]:
+        """(M,) tokens of each ORF's protein, or nucleotides, as their tokenizer estimates them."""
+        if not self._is_of_nucleotides(tokenizer):
+            return super().row_tokens(tokenizer)
+        letters = self.store.letter_counts("nucleotide")
+        if self.max_length is not None:
+            letters = np.minimum(letters, 3 * self.max_length)
+        return np.asarray(tokenizer.estimate(letters) + tokenizer.specials, np.float64)
+
+    def _is_of_nucleotides(self, tokenizer: Tokenizer) -> bool:
+        model: Any = self._trainer().lightning_module
+        return tokenizer is model.dnabert_s.tokenizer
 
     def tokenise(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
         """Make the dataset of some packs' batches."""

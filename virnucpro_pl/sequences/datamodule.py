@@ -28,6 +28,11 @@ __all__ = ["SequenceDataModule"]
 
 log = logging.getLogger(__name__)
 
+_GPU_TOKENS = 16_384
+_CPU_TOKENS = 2_048
+"""Tokens of a pack where nobody says how many. A CPU is as fast with few as with many, and commits
+and tells of its progress that much more often."""
+
 
 @runtime_checkable
 class Workspace(Protocol):
@@ -163,15 +168,17 @@ class SequenceDataModule(LightningDataModule):
     Attributes:
         store: The records, from `setup` on.
         pack_count: Packs of the whole input, over all ranks, from `predict_dataloader` on.
+        done: (N,) whether an earlier run has committed a row, from `predict_dataloader` on.
         fault: On rank 0, what is wrong with the input, from `prepare_data` on.
     """
 
     store: RecordStore
+    done: NDArray[np.bool_]
 
     def __init__(
         self,
         path: str | Path,
-        tokens_per_batch: int = 16_384,
+        tokens_per_batch: int | None = None,
         num_workers: int = 1,
         max_length: int | None = None,
         check_molecule: bool = True,
@@ -180,24 +187,25 @@ class SequenceDataModule(LightningDataModule):
 
         Args:
             path: FASTA or FASTQ file, plain or gz, bz2, xz, zst compressed.
-            tokens_per_batch: Tokens of a pack, special tokens included. A longer record gets a pack
-                of its own.
+            tokens_per_batch: Tokens of a pack, special tokens included; None for 16,384 on a GPU
+                and 2,048 on a CPU. A longer record gets a pack of its own.
             num_workers: DataLoader processes of each rank; 0 tokenises in the rank itself.
             max_length: Letters of a record that are embedded; None for all.
             check_molecule: Whether to refuse DNA where proteins belong, and proteins where DNA
                 does: records of nothing but A, C, G, T, U, N, and letters that are no bases.
         """
         super().__init__()
-        at_least = {"tokens_per_batch": (tokens_per_batch, 1), "num_workers": (num_workers, 0)}
-        if max_length is not None:
-            at_least["max_length"] = max_length, 1
-        for name, (value, least) in at_least.items():
-            if value < least:
+        for name, value, least in (
+            ("tokens_per_batch", tokens_per_batch, 1),
+            ("num_workers", num_workers, 0),
+            ("max_length", max_length, 1),
+        ):
+            if value is not None and value < least:
                 raise UsageError(f"--data.{name} must be at least {least}, not {value}")
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.prepare_data_per_node = False
         self.path = Path(path)
-        self.tokens_per_batch = tokens_per_batch
+        self.tokens_asked = tokens_per_batch
         self.num_workers = num_workers
         self.max_length = max_length
         self.check_molecule = check_molecule
@@ -238,9 +246,10 @@ class SequenceDataModule(LightningDataModule):
         plan = self.plan()
         self.pack_count = len(plan)
         packs = [np.arange(pack.start, pack.stop) for pack in plan]
+        self.done = np.zeros(len(self.store), np.bool_)
         if workspace is not None:
-            done = workspace.finished_rows(len(self.store), trainer)
-            packs = [left for rows in packs if len(left := rows[~done[rows]])]
+            self.done = workspace.finished_rows(len(self.store), trainer)
+            packs = [left for rows in packs if len(left := rows[~self.done[rows]])]
         mine = self.tokenise(packs[trainer.global_rank :: trainer.world_size])
         return PackLoader(mine, self.num_workers, trainer.strategy.root_device)
 
@@ -270,15 +279,30 @@ class SequenceDataModule(LightningDataModule):
             log.warning("%d %s are cut to %d letters", cut, self.store.unit, self.max_length)
 
     @property
+    def tokens_per_batch(self) -> int:
+        """Tokens of a pack on the Trainer's device."""
+        if self.tokens_asked is not None:
+            return self.tokens_asked
+        on_gpu = self._trainer().strategy.root_device.type == "cuda"
+        return _GPU_TOKENS if on_gpu else _CPU_TOKENS
+
+    @property
     def kept_lengths(self) -> NDArray[np.int64]:
         """(N,) letters of each row that are embedded."""
         lengths = self.store.lengths
         return lengths if self.max_length is None else np.minimum(lengths, self.max_length)
 
+    def row_tokens(self, tokenizer: Tokenizer) -> NDArray[np.float64]:
+        """(N,) tokens of each row, special ones included, as a tokenizer estimates them."""
+        return np.asarray(tokenizer.estimate(self.kept_lengths) + tokenizer.specials, np.float64)
+
+    def tokens_left(self, tokenizer: Tokenizer) -> float:
+        """Tokens of the rows that no earlier run has committed, from `predict_dataloader` on."""
+        return float(self.row_tokens(tokenizer)[~self.done].sum())
+
     def plan(self) -> list[range]:
         """Cut all rows into packs."""
-        tokens = self.tokenizer.estimate(self.kept_lengths)
-        return plan_packs(tokens, self.tokens_per_batch, self.tokenizer.specials)
+        return plan_packs(self.row_tokens(self.tokenizer), self.tokens_per_batch, specials=0)
 
     def largest_pack(self, tokenizer: Tokenizer) -> int:
         """Tokens that a pack has at most; on a GPU, smaller ones are filled up to so many."""
