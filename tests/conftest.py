@@ -42,6 +42,12 @@ def _plain_environment(monkeypatch):
     torch.set_float32_matmul_precision(precision)
 
 
+@pytest.fixture
+def bf16_units(monkeypatch):
+    """Say of any processor that it has units for bf16, so that 16-mixed is bf16-mixed on it."""
+    monkeypatch.setattr("virnucpro_pl.devices.has_bf16_units", lambda: True)
+
+
 # Models -------------------------------------------------------------------------------------------
 
 

@@ -86,9 +86,17 @@ def test_predict_fp16_switch_gives_fp32(run, folder, expected):
     np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5)
 
 
-def test_predict_reduced_precision_is_near_the_reference(run, folder, expected):
-    _, path = run(folder, "--data.num_workers", 0, precision="16-mixed")
-    vectors, _, attributes = read(path)
+@pytest.mark.usefixtures("bf16_units")
+def test_predict_reduced_precision_is_near_the_reference(
+    run_main, folder, expected, write_fasta, sequences, tmp_path
+):
+    fasta = write_fasta(tmp_path / "dna.fna", sequences)
+    ended = run_main(
+        *("--config", "dnabert_s.yaml", "--trainer.precision", "16-mixed", "--data.path", fasta),
+        *("--model.weights", folder, "--writer.path", "dna.h5", "--data.num_workers", 0),
+    )
+    assert ended.code == 0, ended.log
+    vectors, _, attributes = read(tmp_path / "dna.h5")
     assert attributes["precision"] == "bf16-mixed"
     assert 1e-5 < np.abs(vectors - expected).max() < 0.1
 

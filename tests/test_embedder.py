@@ -98,6 +98,7 @@ def test_predict_enable_fp16_false_is_single_everywhere(weights_file, fasta, tmp
     assert_single_everywhere(*outcome)
 
 
+@pytest.mark.usefixtures("bf16_units")
 def test_predict_enable_fp16_true_runs_under_autocast(weights_file, fasta, tmp_path):
     model, trainer, vectors = run(weights_file, fasta, tmp_path, enable_fp16=True)
     assert trainer.precision == "bf16-mixed"
@@ -106,6 +107,7 @@ def test_predict_enable_fp16_true_runs_under_autocast(weights_file, fasta, tmp_p
     assert vectors.dtype == np.float32
 
 
+@pytest.mark.usefixtures("bf16_units")
 def test_predict_reduced_is_close_to_single(weights_file, fasta, tmp_path, fair_esm_vectors):
     _, _, vectors = run(weights_file, fasta, tmp_path)
     single = fair_esm_vectors(fasta.read_text().split("\n")[1::2])

@@ -207,6 +207,7 @@ def test_resume_with_other_budget_ranks_and_workers_is_complete(
     np.testing.assert_allclose(vectors, expected[1], rtol=0, atol=2e-6)
 
 
+@pytest.mark.usefixtures("bf16_units")
 def test_resume_of_another_run_is_refused_by_name_and_overwrite_starts_over(
     predict_words, weights_file, reference, save_published, fasta, expected, write_fasta, tmp_path,
     capsys,

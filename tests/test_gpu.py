@@ -418,6 +418,113 @@ def test_out_of_memory_real_one_halves_packs_and_loses_nothing(tmp_path):
         np.testing.assert_allclose(cramped["embeddings"], roomy["embeddings"], rtol=0, atol=0.02)
 
 
+OLD_CARD = """
+import sys
+import torch
+from lightning.pytorch import Trainer
+from virnucpro_pl import (
+    ContigDataModule, DNABERTSEmbedder, ESM2Embedder, HDF5Writer, SequenceDataModule, VirNucPro
+)
+from virnucpro_pl.models import attention
+
+def refuse(*arguments, **options):
+    raise AssertionError("compiled on a card that cannot run it")
+
+attention.find_card = lambda device: attention.Card("Tesla T4", (7, 5))
+torch.compile = refuse
+total = torch.cuda.get_device_properties(0).total_memory
+torch.cuda.set_per_process_memory_fraction((15 << 30) / total)  # a T4 has so much of 16 GB
+kind, name, path, fp16 = sys.argv[1:]
+esm2 = ESM2Embedder(name, weights="random", enable_fp16=fp16 == "half", compile=True)
+if kind == "virnucpro":
+    dnabert_s = DNABERTSEmbedder(weights="random", enable_fp16=fp16 == "half", compile=True)
+    model, data = VirNucPro(esm2, dnabert_s, "random"), ContigDataModule(path, num_workers=2)
+else:
+    model, data = esm2, SequenceDataModule(path, num_workers=2)
+trainer = Trainer(accelerator="gpu", devices=1, logger=False, enable_progress_bar=False,
+                  enable_checkpointing=False, enable_model_summary=False)
+batches = trainer.predict(model, data)
+assert trainer.precision == ("16-mixed" if fp16 == "half" else "32-true")
+assert esm2.attention_used == "sdpa"
+assert not [m for m in sys.modules if m.startswith("virnucpro_pl.models.triton_")]
+assert esm2._budget is None  # no pack was too large
+print("reserved", torch.cuda.max_memory_reserved() / 2**30)
+vectors = [b.esm2 if kind == "virnucpro" else b.vectors for b in batches]
+torch.save(torch.cat(vectors), f"{path}.{fp16}.pt")
+"""
+
+
+def on_an_old_card(kind, name, path, precision):
+    """Run as on a Tesla T4; GiB that were reserved, and the vectors of the proteins."""
+    result = subprocess.run(
+        [sys.executable, "-c", OLD_CARD, kind, name, str(path), precision],
+        env=environment(), capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    reserved = float(result.stdout.split("reserved ")[1].split()[0])
+    return reserved, torch.load(f"{path}.{precision}.pt")
+
+
+def contigs(count):
+    """Contigs of 500 bases, each with a frame that is open."""
+    codons = [c for a in "ACGT" for b in "ACGT" for d in "ACGT"
+              if (c := a + b + d) not in ("TAA", "TAG", "TGA")]  # fmt: skip
+    generator = np.random.default_rng(0)
+    return ["".join([*generator.choice(codons, 166), "AC"]) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["esm2", "virnucpro"])
+def test_old_card_fp16_without_packed_kernels_is_near_fp32(kind, tmp_path):
+    path = tmp_path / "x.fa"
+    sequences = [s.decode() for s in proteins(range(1, 1000, 9))] if kind == "esm2" else contigs(60)
+    path.write_text("".join(f">{i}\n{s}\n" for i, s in enumerate(sequences)))
+    _, half = on_an_old_card(kind, NAME, path, "half")
+    _, full = on_an_old_card(kind, NAME, path, "full")
+    assert centred(full, half).min() > 0.999
+
+
+def test_old_card_3b_with_the_default_budget_fits_in_16_gb(tmp_path, capsys):
+    path = tmp_path / "x.fna"
+    path.write_text("".join(f">{i}\n{s}\n" for i, s in enumerate(contigs(400))))
+    reserved, vectors = on_an_old_card("virnucpro", "esm2_t36_3B_UR50D", path, "half")
+    with capsys.disabled():
+        print(f"\n3B and DNABERT-S, default budget, sdpa: {reserved:.2f} GiB reserved")
+    assert reserved < 15
+    assert vectors.isfinite().all()
+
+
+def test_packed_attention_asked_for_on_an_old_card_exits_2(tmp_path):
+    (tmp_path / "x.faa").write_text(">a\nMKVLA\n")
+    script = """
+import sys
+from virnucpro_pl.cli import main
+from virnucpro_pl.models import attention
+attention.find_card = lambda device: attention.Card("Tesla T4", (7, 5))
+main(sys.argv[1:])
+"""
+    words = ["predict", "--config", "esm2.yaml", "--model.name", "esm2_t6_8M_UR50D", "--data.path",
+             "x.faa", "--model.weights", "random", "--writer.path", "out.h5"]  # fmt: skip
+    for asked in ("triton", "varlen"):
+        result = subprocess.run(
+            [sys.executable, "-c", script, *words, "--model.attention", asked],
+            env=environment(), capture_output=True, text=True, timeout=300, check=False,
+            cwd=tmp_path,
+        )  # fmt: skip
+        assert result.returncode == 2, result.stderr[-3000:]
+        assert "Tesla T4 has compute capability 7.5" in result.stderr
+        assert "Traceback" not in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["x.faa"]
+
+
+def test_first_line_names_the_card(tmp_path):
+    (tmp_path / "x.faa").write_text(">a\nMKVLA\n")
+    ended = predict("random", tmp_path / "x.faa", tmp_path / "out.h5",
+                    "--model.name", "esm2_t6_8M_UR50D")  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    first = ended.stderr.splitlines()[0]
+    assert f"on 1 x {torch.cuda.get_device_name(0)}, 1 rank, precision 16-mixed" in first
+
+
 def test_layer_norm_very_large_values_under_autocast_finite():
     norm = torch.nn.LayerNorm(2560, device=CUDA)
     x = torch.randn(64, 2560, device=CUDA) * 1e6

@@ -5,7 +5,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 
 from virnucpro_pl import PrecisionFromEnv, should_use_fp16
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.precision import env_switch, resolve_precision, unify_precision
+from virnucpro_pl.precision import resolve_precision, unify_precision
+from virnucpro_pl.switches import env_switch
 
 
 def test_should_use_fp16_default_is_true():
@@ -75,6 +76,29 @@ def test_resolve_switch_off_follows_the_table(precision, enable_fp16, accelerato
     assert resolve_precision(precision, **options) == expected
 
 
+@pytest.mark.parametrize(
+    ("precision", "enable_fp16", "accelerator", "expected"),
+    [
+        ("16-mixed", True, "cpu", "32-true"),
+        ("bf16-mixed", True, "cpu", "32-true"),
+        ("32-true", True, "cpu", "32-true"),
+        ("bf16", True, "cpu", "32-true"),
+        ("16-mixed", False, "cpu", "32-true"),
+        ("bf16-mixed", False, "cpu", "32-true"),
+        ("bf16-true", True, "cpu", "bf16-true"),
+        ("bf16-true", False, "cpu", "bf16-true"),
+        ("16-true", True, "cpu", "16-true"),
+        ("64-true", True, "cpu", "64-true"),
+        ("16-mixed", True, "cuda", "16-mixed"),
+        ("bf16-mixed", True, "cuda", "bf16-mixed"),
+        ("32-true", True, "cuda", "16-mixed"),
+    ],
+)
+def test_resolve_cpu_without_bf16_units_takes_single(precision, enable_fp16, accelerator, expected):
+    options = {"enable_fp16": enable_fp16, "fp16_allowed": True, "accelerator": accelerator}
+    assert resolve_precision(precision, **options, bf16_units=False) == expected
+
+
 @pytest.mark.parametrize("given", [16, "16", "bf16", 32, "32", 64, "64", *ALL])
 def test_unify_precision_equals_lightning(given):
     on_gpu = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
@@ -99,6 +123,7 @@ def set_up(precision, enable_fp16=True):
     return trainer
 
 
+@pytest.mark.usefixtures("bf16_units")
 def test_callback_default_trainer_on_cpu_becomes_bf16_mixed():
     trainer = set_up("32-true")
     assert trainer.precision == "bf16-mixed"
@@ -107,6 +132,16 @@ def test_callback_default_trainer_on_cpu_becomes_bf16_mixed():
     with plugin.forward_context():
         assert torch.is_autocast_enabled("cpu")
         assert torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "32-true"])
+def test_callback_cpu_without_bf16_units_takes_all_mixed_away(monkeypatch, precision):
+    monkeypatch.setattr("virnucpro_pl.devices.has_bf16_units", lambda: False)
+    trainer = set_up(precision)
+    assert trainer.precision == "32-true"
+    assert type(trainer.strategy.precision_plugin) is Precision
+    with trainer.strategy.precision_plugin.forward_context():
+        assert not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "32-true", "16-true", "64-true"])
@@ -141,6 +176,7 @@ def test_callback_single_turns_tf32_off_whoever_turned_it_on(turn_on):
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"
 
 
+@pytest.mark.usefixtures("bf16_units")
 def test_callback_reduced_leaves_tf32_alone():
     torch.set_float32_matmul_precision("high")
     set_up("bf16-mixed")

@@ -152,6 +152,7 @@ def test_each_network_is_compiled_for_its_own_largest_pack(
     assert nucleotides < 2_000
 
 
+@pytest.mark.usefixtures("bf16_units")
 @pytest.mark.parametrize("fp16", [(1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0)])
 def test_virnucpro_any_enable_fp16_false_is_fp32(tiny, contigs, fp16):
     model = tiny(fp16=fp16)
@@ -167,6 +168,7 @@ def test_virnucpro_switch_gives_fp32(tiny, contigs, monkeypatch):
     assert trainer.precision == "32-true"
 
 
+@pytest.mark.usefixtures("bf16_units")
 def test_virnucpro_under_autocast_classifies_in_fp32(tiny, contigs):
     torch.set_float32_matmul_precision("high")
     model = tiny()

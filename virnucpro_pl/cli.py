@@ -19,6 +19,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from virnucpro_pl import devices
 from virnucpro_pl.errors import OutputError, UnwritableError, UsageError
 from virnucpro_pl.help import (
     COMMANDS,
@@ -79,12 +80,22 @@ class UsageCLI(LightningCLI):
             raise UsageError(f"{said} (options are listed by {self.help_command})") from error
         check_devices_option(self.config[command].trainer.devices)
 
+    def before_instantiate_classes(self) -> None:
+        """Decide the device, so that the configuration says what runs.
+
+        Raises:
+            UsageError: If it is neither the CPU nor an NVIDIA GPU.
+        """
+        trainer = self.config[self.subcommand].trainer
+        trainer.accelerator = devices.resolve_accelerator(trainer.accelerator)
+
     def instantiate_classes(self) -> None:
         """Make Trainer, model, data and callbacks.
 
         Raises:
             UsageError: If any of them does not take what is configured.
         """
+        devices.check_slurm_tasks()
         try:
             super().instantiate_classes()
         except (MisconfigurationException, ValueError, TypeError) as error:
@@ -108,11 +119,13 @@ class PredictCLI(UsageCLI):
         parser.callback_keys.append("writer")
 
     def before_instantiate_classes(self) -> None:
-        """Decide the precision by the rule, before Lightning logs and saves it.
+        """Decide device and precision by their rules, before Lightning logs and saves them.
 
         Raises:
-            UsageError: If `VIRNUCPRO_DISABLE_FP16` holds a word that is neither on nor off.
+            UsageError: If there is no such device, or `VIRNUCPRO_DISABLE_FP16` holds a word that is
+                neither on nor off.
         """
+        super().before_instantiate_classes()
         config = self.config.predict
         allowed = should_use_fp16()
         given = config.trainer.precision
@@ -123,7 +136,8 @@ class PredictCLI(UsageCLI):
             asked,
             enable_fp16=_enable_fp16(config.model),
             fp16_allowed=allowed,
-            accelerator=_device_type(config.trainer.accelerator),
+            accelerator=config.trainer.accelerator,
+            bf16_units=devices.has_bf16_units(),
         )
         _resolve_sample(config)
 
@@ -136,8 +150,10 @@ class PredictCLI(UsageCLI):
         """Run, without keeping predictions in RAM.
 
         Raises:
+            UsageError: If not one process was started for each device.
             OutputError: If something within the run wants the program to exit as if all were well.
         """
+        devices.check_devices(self.trainer)  # before Lightning's launcher finds fault
         try:
             self.trainer.predict(**arguments, return_predictions=False)
         except SystemExit as end:
@@ -289,14 +305,6 @@ def _enable_fp16(model: Namespace) -> bool:
     options = vars(model.get("init_args", argparse.Namespace()))
     inner = [v for v in options.values() if isinstance(v, Namespace) and "class_path" in v]
     return bool(options.get("enable_fp16", True)) and all(map(_enable_fp16, inner))
-
-
-def _device_type(accelerator: Any) -> str:
-    import torch
-
-    if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
-        return "cuda"
-    return "cpu" if accelerator in ("auto", "cpu") else str(accelerator)
 
 
 def _resolve_sample(config: Namespace) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from virnucpro_pl import __version__
 from virnucpro_pl.cli import UsageCLI
+from virnucpro_pl.devices import announce, check_devices
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.literal_paths import LiteralPathParser
 from virnucpro_pl.models.classifier import load_classifier
@@ -47,14 +48,16 @@ class FitCLI(UsageCLI):
         """Refuse an output that cannot be written before anything is read.
 
         Raises:
-            UsageError: If so, if more than one process would train, or if the best epoch could not
-                be told.
+            UsageError: If so, if more than one process would train or was started, or if the best
+                epoch could not be told.
         """
         processes = self.trainer.num_devices * self.trainer.num_nodes
         if processes > 1:
             raise UsageError(
                 f"A classifier is trained by one process: give --trainer.devices 1, not {processes}"
             )
+        check_devices(self.trainer)
+        announce(self.trainer, str(self.trainer.precision))
         if not self.trainer.limit_val_batches or self.config.fit.trainer.fast_dev_run:
             raise UsageError(
                 "The best epoch cannot be told without the whole validation: leave out "

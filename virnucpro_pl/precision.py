@@ -1,13 +1,12 @@
 """Which precision a run uses: one rule, the callback that applies it, and the safety switch.
 
 `VIRNUCPRO_DISABLE_FP16` wins over everything. On a CPU `16-mixed` means `bf16-mixed`, as Lightning
-itself substitutes.
+itself substitutes, and where that would be slower than FP32, which is more exact, FP32.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from typing import Literal, cast
 
@@ -15,41 +14,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 
-from virnucpro_pl.errors import UsageError
+from virnucpro_pl import devices
+from virnucpro_pl.switches import env_switch
 
-__all__ = ["PrecisionFromEnv", "env_switch", "resolve_precision", "should_use_fp16"]
+__all__ = ["PrecisionFromEnv", "resolve_precision", "run_precision", "should_use_fp16"]
 
 log = logging.getLogger(__name__)
 
 FP16_SWITCH = "VIRNUCPRO_DISABLE_FP16"
-_ON = {"1", "true", "yes", "on"}
-_OFF = {"", "0", "false", "no", "off"}
 _ALIASES = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
-
-
-def env_switch(name: str, env: Mapping[str, str] | None = None) -> bool:
-    """Read an on/off switch from the environment; case and blanks do not matter.
-
-    Args:
-        name: Name of the variable.
-        env: Environment to read, `os.environ` by default.
-
-    Returns:
-        True for 1, true, yes, on; False when unset, empty, 0, false, no, off.
-
-    Raises:
-        UsageError: On any other value: a safety switch with a typo must not be taken for off.
-    """
-    value = (os.environ if env is None else env).get(name, "")
-    word = value.strip().lower()
-    if word in _ON:
-        return True
-    if word in _OFF:
-        return False
-    raise UsageError(
-        f"{name}={value!r} is neither on (1, true, yes, on) nor off (0, false, no, off, empty): "
-        "correct or unset it"
-    )
 
 
 def should_use_fp16(env: Mapping[str, str] | None = None) -> bool:
@@ -67,7 +40,12 @@ def unify_precision(precision: str | int) -> str:
 
 
 def resolve_precision(
-    precision: str | int, *, enable_fp16: bool, fp16_allowed: bool, accelerator: str
+    precision: str | int,
+    *,
+    enable_fp16: bool,
+    fp16_allowed: bool,
+    accelerator: str,
+    bf16_units: bool = True,
 ) -> str:
     """Decide the precision of a run.
 
@@ -76,6 +54,7 @@ def resolve_precision(
         enable_fp16: The module's own wish.
         fp16_allowed: Result of `should_use_fp16()`.
         accelerator: Device type the run is on, such as `cpu` or `cuda`.
+        bf16_units: Result of `devices.has_bf16_units()`; only on a CPU it matters.
 
     Returns:
         A precision in Lightning's unified spelling.
@@ -89,7 +68,24 @@ def resolve_precision(
         return "32-true" if reduced else precision
     if precision == "32-true":
         precision = "16-mixed"
-    return "bf16-mixed" if (precision, accelerator) == ("16-mixed", "cpu") else precision
+    if accelerator == "cpu" and precision in ("16-mixed", "bf16-mixed"):
+        return "bf16-mixed" if bf16_units else "32-true"
+    return precision
+
+
+def run_precision(trainer: Trainer, pl_module: LightningModule) -> str:
+    """The precision in which a Trainer will run a module, by the rule.
+
+    Raises:
+        UsageError: If `VIRNUCPRO_DISABLE_FP16` holds a word that is neither on nor off.
+    """
+    return resolve_precision(
+        trainer.precision,
+        enable_fp16=bool(getattr(pl_module, "enable_fp16", True)),
+        fp16_allowed=should_use_fp16(),
+        accelerator=trainer.strategy.root_device.type,
+        bf16_units=devices.has_bf16_units(),
+    )
 
 
 class PrecisionFromEnv(Callback):
@@ -106,18 +102,13 @@ class PrecisionFromEnv(Callback):
         Raises:
             UsageError: If the variable holds a word that is neither on nor off.
         """
-        device = trainer.strategy.root_device.type
-        before = unify_precision(trainer.precision)
-        after = resolve_precision(
-            before,
-            enable_fp16=bool(getattr(pl_module, "enable_fp16", True)),
-            fp16_allowed=should_use_fp16(),
-            accelerator=device,
-        )
+        before, after = unify_precision(trainer.precision), run_precision(trainer, pl_module)
         if after != before:
+            device = trainer.strategy.root_device.type
             trainer.strategy.precision_plugin = _plugin(after, device)
             log.info(
-                "Precision %s instead of the Trainer's %s (enable_fp16=False or %s=1 give FP32)",
+                "Precision %s instead of the Trainer's %s (enable_fp16=False, %s=1, or a CPU "
+                "without bf16 units give FP32)",
                 *(after, before, FP16_SWITCH),
             )
         self._forbid_tf32(trainer)

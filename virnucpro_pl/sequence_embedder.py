@@ -14,20 +14,23 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from virnucpro_pl.devices import announce, check_devices
 from virnucpro_pl.errors import UsageError, is_out_of_memory
 from virnucpro_pl.lookahead import Launched, LooksAhead, free_memory
 from virnucpro_pl.models.attention import (
     Attention,
     BiasedAttention,
     check_attention,
+    check_device,
     choose_attention,
 )
 from virnucpro_pl.models.dnabert_s import DNABERTS, DNABERTSConfig
 from virnucpro_pl.models.esm2 import ESM2, ESM2Config
 from virnucpro_pl.models.files import SEED, hash_files
+from virnucpro_pl.models.pace import count_parameters, estimate_pace
 from virnucpro_pl.models.pooling import pool
 from virnucpro_pl.output.failures import FailureLog
-from virnucpro_pl.precision import PrecisionFromEnv, unify_precision
+from virnucpro_pl.precision import PrecisionFromEnv, run_precision, unify_precision
 from virnucpro_pl.recovery import Embeddings, OnInstability, Recovery
 from virnucpro_pl.sequences.tokens import PackedBatch, Tokenizer
 from virnucpro_pl.stability import each_outcome
@@ -41,7 +44,7 @@ __all__ = [
     "OnInstability",
     "SequenceEmbedder",
     "StaysOnDevice",
-    "bring_along",
+    "begin_run",
 ]
 
 log = logging.getLogger(__name__)
@@ -60,13 +63,25 @@ the same numbers at every step, from twice the memory."""
 Compile = Literal["auto"] | bool
 COMPILE_FROM = 400
 """Packs of a rank from which on compiling saves more time than it takes (some 10 s on an H100)."""
+SLOW_FROM = 30_000_000
+"""Parameters from which on a CPU takes so long that the log says beforehand how long."""
 
 
-def bring_along(trainer: Trainer) -> list[Callback]:
-    """The callbacks that every model of this package needs, but for those that the Trainer has."""
-    mine: list[Callback] = [PrecisionFromEnv(), FailureLog()]
+def begin_run(module: LightningModule) -> list[Callback]:
+    """Begin a run of any model of this package, before its ranks meet.
+
+    Returns:
+        The callbacks that every model needs, but for those that the Trainer has.
+
+    Raises:
+        UsageError: On every rank, if the run is on a wrong device, or has other ranks than devices.
+    """
+    trainer: Trainer = module.trainer
+    check_devices(trainer)
+    announce(trainer, run_precision(trainer, module))
+    needed: list[Callback] = [PrecisionFromEnv(), FailureLog()]
     present = trainer.callbacks  # type: ignore[attr-defined]
-    return [c for c in mine if not any(isinstance(other, type(c)) for other in present)]
+    return [c for c in needed if not any(isinstance(other, type(c)) for other in present)]
 
 
 class StaysOnDevice(LightningModule):
@@ -143,14 +158,22 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
         """Load the network; return it and the files it came from."""
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Bring the precision rule and the failure log along where the Trainer has none."""
-        return bring_along(self.trainer)
+        """Bring the precision rule and the failure log along where the Trainer has none.
+
+        Raises:
+            UsageError: On every rank, if the run's devices will not do.
+        """
+        return begin_run(self)
 
     def prepare_data(self) -> None:
-        """Find the weights on rank 0; a fault is kept for all ranks to raise in setup."""
+        """Find the weights on rank 0, for a device that can run what is asked for.
+
+        A fault is kept for all ranks to raise in setup.
+        """
         if getattr(self.trainer.datamodule, "fault", None):  # type: ignore[attr-defined]
             return  # nothing will be computed: no download of 12 GB first
         try:
+            check_device(self.attention, self.trainer.strategy.root_device)
             self._found = self.find_weights()
         except UsageError as error:
             self._found = error
@@ -159,7 +182,7 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
         """Tell every rank where the weights are.
 
         Raises:
-            WeightsError: On every rank, what rank 0 found in `prepare_data`.
+            UsageError: On every rank, what rank 0 found in `prepare_data`.
         """
         self._start_over()
         found = self.trainer.strategy.broadcast(self._found)
@@ -203,7 +226,7 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
         """Compile the layers, where packed attention runs and the run is long enough to gain by it.
 
         The choice depends on the whole input, not on what is left of it, so that a continued run
-        computes the same numbers as an uninterrupted one.
+        computes the same numbers as an uninterrupted one. On a CPU, say how long the run will take.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         packs = getattr(data, "pack_count", 0) / self.trainer.world_size
@@ -212,6 +235,22 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
             self._fill_to = data.largest_pack(self.tokenizer)
             self.encoder.compile()
             log.info("%s: layers are compiled at the first pack, for %d packs", self.name, packs)
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        if on_cpu and packs and count_parameters(self.encoder) > SLOW_FROM:
+            self._foretell(data.tokens_left(self.tokenizer))
+
+    def _foretell(self, tokens: float) -> None:
+        """Say how long so many tokens take; called on every rank, since all compute at once."""
+        ranks = self.trainer.world_size
+        pace = estimate_pace(self.encoder) * ranks
+        minutes = tokens / pace / 60
+        if self.trainer.is_global_zero:
+            log.info(
+                "%s on the CPU: about %s tokens/s by a timed matrix product, so %s for %s tokens",
+                *(self.name, f"{pace:,.0f}" if pace >= 10 else f"{pace:.1f}"),
+                f"{minutes / 60:,.1f} hours" if minutes >= 90 else f"{minutes:.0f} minutes",
+                f"{tokens:,.0f}",
+            )
 
     def teardown(self, stage: str) -> None:
         """Give back what was queued for a batch that nobody asked for."""

@@ -21,7 +21,7 @@ from virnucpro_pl.models.classifier import (
     hash_classifier,
     load_classifier,
 )
-from virnucpro_pl.sequence_embedder import SequenceEmbedder, StaysOnDevice, bring_along
+from virnucpro_pl.sequence_embedder import SequenceEmbedder, StaysOnDevice, begin_run
 from virnucpro_pl.sequences.contigs import ContigDataModule, OrfBatch
 from virnucpro_pl.sequences.orfs import POOLING
 from virnucpro_pl.sequences.pairs import EmbeddingPairDataModule, PairBatch
@@ -76,8 +76,12 @@ class _Caller(StaysOnDevice):
         self._fault: UsageError | None = None
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Bring the precision rule and the failure log along where the Trainer has none."""
-        return bring_along(self.trainer)
+        """Bring the precision rule and the failure log along where the Trainer has none.
+
+        Raises:
+            UsageError: On every rank, if the run's devices will not do.
+        """
+        return begin_run(self)
 
     def prepare_data(self) -> None:
         """Look at the classifier on rank 0; a fault is kept for all ranks to raise in setup."""

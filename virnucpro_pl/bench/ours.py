@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from virnucpro_pl import devices
 from virnucpro_pl.bench.case import DNA, FEWEST, Case, draw_genes, write_fasta
 from virnucpro_pl.bench.meter import Row, measured, repeat
 from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder
+from virnucpro_pl.models.attention import choose_attention
 from virnucpro_pl.output.streaming import StreamingWriter
 from virnucpro_pl.output.table_writer import TableWriter
 from virnucpro_pl.output.writer import HDF5Writer
@@ -31,18 +33,24 @@ def encoder_alone(case: Case, name: str = "virnucpro-pl, encoder alone") -> Row:
     embedder = case.embedder()
     batch = case.full_pack(embedder)
     encoder, _ = embedder.load_encoder(None, case.device, case.dtype)
-    backend, fill = ("triton", case.budget) if case.cuda else ("sdpa", 0)
-    if case.cuda:
+    backend = choose_attention(
+        "auto", device=case.device, reduced=case.cuda, biased=embedder.biased
+    )
+    packed = backend != "sdpa"
+    if packed:
         encoder.compile()
+    fill = case.budget if packed else 0
 
     def step() -> None:
         encoder(batch.tokens, batch.cu_seqlens, batch.max_seqlen, backend, None, fill)
 
-    reduced = torch.float16 if case.cuda else torch.bfloat16  # what 16-mixed computes in
+    # What 16-mixed computes in.
+    reduced = torch.float16 if case.cuda else torch.bfloat16
+    is_reduced = case.cuda or devices.has_bf16_units()
     with (
         measured(case) as found,
         torch.inference_mode(),
-        torch.autocast(case.device.type, reduced),
+        torch.autocast(case.device.type, reduced, enabled=is_reduced),
     ):
         found.warm_up, times = repeat(case, step, min(case.seconds / 3, 10.0))
         found.seconds = statistics.median(times)
@@ -94,7 +102,7 @@ def _predict(
 ) -> Row:
     """One whole run; its first pack, compilation included, is timed apart."""
     trainer = Trainer(
-        accelerator="auto",
+        accelerator=case.device.type,
         devices=1,
         precision="16-mixed",
         logger=False,

@@ -1,0 +1,163 @@
+"""What is asked of devices: which a run may have, and that every one of them has its rank."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections import Counter
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch import Trainer
+
+from virnucpro_pl.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+_BF16_UNITS = ("amx_bf16", "avx512_bf16", "bf16")
+"""As torch calls them on Intel, on Intel and AMD, and on ARM."""
+_STEP = ("SLURM_STEP_ID", "SLURM_STEPID")
+"""What `srun` sets and a job script alone has not (manual of srun, output environment)."""
+
+
+@functools.cache
+def has_bf16_units() -> bool:
+    """Tell whether torch computes matrix products in bf16 on this processor's own units for it.
+
+    Without oneDNN, as on a Mac, it does not, whatever the processor has.
+    """
+    able = torch.cpu.get_capabilities()
+    one_dnn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return one_dnn and any(able.get(units, False) for units in _BF16_UNITS)
+
+
+def resolve_accelerator(asked: Any) -> str:
+    """The accelerator that the command line's `--trainer.accelerator` means: `cuda` or `cpu`.
+
+    Args:
+        asked: `auto`, or nothing, is CUDA where there is one, otherwise the CPU; `gpu` is CUDA.
+
+    Raises:
+        UsageError: If it is another: Apple's GPU lacks operations that are needed here.
+    """
+    if asked in (None, "auto"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "gpu":
+        return "cuda"
+    if asked not in ("cpu", "cuda"):
+        name = asked if isinstance(asked, str) else asked.class_path
+        raise UsageError(
+            f"This program runs on NVIDIA GPUs and on the CPU, not on {name}: give "
+            "--trainer.accelerator auto, cuda or cpu"
+        )
+    return str(asked)
+
+
+def check_slurm_tasks() -> None:
+    """Refuse a Slurm job for which Lightning makes no Trainer.
+
+    Raises:
+        UsageError: If the job has several tasks, but does not say how many of a node.
+    """
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return
+    tasks = int(os.environ["SLURM_NTASKS"])
+    if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise UsageError(
+            f"This Slurm job has --ntasks={tasks} and does not say how many are of one node: write "
+            "`#SBATCH --ntasks-per-node=8`, one for each of 8 GPUs, and start with `srun "
+            "virnucpro-pl ...`, or `#SBATCH --ntasks=1 --cpus-per-task=8` for one process"
+        )
+
+
+def check_devices(trainer: Trainer) -> None:
+    """Refuse a run that is on a wrong device, or has not a process for each device.
+
+    It looks at the environment alone, so that no rank waits for another.
+
+    Raises:
+        UsageError: With what is wrong, on every rank that there is.
+    """
+    kind = trainer.strategy.root_device.type
+    if kind not in ("cpu", "cuda"):
+        raise UsageError(
+            f"This package runs on NVIDIA GPUs and on the CPU, not on {kind}: give "
+            'Trainer(accelerator="cpu")'
+        )
+    environment = trainer._accelerator_connector.cluster_environment
+    devices, nodes = trainer.num_devices, trainer.num_nodes
+    if environment.creates_processes_externally and not _fits(environment, trainer):
+        raise UsageError(
+            f"{_started(environment)[1]}, but --trainer.devices {devices} and --trainer.num_nodes "
+            f"{nodes} make {devices * nodes}: {_advice(environment, devices, nodes)}, or give the "
+            "devices and nodes that there are processes for"
+        )
+
+
+def _fits(environment: ClusterEnvironment, trainer: Trainer) -> bool:
+    if _started(environment)[0] != trainer.num_devices * trainer.num_nodes:
+        return False
+    if trainer.strategy.launcher is not None:  # which looks at each node's processes
+        try:
+            environment.validate_settings(trainer.num_devices, trainer.num_nodes)
+        except ValueError:
+            return False
+    return True
+
+
+def _started(environment: ClusterEnvironment) -> tuple[int, str]:
+    """How many processes were started, and a sentence that says so."""
+    count = environment.world_size()
+    if not isinstance(environment, SLURMEnvironment):
+        name = type(environment).__name__.removesuffix("Environment")
+        who = "torchrun" if isinstance(environment, TorchElasticEnvironment) else name
+        return count, f"{who} started {_plural(count, 'process', 'processes')}"
+    if count > 1 and not any(name in os.environ for name in _STEP):
+        return 1, f"One process was started, without srun, in a Slurm job of {count} tasks"
+    nodes = int(os.environ.get("SLURM_NNODES", "1"))
+    return count, f"Slurm started {_plural(count, 'task')} on {_plural(nodes, 'node')}"
+
+
+def _advice(environment: ClusterEnvironment, devices: int, nodes: int) -> str:
+    if isinstance(environment, SLURMEnvironment):
+        return (
+            f"write `#SBATCH --nodes={nodes} --ntasks-per-node={devices}` and start with "
+            "`srun virnucpro-pl ...`"
+        )
+    if isinstance(environment, TorchElasticEnvironment):
+        return f"start with `torchrun --nnodes {nodes} --nproc_per_node {devices} ...`"
+    return "start as many"
+
+
+def announce(trainer: Trainer, precision: str) -> None:
+    """Begin the log of a run: version, devices, ranks, precision.
+
+    Args:
+        trainer: The Trainer of the run.
+        precision: What the run computes in, whatever the Trainer has as yet.
+    """
+    from virnucpro_pl import __version__
+
+    if trainer.is_global_zero:
+        ranks = _plural(trainer.world_size, "rank")
+        place = _describe_devices(trainer)
+        log.info("virnucpro-pl %s on %s, %s, precision %s", __version__, place, ranks, precision)
+
+
+def _describe_devices(trainer: Trainer) -> str:
+    """The devices of this node by name and number; other nodes are taken to have the same."""
+    if trainer.strategy.root_device.type == "cuda":
+        names = Counter(torch.cuda.get_device_name(index) for index in trainer.device_ids)
+        place = " and ".join(f"{count} x {name}" for name, count in names.items())
+    else:
+        units = "" if has_bf16_units() else ", no bf16 units"
+        place = f"the CPU ({_plural(torch.get_num_threads(), 'thread')}{units})"
+    return place if trainer.num_nodes == 1 else f"{place} on each of {trainer.num_nodes} nodes"
+
+
+def _plural(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
