@@ -1,5 +1,6 @@
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -206,11 +207,13 @@ def test_esm2_config_runs_on_a_tiny_model(weights_file, random_proteins, write_f
                                           monkeypatch, fair_esm_vectors):  # fmt: skip
     monkeypatch.chdir(tmp_path)
     proteins = random_proteins([30, 4, 61])
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     main([
         "predict", "--config", "esm2.yaml", "--model.weights", str(weights_file), "--data.path",
         str(write_fasta(tmp_path / "in.faa", proteins)), "--writer.path", "out.h5",
         "--trainer.accelerator", "cpu", "--trainer.precision", "32", "--data.num_workers", "0",
     ])  # fmt: skip
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     with h5py.File("out.h5") as file:
         np.testing.assert_allclose(
             file["embeddings"], fair_esm_vectors(proteins), rtol=0, atol=1e-5
@@ -227,7 +230,9 @@ def test_demo_config_runs_from_any_folder(tmp_path):
     words = ("-m", "virnucpro_pl", "predict", "--config", "demo.yaml", "--trainer.accelerator=cpu")
     ended = run(sys.executable, *words, folder=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    assert re.search(r"Wrote demo\S*\. Look at it with: ", ended.stderr)
+    *_, wrote, last = ended.stderr.splitlines()
+    assert re.search(r"Wrote demo\S*\. Look at it with: ", wrote)
+    assert re.search(r" \d+ records: \d+ virus, \d+ others, \d+ without a score$", last)
     assert not list(tmp_path.glob("*.parts"))
     again = run(sys.executable, *words, folder=tmp_path)
     assert again.returncode == 2

@@ -451,6 +451,71 @@ def test_signal_during_a_commit_waits_for_it_and_commits_the_rest(
     assert_is(output, expected)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_second_signal_stops_at_once_and_loses_nothing_that_is_committed(
+    start, predict_words, script, weights_file, fasta, expected, tmp_path, number, ranks
+):
+    lines = (
+        "step = E.predict_step",
+        "def long(self, batch, batch_idx=0):",
+        "    if batch_idx == 2:",
+        "        open(f'long-{RANK}', 'w').close()",
+        "        time.sleep(60)",
+        "    return step(self, batch, batch_idx)",
+        "E.predict_step = long",
+    )
+    output = tmp_path / "out.h5"
+    words = predict_words(weights_file, fasta, output, "--writer.commit_seconds=0", ranks=ranks)
+    command = start(*words, launcher=script(*lines))
+    command.wait_for(lambda: all((tmp_path / f"long-{rank}").exists() for rank in range(ranks)))
+    command.wait_for(lambda: len(parts(output)) == 2 * ranks)
+    for _ in range(2):  # Ctrl-C reaches the whole group, `kill` only the process that it names
+        command.kill(number) if number == signal.SIGINT else os.kill(command.pid, number)
+        time.sleep(1)
+    ended = command.wait(20)
+    assert ended.code == 128 + number, ended.log
+    assert "Traceback" not in ended.log
+    assert ended.log.count("again to stop at once") == 1
+    command.assert_nothing_left()
+    assert committed_rows(output) == 4 * ranks
+    last = f"Stopped: {4 * ranks} of {RECORDS} records are kept in {output}.parts; the same command"
+    assert last in ended.log.splitlines()[-1]
+    ended = start(*words).wait(60)
+    assert ended.code == 0, ended.log
+    assert f"Continuing: {4 * ranks} of {RECORDS}" in ended.log
+    assert_is(output, expected)
+
+
+def test_second_signal_waits_no_longer_for_a_slow_rank(
+    start, predict_words, script, weights_file, fasta, expected, tmp_path
+):
+    lines = (
+        "step = E.predict_step",
+        "def long(self, batch, batch_idx=0):",
+        "    if RANK == 1 and batch_idx == 2:",
+        "        open('long', 'w').close()",
+        "        time.sleep(60)",
+        "    return step(self, batch, batch_idx)",
+        "E.predict_step = long",
+    )
+    output = tmp_path / "out.h5"
+    words = predict_words(weights_file, fasta, output, "--writer.commit_seconds=0", ranks=2)
+    command = start(*words, launcher=script(*lines, pack=0.3))
+    command.wait_for((tmp_path / "long").exists)
+    os.kill(command.pid, signal.SIGTERM)
+    command.wait_for(Path(f"{output}.parts/ranks/rank-0.left").exists)
+    os.kill(command.pid, signal.SIGTERM)
+    ended = command.wait(15)
+    assert ended.code == 143, ended.log
+    command.assert_nothing_left()  # rank 1 misses its launcher
+    kept = committed_rows(output)
+    ended = start(*words).wait(60)
+    assert ended.code == 0, ended.log
+    assert f"Continuing: {kept} of {RECORDS}" in ended.log
+    assert_is(output, expected)
+
+
 def test_rank_failing_at_load_ends_the_run(
     start, predict_words, script, weights_file, fasta, tmp_path
 ):

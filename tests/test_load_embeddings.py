@@ -73,6 +73,16 @@ def test_id_that_stands_twice_raises(write_embeddings, tmp_path):
         embeddings["a"]
 
 
+def test_ids_of_one_hash_are_told_apart(path, monkeypatch):
+    monkeypatch.setattr(embedding_file, "hash", lambda name: 7, raising=False)
+    embeddings = virnucpro_pl.load_embeddings(path)
+    for row, name in enumerate(IDS):
+        assert np.array_equal(embeddings[name], VECTORS[row])
+    assert "absent" not in embeddings
+    with pytest.raises(KeyError, match="no id 'absent'"):
+        embeddings["absent"]
+
+
 @pytest.mark.parametrize("attribute", ["complete", "format"])
 def test_file_that_is_not_complete_is_refused(path, attribute):
     with h5py.File(path, "r+") as file:

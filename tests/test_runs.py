@@ -199,6 +199,13 @@ def test_unstable_records_exit_3_and_are_named(
     assert f"Sequences (1): p{first}" in ended.log
     assert "Traceback" not in ended.log
     assert not output.exists()
+    kept = sum(len(read_part(path).rows) for path in Path(f"{output}.parts").glob("part-*.h5"))
+    *_, error, last = ended.log.splitlines()
+    if kept:
+        assert f" Stopped: {kept} of 8 records are kept in {output}.parts; the same command" in last
+    else:
+        error = last
+    assert "Numerical instability" in error
 
 
 # Signals --------------------------------------------------------------------------------------
@@ -244,6 +251,7 @@ def test_signal_commits_exits_and_resumes(
     command.kill(number) if number == signal.SIGINT else os.kill(command.pid, number)
     ended = command.wait(15)
     assert ended.code == 128 + number, ended.log
+    assert ended.log.count(": stopping once this pack is committed; again to stop at once") == 1
     command.assert_nothing_left()
     assert not output.exists()
     parts = list(Path(f"{output}.parts").iterdir())
@@ -258,10 +266,13 @@ def test_signal_commits_exits_and_resumes(
     files = [part for part in parts if part.suffix == ".h5"]
     committed = sorted(row for file in files for row in read_part(file).rows.tolist())
     assert begun == done == committed  # no pack was left half done
+    last = f" Stopped: {len(done)} of 60 records are kept in {output}.parts; the same command"
+    assert last in ended.log.splitlines()[-1]
     again = start(*words)
     ended = again.wait(60)
     assert ended.code == 0, ended.log
     assert "Continuing: " in ended.log
+    assert ended.log.splitlines()[-1].endswith(" 60 records: 60 vectors of 32 numbers")
     np.testing.assert_allclose(rows_of(output)[1], fair_esm_vectors(proteins), rtol=0, atol=1e-5)
 
 
@@ -283,6 +294,9 @@ def test_signal_while_reading_exits_143_and_leaves_nothing(
     os.kill(command.pid, signal.SIGTERM)
     assert command.wait(10).code == 143, command.log
     command.assert_nothing_left()
+    assert "SIGTERM: stopping\n" in command.log
+    last = " Stopped: nothing is kept; the same command starts from the beginning"
+    assert last in command.log.splitlines()[-1]
     only(tmp_path, "in.faa", "slow.py")
 
 

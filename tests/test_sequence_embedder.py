@@ -6,7 +6,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
+from virnucpro_pl import ESM2Embedder, SequenceDataModule
 from virnucpro_pl.models.esm2 import ESM2
 from virnucpro_pl.sequences.tokens import ProteinTokenizer
 
@@ -116,7 +118,7 @@ def test_unstable_in_half_is_computed_again_in_fp32(run, large, proteins, fair_e
 def cramped(monkeypatch):
     """Let the device run out of memory from so many tokens on."""
 
-    def cramp(most):
+    def cramp(most, monkeypatch=monkeypatch):
         forward, seen = ESM2.forward, []
 
         def cramped(self, tokens, *arguments, **options):
@@ -164,6 +166,23 @@ def test_out_of_memory_at_a_later_pack_halves_it_alone(
     with h5py.File(output) as file:
         expected = fair_esm_vectors(proteins)
         np.testing.assert_allclose(file["embeddings"], expected, rtol=0, atol=1e-5)
+
+
+def test_budget_of_a_small_device_is_forgotten_for_another_trainer(
+    cramped, weights_file, write_fasta, random_proteins, tmp_path
+):
+    fasta = write_fasta(tmp_path / "in.faa", random_proteins([20, 30, 25, 31]))
+    model = ESM2Embedder(weights=str(weights_file), enable_fp16=False)
+    largest = []
+    for most in (70, 1000):  # as if the second Trainer had a larger device
+        with pytest.MonkeyPatch.context() as patch:
+            seen = cramped(most, patch)
+            quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+            trainer = Trainer(accelerator="cpu", enable_checkpointing=False, **quiet)
+            trainer.predict(model, SequenceDataModule(fasta, tokens_per_batch=150, num_workers=0))
+        largest.append(seen[-1])
+    assert largest[0] <= 70
+    assert largest[1] == 20 + 30 + 25 + 31 + 4 * 2
 
 
 def test_vectors_alone_not_finite_are_found(run, save_published, reference, tmp_path):

@@ -205,6 +205,9 @@ def main(args: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         elif not launched_by_rank_0():
             log.error("%s", error)
+        if code is not None or lost_another_rank(error):  # a traceback ends with them
+            for note in getattr(error, "__notes__", ()):
+                log.warning("%s", note)
         outlive_rank_0()
         if isinstance(error, UnwritableError):
             sys.stderr.flush()

@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,6 +112,43 @@ def test_rows_left_out_do_not_pass_under_another_policy(interrupted, policy):
 def test_another_policy_continues_where_nothing_was_left_out(interrupted):
     run = interrupted(part(0))
     assert run.resume(5, lambda: {**MANIFEST, "on_instability": "raise"}).sum() == 1
+
+
+def test_starting_over_that_is_killed_half_way_leaves_nothing_to_trust(
+    interrupted, tmp_path, monkeypatch
+):
+    interrupted(part(0), part(1), part(2)).release()
+    again = PartsFolder(tmp_path / "out.h5", overwrite=True)
+    again.claim()
+    unlink, removed = Path.unlink, []
+
+    def killed_at_the_second(path, **options):
+        if path.name.startswith("part-") and removed:
+            raise KeyboardInterrupt
+        unlink(path, **options)
+        removed.extend([path] if path.name.startswith("part-") else [])
+
+    monkeypatch.setattr(Path, "unlink", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        again.resume(5, lambda: MANIFEST)
+    monkeypatch.undo()
+    again.release()
+    run = PartsFolder(tmp_path / "out.h5", overwrite=False)
+    run.claim()
+    assert len(run.files()) == 2
+    assert run.count_kept() == 0
+    assert not run.resume(5, lambda: MANIFEST).any()
+    assert not run.files()
+    run.release()
+
+
+def test_rows_that_are_kept_are_those_of_whole_parts_with_a_manifest(interrupted):
+    run = interrupted(part(0), part(1, 2))
+    assert run.count_kept() == 3
+    run.files()[0].write_bytes(b"")
+    assert run.count_kept() == 2
+    (run.path / "manifest.json").unlink()
+    assert run.count_kept() == 0
 
 
 def test_output_that_was_about_to_be_replaced_comes_back(folder, tmp_path):

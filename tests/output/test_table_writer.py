@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import logging
+import re
 from pathlib import Path
 
 import h5py
@@ -119,6 +121,23 @@ def test_summary_accounts_for_records_chunks_and_orfs(call):
     assert content["warnings"] == ["These calls mean nothing: RANDOM weights of DNABERT-S-tiny"]
 
 
+def test_last_line_counts_calls(call, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    folder = call(threshold=0.0, save_embeddings=True)
+    assert caplog.messages[-1] == "5 records: 3 virus, 0 others, 2 without a score"
+    assert caplog.messages[-2].startswith(f"Wrote {folder}. Look at it with: ")
+    call(threshold=1.0, overwrite=True)
+    assert caplog.messages[-1] == "5 records: 0 virus, 3 others, 2 without a score"
+    folder = call(overwrite=True, save_embeddings=True)
+    paths = [folder / "dnabert_s.h5", folder / "esm2.h5"]
+    model = VirusClassifier(str(tmp_path / "in" / "c.pth"))
+    predict(model, EmbeddingPairDataModule(*paths, 0), TableWriter(tmp_path / "again"))
+    labels = [row[1] for row in table(tmp_path / "again" / CALLS[1])]
+    viruses, others = labels.count("virus"), labels.count("others")
+    counts = f"{viruses} virus, {others} others, 0 without a score"
+    assert caplog.messages[-1] == f"{len(labels)} open reading frames: {counts}"
+
+
 def test_random_classifier_is_loud_in_log_and_summary(call, caplog):
     content = summary(call(classifier="random"))
     assert "The classifier has RANDOM weights: its calls mean nothing" in caplog.text
@@ -194,6 +213,7 @@ def test_input_without_orf_gives_headers_and_empty_files(call):
 def test_row_without_embedding_is_na_and_counted(
     write_embeddings, save_classifier, tmp_path, caplog
 ):
+    caplog.set_level(logging.INFO)
     vectors = np.random.default_rng(0).normal(size=(4, 10)).astype(np.float32)
     vectors[1] = np.nan
     ids = ["a_chunk_1F1", "a_chunk_1R1", "b_chunk_1F1", "b_chunk_1F2"]
@@ -212,6 +232,10 @@ def test_row_without_embedding_is_na_and_counted(
     assert content["orfs_skipped"] == {"embedding_not_finite": 3}
     assert "3 of 4 ORFs have no score" in content["warnings"][0]
     assert content["warnings"][0] in caplog.text
+    assert re.fullmatch(
+        r"4 open reading frames: (1 virus, 0 others|0 virus, 1 others), 3 without a score",
+        caplog.messages[-1],
+    )
 
 
 def test_existing_folder_is_refused_or_replaced_whole(call):

@@ -1,6 +1,11 @@
 import errno
 import json
+import logging
+import os
+import re
+import signal
 import threading
+import time
 
 import h5py
 import numpy as np
@@ -15,6 +20,7 @@ from virnucpro_pl.output.parts import PartsFolder
 from virnucpro_pl.output.store import IncompleteError, read_part
 from virnucpro_pl.sequence_embedder import Embeddings
 from virnucpro_pl.sequences.tokens import ProteinTokenizer
+from virnucpro_pl.stability import FAILED, FINE
 
 
 class Counting(LightningModule):
@@ -41,11 +47,15 @@ def fasta(tmp_path, write_fasta):
     return write_fasta(tmp_path / "in.faa", ["A" * n for n in range(1, 30)])
 
 
-def predict(fasta, writer, spoil=None, **options):
-    trainer = Trainer(
+def quiet_trainer(writer, **options):
+    return Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[writer], **options,
     )  # fmt: skip
+
+
+def predict(fasta, writer, spoil=None, **options):
+    trainer = quiet_trainer(writer, **options)
     data = SequenceDataModule(fasta, tokens_per_batch=70, num_workers=0)
     return trainer, trainer.predict(Counting(spoil), data)
 
@@ -329,6 +339,235 @@ def test_interrupted_run_leaves_no_merge_behind(fasta, tmp_path):
         predict(fasta, writer, limit_predict_batches=3)
     assert not list((tmp_path / "out.h5.parts").glob(".tmp*"))
     assert writer._merge is None
+
+
+# Signals --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def handlers():
+    """Set handlers of one's own, and ask for them and try them after each run."""
+    received = []
+
+    def handle(number, frame):
+        received.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, handle) for number in numbers}
+
+    def are_back():
+        received.clear()
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        kept = all(signal.getsignal(number) is handle for number in numbers)
+        return kept and received == list(numbers)
+
+    yield are_back
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def ends_in(kind):
+    """A step that ends a run in its second pack; and what ends it."""
+
+    def step(index, rows, vectors):
+        if index == 1 and kind == "error":
+            raise ValueError("the second pack")
+        if index == 1 and kind == "Ctrl-C":
+            raise KeyboardInterrupt
+        if index == 1 and isinstance(kind, signal.Signals):
+            os.kill(os.getpid(), kind)
+        return Embeddings(rows, vectors)
+
+    return step, {"good": None, "error": ValueError}.get(kind, SystemExit)
+
+
+def run_through(trainer, fasta, kind):
+    step, error = ends_in(kind)
+    data = SequenceDataModule(fasta, tokens_per_batch=70, num_workers=0)
+    if error is None:
+        trainer.predict(Counting(step), data)
+    else:
+        with pytest.raises(error):
+            trainer.predict(Counting(step), data)
+
+
+KINDS = ["good", "error", "Ctrl-C", signal.SIGTERM, signal.SIGINT]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("trainers", [1, 2])
+def test_handlers_of_before_are_back_whatever_ends_a_run(fasta, tmp_path, handlers, trainers, kind):
+    made = [quiet_trainer(HDF5Writer(tmp_path / "out.h5", overwrite=True)) for _ in range(trainers)]
+    for trainer, ends in zip((made[0], made[-1], made[0]), (kind, "good", kind), strict=True):
+        run_through(trainer, fasta, ends)
+        assert handlers()
+
+
+@pytest.mark.parametrize("hook", ["prepare_data", "setup", "configure_model"])
+def test_handlers_of_before_are_back_after_ctrl_c_while_loading(fasta, tmp_path, handlers, hook):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    model = Counting()
+    setattr(model, hook, interrupt)
+    data = SequenceDataModule(fasta, tokens_per_batch=70, num_workers=0)
+    with pytest.raises(SystemExit):
+        quiet_trainer(HDF5Writer(tmp_path / "out.h5")).predict(model, data)
+    assert handlers()
+
+
+def test_run_in_another_thread_leaves_handlers_alone(fasta, tmp_path, handlers):
+    thread = threading.Thread(target=predict, args=(fasta, HDF5Writer(tmp_path / "out.h5")))
+    thread.start()
+    thread.join(60)
+    assert (tmp_path / "out.h5").exists()
+    assert handlers()
+
+
+def signals_in(row, *gaps):
+    """A step that gets SIGTERM in the pack of a row, and again after so many seconds each."""
+    computed = []
+
+    def step(index, rows, vectors):
+        computed.extend(rows.tolist())
+        if row in rows:
+            os.kill(os.getpid(), signal.SIGTERM)
+            for gap in gaps:
+                time.sleep(gap)
+                os.kill(os.getpid(), signal.SIGTERM)
+        return Embeddings(rows, vectors)
+
+    return step, computed
+
+
+def kept_rows(tmp_path):
+    files = (tmp_path / "out.h5.parts").glob("part-*.h5")
+    return sorted(row for path in files for row in read_part(path).rows.tolist())
+
+
+def assert_resumes(fasta, tmp_path):
+    predict(fasta, HDF5Writer(tmp_path / "out.h5"))
+    with h5py.File(tmp_path / "out.h5") as file:
+        expected = np.stack((np.arange(29), np.arange(1, 30)), axis=1)
+        np.testing.assert_array_equal(file["embeddings"], expected)
+
+
+def test_second_signal_stops_within_the_pack_and_what_is_committed_is_whole(
+    fasta, tmp_path, monkeypatch, handlers
+):
+    write, step_began = parts.write_part, threading.Event()
+    signals, computed = signals_in(14, 0.4)
+
+    def write_slowly(path, part):  # the commit under way at both signals is waited for
+        step_began.wait(20)
+        time.sleep(1)
+        write(path, part)
+
+    def step(index, rows, vectors):
+        if 14 in rows:
+            step_began.set()
+        return signals(index, rows, vectors)
+
+    monkeypatch.setattr(parts, "write_part", write_slowly)
+    writer = HDF5Writer(tmp_path / "out.h5", commit_seconds=0)
+    with pytest.raises(SystemExit) as ended:
+        predict(fasta, writer, step)
+    assert ended.value.code == 143
+    assert handlers()
+    assert computed[-1] >= 14
+    assert kept_rows(tmp_path) == list(range(14))
+    monkeypatch.undo()
+    assert_resumes(fasta, tmp_path)
+
+
+def test_signal_that_is_sent_twice_at_once_is_one(fasta, tmp_path):
+    step, computed = signals_in(14, 0.01)  # as `timeout` does
+    with pytest.raises(SystemExit):
+        predict(fasta, HDF5Writer(tmp_path / "out.h5"), step)
+    assert kept_rows(tmp_path) == computed
+    assert 14 in computed
+    assert_resumes(fasta, tmp_path)
+
+
+def test_signal_while_held_rows_are_committed_after_an_error_keeps_what_is_whole(
+    fasta, tmp_path, monkeypatch
+):
+    write = parts.write_part
+
+    def write_slowly(path, part):
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        time.sleep(1.2)
+        write(path, part)
+
+    def step(index, rows, vectors):
+        if index == 1:
+            raise ValueError("the second pack")
+        return Embeddings(rows, vectors)
+
+    monkeypatch.setattr(parts, "write_part", write_slowly)
+    with pytest.raises(ValueError, match="the second pack"):
+        predict(fasta, HDF5Writer(tmp_path / "out.h5"), step)
+    assert kept_rows(tmp_path)  # the commit was under way
+    monkeypatch.undo()
+    assert_resumes(fasta, tmp_path)
+
+
+# The last line --------------------------------------------------------------------------------
+
+
+def test_last_line_of_a_good_run_counts_vectors(fasta, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    predict(fasta, HDF5Writer(tmp_path / "out.h5"))
+    assert caplog.messages[-1] == "29 records: 29 vectors of 2 numbers"
+    assert caplog.messages[-2].startswith(f"Wrote {tmp_path / 'out.h5'}. Look at it with: ")
+
+    def lose_two(index, rows, vectors):
+        return Embeddings(rows, vectors, torch.where((rows == 3) | (rows == 20), FAILED, FINE))
+
+    predict(fasta, HDF5Writer(tmp_path / "out.h5", overwrite=True), lose_two)
+    assert caplog.messages[-1] == "29 records: 27 vectors of 2 numbers, 2 without"
+
+
+@pytest.mark.parametrize("first", ["new", "replaced"])
+def test_interrupted_run_says_what_is_kept_and_how_it_goes_on(fasta, tmp_path, caplog, first):
+    output, parts = tmp_path / "out.h5", tmp_path / "out.h5.parts"
+    if first == "replaced":
+        predict(fasta, HDF5Writer(output))
+    run_through(
+        quiet_trainer(HDF5Writer(output, overwrite=first == "replaced")), fasta, signal.SIGTERM
+    )
+    kept = sum(len(read_part(path).rows) for path in parts.glob("part-*.h5"))
+    assert kept > 0
+    again = "the same command"
+    if first == "replaced":
+        again += f" without --writer.overwrite true, with {output} moved away,"
+    last = f"Stopped: {kept} of 29 records are kept in {parts}; {again} goes on from there"
+    assert caplog.messages[-1] == last
+    waits = "SIGTERM: stopping once this pack is committed; again to stop at once"
+    assert caplog.messages.count(waits) == 1
+
+
+def test_failed_run_says_what_is_kept_in_a_note(fasta, tmp_path):
+    def fail(index, rows, vectors):
+        if index == 1:
+            raise ValueError("the second pack")
+        return Embeddings(rows, vectors)
+
+    with pytest.raises(ValueError, match="the second pack") as failed:
+        predict(fasta, HDF5Writer(tmp_path / "out.h5"), fail)
+    [note] = failed.value.__notes__
+    assert re.fullmatch(r"Stopped: \d+ of 29 records are kept in .*; the same command .*", note)
+
+
+def test_failure_with_nothing_kept_says_nothing_of_it(fasta, tmp_path):
+    def fail(index, rows, vectors):
+        raise ValueError("the first pack")
+
+    with pytest.raises(ValueError, match="the first pack") as failed:
+        predict(fasta, HDF5Writer(tmp_path / "out.h5"), fail)
+    assert not hasattr(failed.value, "__notes__")
 
 
 # The folder of parts --------------------------------------------------------------------------

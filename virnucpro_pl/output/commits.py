@@ -105,15 +105,22 @@ class Commits:
         return error
 
     def rest(self) -> None:
-        """Wait until the thread is idle; from here on it does nothing but commits."""
-        self._then = _nothing
-        self._asked.set()
-        self._thread.submit(_nothing).result()
+        """Wait until the thread is idle; from here on it does nothing but what it is asked to."""
+        self._end_other_work()
+        self.do(_nothing)
+
+    def do(self, work: Callable[[], object]) -> None:
+        """Do other work in the thread, after the commit under way, and wait for it."""
+        self._thread.submit(work).result()
 
     def close(self) -> None:
         """End the thread, after the commit under way."""
-        self._asked.set()
+        self._end_other_work()
         self._thread.shutdown()
+
+    def _end_other_work(self) -> None:
+        self._then = _nothing
+        self._asked.set()
 
     def _raise_last(self) -> None:
         if (error := self.settle()) is not None:

@@ -7,12 +7,14 @@ Slurm start every rank themselves.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import logging
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -38,6 +40,9 @@ _ORPHAN_SECONDS = 10.0
 """How long a rank whose launcher has died may take to commit."""
 _OUTLIVE_SECONDS = 20.0
 """How long a failed rank waits for rank 0, which may know nothing of it until they have met."""
+_ECHO_SECONDS = 0.3
+"""Within which two signals are one wish: `timeout` and torchrun send each of theirs twice."""
+_NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
 def announce_rank_0() -> None:
@@ -113,29 +118,49 @@ class Signals:
 
     Attributes:
         code: Exit code that a signal has asked for.
-        patient: Whether to note a signal only; otherwise it ends the run where it arrives.
+        urgent: Whether a second signal has come.
+        patient: Whether the first signal is noted only; otherwise it ends the run where it arrives.
+        shielded: Whether no signal ends anything where it arrives.
+        speaks: Whether this process says that a signal has come; one of a run's does.
     """
 
     def __init__(self) -> None:
         """Start without any signal received; nothing is installed yet."""
         self.code: int | None = None
+        self.urgent = False
         self.patient = False
+        self.shielded = False
+        self.speaks = not launched_by_rank_0()
+        self._arrived = 0.0
         self._before: dict[int, Any] = {}
+
+    def remember(self) -> None:
+        """Keep the handlers that stand there now, to give them back; the first time only.
+
+        Call it before Lightning sets its own: it would be given those back.
+        """
+        if self._before or threading.current_thread() is not threading.main_thread():
+            return
+        handlers = {number: signal.getsignal(number) for number in _NAMES}
+        # A handler that is not Python's cannot be given back, and so stays.
+        self._before = {n: handler for n, handler in handlers.items() if handler is not None}
 
     def install(self) -> None:
         """Take both signals over; again after somebody else has set a handler."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before = signal.signal(number, self._receive)
-            if before != self._receive:
-                self._before.setdefault(number, before)
+        self.remember()
+        for number in self._before:
+            signal.signal(number, self._receive)
 
     def restore(self) -> None:
         """Give the signals back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+
+    def note(self, code: int) -> None:
+        """Take a signal that somebody else has received for the first."""
+        if self.code is None:
+            self.code, self._arrived = code, time.monotonic()
 
     def check(self) -> None:
         """Leave, if a signal has asked for it.
@@ -146,7 +171,28 @@ class Signals:
         if self.code is not None:
             raise SystemExit(self.code)
 
+    def hurry(self, work: Callable[[], None]) -> None:
+        """Do what a second signal ends, or keeps from beginning, while others end nothing."""
+        try:
+            self.shielded = False
+            if not self.urgent:
+                work()
+        except SystemExit:
+            if not self.urgent:
+                raise
+        finally:
+            self.shielded = True
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.code = 128 + number
-        if not self.patient:  # nothing is being computed that would be worth finishing
+        if self.code is not None:
+            if time.monotonic() - self._arrived < _ECHO_SECONDS:
+                return
+            self.urgent = True
+        self.note(128 + number)
+        waits = self.patient and not self.urgent
+        if self.speaks:
+            what = "stopping once this pack is committed; again to stop at once"
+            with contextlib.suppress(RuntimeError):  # it came in the middle of another line
+                log.warning("%s: %s", _NAMES[number], what if waits else "stopping")
+        if not waits and not self.shielded:
             raise SystemExit(self.code)

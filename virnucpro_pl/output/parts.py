@@ -22,7 +22,7 @@ from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.output.failures import failures_file
 from virnucpro_pl.output.files import write_json
 from virnucpro_pl.output.overlap import is_taken
-from virnucpro_pl.output.store import Part, read_part, write_part
+from virnucpro_pl.output.store import Part, count_rows, read_part, write_part
 from virnucpro_pl.stability import FAILED
 
 __all__ = ["REPLACED", "PartsFolder"]
@@ -74,6 +74,11 @@ class PartsFolder:
     def files(self) -> list[Path]:
         """Committed parts."""
         return sorted(self.path.glob("part-*.h5"))
+
+    def count_kept(self) -> int:
+        """Count the committed rows that a continuation will find."""
+        trusted = (self.path / "manifest.json").exists()
+        return sum(map(count_rows, self.files())) if trusted else 0
 
     def claim(self) -> Path:
         """Lock the output for this run, and make room for the record store. Called on rank 0.

@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ _BLOCKED_SECONDS = 3.0
 """How long a rank that computes nothing may ignore another's failure, before its thread ends it."""
 _LEAVE_SECONDS = 40.0
 """How long a failing rank waits for the others, so that the command ends within a minute."""
+_HURRY_SECONDS = 1.0
+"""How long it does so where there was a second signal, which mostly reaches all ranks."""
 
 
 class _Failure(NamedTuple):
@@ -136,7 +139,7 @@ class Ranks:
 
     def _silence(self, rank: int, now: float) -> float:
         """Seconds since a rank last told of progress, by this machine's clock alone."""
-        if self._file("done", rank).exists():
+        if self._is_done(rank):
             return 0.0
         try:
             written = self._file("progress", rank).stat().st_mtime_ns
@@ -161,20 +164,32 @@ class Ranks:
         """
         self._computing = False
         write_json(self._file("done"), counts)
-        while any(not self._file("done", rank).exists() for rank in range(self.count)):
+        # Rank 0 removes the folder once it has published, for which all had to be done.
+        while self.folder.is_dir() and not all(map(self._is_done, range(self.count))):
             self.check()
             time.sleep(_POLL_SECONDS)
-        self._last_progress = time.monotonic()
-        self._computing = True  # the sums that follow may hang: the thread watches on
+        self.close()
         self._touch_left()  # from here on nobody waits for this rank
+        deadline = time.monotonic() + _BLOCKED_SECONDS
+        while self.rank == 0 and not all(map(self._gone, self._others)):
+            if time.monotonic() > deadline:
+                break  # its rows are committed, whatever becomes of it
+            time.sleep(_POLL_SECONDS)
         return [self._read("done", rank) or {} for rank in range(self.count)]
+
+    def _is_done(self, rank: int) -> bool:
+        return self._file("done", rank).exists()
 
     def fail(self, message: str, code: int) -> None:
         """Leave the marker that ends the other ranks' loops."""
         self._mark(f"rank {self.rank}: {message}", code)
 
-    def leave(self) -> bool:
+    def leave(self, hurry: Callable[[], bool]) -> bool:
         """Wait until all ranks are on their way out, and end those that do not react.
+
+        Args:
+            hurry: Tells whether a second signal asks to wait no longer. Ranks that it has not
+                reached end by the marker, or since they miss rank 0.
 
         Returns:
             Whether all of them reacted.
@@ -185,11 +200,14 @@ class Ranks:
             return True
         self._touch_left()
         self._end(self._stalled)
-        deadline = time.monotonic() + _LEAVE_SECONDS
+        began = time.monotonic()
         while not rank_0_is_gone() and (late := {r for r in self._others if not self._gone(r)}):
             if late <= self._stalled:
                 return False
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if hurry() and waited > _HURRY_SECONDS:
+                return False
+            if waited > _LEAVE_SECONDS:
                 self._end(late - self._stalled)
                 return False
             time.sleep(_POLL_SECONDS)

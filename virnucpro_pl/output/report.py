@@ -9,9 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
-from torchmetrics import SumMetric
 
 from virnucpro_pl.output.files import write_json
 
@@ -60,15 +58,6 @@ class RunReport:
         if self._phase == "first pack":
             self._first_tokens = tokens
             self.begin("compute")
-
-    def reduce(self, trainer: Trainer) -> dict[str, int]:
-        """Sum the counts over all ranks; a collective, so every rank must call it."""
-        totals = {}
-        for name, number in self.counts.items():
-            metric = SumMetric().set_dtype(torch.float64).to(trainer.strategy.root_device)
-            metric.update(torch.tensor(number, dtype=torch.float64))
-            totals[name] = int(metric.compute())
-        return totals
 
     def write(
         self,

@@ -25,6 +25,7 @@ __all__ = [
     "IncompleteError",
     "Part",
     "Tally",
+    "count_rows",
     "each_part",
     "read_part",
     "runs",
@@ -84,6 +85,15 @@ def read_part(path: Path) -> Part | None:
         reason = str(error)
     log.warning("%s is damaged (%s): the same command computes its rows again", path, reason)
     return None
+
+
+def count_rows(path: Path) -> int:
+    """Count the rows of a part without reading them; none in one that is damaged."""
+    try:
+        with h5py.File(path, "r") as file:
+            return len(file["rows"])
+    except (OSError, KeyError, RuntimeError):
+        return 0
 
 
 def _joined(ids: Sequence[str]) -> bytes:

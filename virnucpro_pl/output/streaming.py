@@ -38,6 +38,8 @@ _COMMIT_BYTES = 64 << 20
 _MANIFEST_SECONDS = 5.0
 """How long a run that ends early waits for the hash of its weights; without it its parts are lost,
 which is no more than was computed while the weights were read."""
+_INTERRUPTED = (130, 143)
+"""Exit codes after Ctrl-C and SIGTERM."""
 
 
 class Batch(Protocol):
@@ -107,6 +109,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
         self._ranks: Ranks | None = None
         self._commits: Commits | None = None
         self._gathers = True
+        self._total = ""
         self._bar: ProgressBar | None = None
         self._progress: RunProgress | None = None
 
@@ -152,6 +155,15 @@ class StreamingWriter(BasePredictionWriter, ABC):
     def look(self) -> str:
         """A command that shows the output."""
 
+    @abstractmethod
+    def result(self, trainer: Trainer, failed: int) -> str:
+        """What came out, in one line. Asked for once it is published.
+
+        Args:
+            trainer: The Trainer of the run.
+            failed: Rows that failed.
+        """
+
     # Before the run ---------------------------------------------------------------------------
 
     def claim(self, inputs: Sequence[Path]) -> Path:
@@ -167,6 +179,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
             UsageError: If the output exists, cannot be written, is an input or not what this
                 writer replaces, or another run is writing it.
         """
+        self._signals.remember()
         beside = self.parts, report_file(self.path), failures_file(self.path)
         refuse_inputs((self.path, *beside), inputs)
         self.check_output()
@@ -196,6 +209,10 @@ class StreamingWriter(BasePredictionWriter, ABC):
             raise UsageError(
                 f"{type(self).__name__} needs a data module of this package: it numbers the rows"
             )
+        store = trainer.datamodule.store  # type: ignore[attr-defined]
+        self._total = f"{len(store):,} {store.unit}"
+        self._signals.speaks = trainer.is_global_zero
+        self._signals.remember()  # and no more: Lightning gives back what it finds
         watch_rank_0()
         self._folder.join(trainer.global_rank)
         self._commits = Commits(
@@ -208,7 +225,6 @@ class StreamingWriter(BasePredictionWriter, ABC):
             getattr(trainer.strategy.launcher, "procs", []),
             self.stall_seconds,
         )
-        self._signals.install()
 
     def finished_rows(self, count: int, trainer: Trainer) -> NDArray[np.bool_]:
         """Flags (count,) of the rows that an earlier run has committed. Called on every rank.
@@ -216,7 +232,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
         Raises:
             UsageError: If the earlier run differs in anything that its rows depend on.
         """
-        self._signals.install()  # Lightning has set its own since `setup`
+        self._signals.install()  # Lightning has set its own by now
         outcome: NDArray[np.uint8] | UsageError | None = None
         if trainer.is_global_zero:
             try:
@@ -251,7 +267,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
     # While rows are computed ------------------------------------------------------------------
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a signal waits for the end of the pack."""
+        """From here on a signal waits for the end of the pack, but a second one does not."""
         self._signals.install()  # Lightning has set its own, if nobody asked for finished rows
         self._signals.patient = True
         self.report.begin("first pack")
@@ -328,6 +344,8 @@ class StreamingWriter(BasePredictionWriter, ABC):
     def merge(self, merge: Merge, parts: list[Path], **table: Any) -> int:
         """Merge what has not been, and publish the file; a signal waits for the end of a part.
 
+        Signals must be shielded: HDF5 does not survive an exception from within.
+
         Args:
             merge: The file in the making.
             parts: Part files.
@@ -340,12 +358,9 @@ class StreamingWriter(BasePredictionWriter, ABC):
             IncompleteError: If any row is missing, doubled, or under a wrong id.
             SystemExit: If a signal has asked to leave before the last part was merged.
         """
-        self._signals.patient = True  # HDF5 does not survive an exception from within
         while merge.take(parts, most=1):
             self._signals.check()
-        failed = merge.publish(**table)
-        self._signals.patient = False
-        return failed
+        return merge.publish(**table)
 
     # After the run ----------------------------------------------------------------------------
 
@@ -360,11 +375,10 @@ class StreamingWriter(BasePredictionWriter, ABC):
             return
         self._signals.install()  # Lightning has given them back
         self._commit(trainer, wait=True)
-        per_rank = self._ranks.finish(self.report.counts)
         self._signals.patient = False
         self._signals.check()
-        totals = self.report.reduce(trainer)
-        self._ranks.close()
+        per_rank = self._ranks.finish(self.report.counts)
+        totals = {name: sum(c.get(name, 0) for c in per_rank) for name in self.report.counts}
         if self._progress is not None:
             self._progress.close(totals)
             self._progress = None
@@ -391,36 +405,75 @@ class StreamingWriter(BasePredictionWriter, ABC):
         gaps = f", in which {failed} FAILED rows are NaN" if failed else ""
         level = logging.WARNING if failed else logging.INFO
         log.log(level, "Wrote %s%s. Look at it with: %s", self.path, gaps, self.look())
+        log.info("%s", self.result(trainer, failed))
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Tell the other ranks, commit what is finished, and wait until all are on their way."""
-        self._signals.patient = True  # a second signal shall not interrupt this
+        """Tell the other ranks, commit what is finished, and wait until all are on their way.
+
+        A second signal shortens both. What is kept is said last: in a note of the exception, or in
+        the log where a signal has ended the run and nobody else says anything.
+        """
+        code = _exit_code(exception)
+        self._signals.install()  # while weights were read, they were another's
+        self._signals.patient = self._signals.shielded = True
+        if code in _INTERRUPTED:
+            self._signals.note(code)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, FailureLog):  # now: once rank 0 ends, nobody waits for it
                 callback.on_exception(trainer, pl_module, exception)
-        if self._ranks is None:
-            self._folder.discard()
+        kept = ""
+        try:
+            if self._end_run(trainer, exception, code):
+                self._folder.discard()
+            if trainer.is_global_zero and code != UsageError.exit_code:
+                kept = self._kept(code in _INTERRUPTED)
+        finally:
             self._close()
-            return
+        if isinstance(exception, Exception) and kept:
+            exception.add_note(kept)
+        elif kept:
+            log.warning("%s", kept)
+
+    def _end_run(self, trainer: Trainer, exception: BaseException, code: int) -> bool:
+        """End this rank's part of a run that fails; tell whether all ranks have ended theirs."""
+        if self._ranks is None:
+            return True
         if not isinstance(exception, PeerError):
-            self._ranks.fail(f"{type(exception).__name__}: {exception}", _exit_code(exception))
+            self._ranks.fail(f"{type(exception).__name__}: {exception}", code)
         _, commits = self._joined()
         try:
-            commits.rest()
-            self.forget()  # it takes room that the commit may need
-            commits.settle()  # one that has failed is tried once more
-            self._commit(trainer, wait=True)
+            self._signals.hurry(partial(self._commit_rest, trainer))
             if trainer.is_global_zero:
                 self._folder.await_manifest(lambda: self.provenance(trainer), _MANIFEST_SECONDS)
         except (OutputError, UsageError, OSError) as error:
             if type(error) is not type(exception):
                 log.error("Rank %d: %s", trainer.global_rank, error)
         finally:
-            if self._ranks.leave():
-                self._folder.discard()
-            self._close()
+            commits.close()
+            left = self._ranks.leave(lambda: self._signals.urgent)
+        return left
+
+    def _commit_rest(self, trainer: Trainer) -> None:
+        _, commits = self._joined()
+        commits.rest()
+        commits.do(self.forget)  # it takes room that the commit may need
+        commits.settle()  # one that has failed is tried once more
+        self._commit(trainer, wait=True)
+
+    def _kept(self, interrupted: bool) -> str:
+        """Say how many rows are committed, and how the run goes on; nothing if nothing is new."""
+        kept = self._folder.count_kept()
+        if not kept:
+            nothing = "Stopped: nothing is kept; the same command starts from the beginning"
+            return nothing if interrupted else ""
+        number = f"{kept:,} of {self._total}" if self._total else f"{kept:,} rows"
+        command = "the same command"
+        if self.overwrite:
+            command += " without --writer.overwrite true"
+            command += f", with {self.path} moved away," if self.path.exists() else ""
+        return f"Stopped: {number} are kept in {self.parts}; {command} goes on from there"
 
     def _close(self) -> None:
         try:
@@ -442,7 +495,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
         # As new, for another run of the same Trainer.
         self._ranks, self._commits, self._signals = None, None, Signals()
         self._progress, self._bar, self.report = None, None, RunReport()
-        self._gathers = True
+        self._gathers, self._total = True, ""
 
     def _joined(self) -> tuple[Ranks, Commits]:
         assert self._ranks is not None, "setup has not run"
@@ -452,7 +505,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
 
 def _exit_code(exception: BaseException) -> int:
     if isinstance(exception, SystemExit):
-        return exception.code if exception.code in (130, 143) else 1  # others are no end of ours
+        return exception.code if exception.code in _INTERRUPTED else 1  # others are no end of ours
     if isinstance(exception, KeyboardInterrupt):
         return 130
     return int(getattr(exception, "exit_code", 1))

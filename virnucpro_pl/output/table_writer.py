@@ -88,6 +88,7 @@ class TableWriter(StreamingWriter):
         self.save_embeddings = save_embeddings
         self.compress = compress
         self._shown = "prediction_results.txt"
+        self._result = ""
 
     @property
     def kept(self) -> list[str]:
@@ -156,17 +157,23 @@ class TableWriter(StreamingWriter):
         chunks = folder / "prediction_results_highestscore.csv"
         write_highest_scores(chunks, store.ids, scores, self.parts)
         ledger = _orf_ledger(scores)
+        self._result = _orf_result(scores)
         if hasattr(store, "contigs"):
             contigs = self._write_contigs(folder, store, scores)
             data.write_orfs(folder)
             ledger = {**_record_ledger(contigs), **ledger}
             self._shown = "contigs.tsv"
+            self._result = _record_result(ledger)
         if self.save_embeddings:
             self._write_embeddings(folder, trainer.lightning_module, store, parts, provenance)
         ledger["input_counts"] = data.input_counts
         self._write_summary(folder, ledger, provenance)
         self._rename(folder)
         return len(store) - int(ledger["orfs_scored"])
+
+    def result(self, trainer: Trainer, failed: int) -> str:
+        """How many are called what."""
+        return self._result
 
     def look(self) -> str:
         """A command that shows the calls."""
@@ -207,6 +214,7 @@ class TableWriter(StreamingWriter):
         parts: list[Path],
         provenance: dict[str, Any],
     ) -> None:
+        self._signals.shielded = True  # to the end: there is little behind the last merge
         for name, kind in (("dnabert_s", "nucleotide"), ("esm2", "protein")):
             own = {
                 key.removesuffix(f"_{name}"): value
@@ -254,8 +262,8 @@ class TableWriter(StreamingWriter):
         for file in (*folder.iterdir(), folder):
             flush(file)
         replaced = self.parts / REPLACED
-        self._signals.patient = True  # there shall be no moment without either folder
-        if is_taken(self.path) or self.path.is_symlink():
+        self._signals.shielded = True  # there shall be no moment without either folder
+        if (self.overwrite and is_taken(self.path)) or self.path.is_symlink():
             self.path.rename(replaced)
         folder.rename(self.path)  # also in the place of an empty folder
         flush(self.path.parent)
@@ -304,6 +312,25 @@ def _record_ledger(contigs: Contigs) -> dict[str, Any]:
             "failed": with_orf - scored,
         },
     }
+
+
+def _orf_result(scores: NDArray[np.float32]) -> str:
+    """How many ORFs have which label, as in `prediction_results.txt`."""
+    scored = is_scored(scores)
+    viruses = int((scores[scored, 1] > scores[scored, 0]).sum())
+    others = int(scored.sum()) - viruses
+    return _counts("open reading frames", viruses, others, len(scores) - viruses - others)
+
+
+def _record_result(ledger: dict[str, Any]) -> str:
+    """How many records are called what, as in `contigs.tsv`."""
+    calls = ledger["records_by_prediction"]
+    return _counts("records", calls["virus"], calls["others"], calls["NA"])
+
+
+def _counts(unit: str, viruses: int, others: int, without: int) -> str:
+    count = viruses + others + without
+    return f"{count:,} {unit}: {viruses:,} virus, {others:,} others, {without:,} without a score"
 
 
 def _warnings(ledger: dict[str, Any], provenance: dict[str, Any]) -> list[str]:

@@ -81,6 +81,7 @@ class HDF5Writer(StreamingWriter):
         Raises:
             IncompleteError: If any row is missing, doubled, or under a wrong id.
         """
+        self._signals.shielded = True  # to the end: a part is merged quickly, the rest is one step
         attributes = {key: value for key, value in provenance.items() if key != "max_length"}
         return self.merge(
             self._begun(trainer),
@@ -103,6 +104,14 @@ class HDF5Writer(StreamingWriter):
                 self.path, self.parts, column="embeddings", count=len(store), ids=store.ids
             )
         return self._merge
+
+    def result(self, trainer: Trainer, failed: int) -> str:
+        """How many vectors of how many numbers."""
+        store = trainer.datamodule.store  # type: ignore[attr-defined]
+        width: Any = trainer.lightning_module.width
+        without = f", {failed:,} without" if failed else ""
+        vectors = f"{len(store) - failed:,} vectors of {width:,} numbers"
+        return f"{len(store):,} {store.unit}: {vectors}{without}"
 
     def look(self) -> str:
         """A command that shows the file's first rows."""

@@ -1,0 +1,79 @@
+"""What ranks tell each other at the end: who is done is waited for no longer, and not stalled."""
+
+import threading
+import time
+
+import pytest
+
+from virnucpro_pl.errors import PeerError
+from virnucpro_pl.output.ranks import Ranks
+
+COUNTS = [{"records": 3}, {"records": 4}]
+
+
+@pytest.fixture
+def join(tmp_path):
+    """Let a rank of two join the run; none computes, so that none ends this process."""
+    joined = []
+
+    def join(rank, stall_seconds=1000.0):
+        joined.append(Ranks(tmp_path / "ranks", rank, 2, [], stall_seconds))
+        return joined[-1]
+
+    (tmp_path / "ranks").mkdir()
+    yield join
+    for rank in joined:
+        rank.close()
+
+
+def look(rank, seconds):
+    """Look for failures so long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        rank.check()
+        time.sleep(0.05)
+
+
+def test_rank_that_is_done_early_is_not_stalled(join, tmp_path):
+    first, second, returned = join(0), join(1, stall_seconds=0.3), []
+    waiting = threading.Thread(target=lambda: returned.append(first.finish(COUNTS[0])))
+    waiting.start()
+    while not (tmp_path / "ranks" / "rank-0.done").exists():
+        time.sleep(0.01)
+    look(second, 1.0)
+    returned.append(second.finish(COUNTS[1]))
+    waiting.join(30)
+    assert returned == [COUNTS, COUNTS]
+
+
+def test_rank_that_is_silent_is_stalled(join):
+    join(0)
+    with pytest.raises(PeerError, match="rank 0 stalled"):
+        look(join(1, stall_seconds=0.3), 10)
+
+
+def test_rank_0_waits_until_the_others_have_seen_that_all_are_done(join, tmp_path):
+    first, ended = join(0), threading.Event()
+
+    def finish():
+        first.finish(COUNTS[0])
+        ended.set()
+
+    waiting = threading.Thread(target=finish)
+    waiting.start()
+    (tmp_path / "ranks" / "rank-1.done").write_text('{"records": 4}')
+    assert not ended.wait(0.5)
+    (tmp_path / "ranks" / "rank-1.left").touch()
+    assert ended.wait(2)  # sooner than one that is gone without a word
+    waiting.join(30)
+
+
+def test_rank_that_comes_late_takes_a_folder_that_is_gone_for_the_end(join, tmp_path):
+    second = join(1)
+    late = threading.Thread(target=second.finish, args=(COUNTS[1],), daemon=True)
+    late.start()
+    while not (tmp_path / "ranks" / "rank-1.done").exists():
+        time.sleep(0.01)
+    (tmp_path / "ranks").rename(tmp_path / "gone")
+    late.join(30)
+    assert not late.is_alive()
