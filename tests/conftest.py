@@ -1,6 +1,7 @@
 """What the tests share: small models in the published formats, sequence files, and processes."""
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -12,13 +13,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+# Tests run side by side, and threads of one that spin keep the others waiting. Besides, a run in
+# this process and one in another have to sum in the same order to be equal bit by bit.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import h5py
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 
 from virnucpro_pl.sequences.dna_tokens import built_in_tokenizer
+
+# The same examples on every machine, however slow it is.
+settings.register_profile("same", derandomize=True, deadline=None, database=None)
+settings.load_profile("same")
 
 RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO"
 LAYERS, WIDTH, HEADS = 3, 32, 4
@@ -279,10 +289,22 @@ class Ended(NamedTuple):
     """Standard output and error together."""
 
 
+_PORTS = itertools.count(os.getpid())
+
+
 def find_free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on, another one at each call.
+
+    Not one that the system would give to a connection before its command listens there (from
+    32,768 on), nor one of another worker of pytest-xdist.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 20
+    for number in _PORTS:
+        port = 20_000 + 20 * (number % 600) + worker
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise AssertionError
 
 
 class Command:
@@ -291,7 +313,7 @@ class Command:
     def __init__(self, words, folder, env):
         self.log_file = folder / f"log-{time.monotonic_ns()}.txt"
         mine = {k: v for k, v in os.environ.items() if k not in PACKAGE_VARIABLES}
-        mine |= {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(find_free_port())}
+        mine |= {"MASTER_PORT": str(find_free_port())}
         self.mark = f"VIRNUCPRO_PL_TEST={os.getpid()}-{time.monotonic_ns()}"
         mine |= {"PYTHONUNBUFFERED": "1", "COLUMNS": "200"} | dict([self.mark.split("=")])
         with self.log_file.open("w") as log:
@@ -537,14 +559,12 @@ def read_fasta():
 
 @pytest.fixture
 def run_main(capfd, tmp_path, monkeypatch):
-    """Run the command in this process, on one CPU core: its exit code, and what it said."""
+    """Run the command in this process: its exit code, and what it said."""
     from virnucpro_pl.cli import main
 
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
 
     def run(*words):
-        torch.set_num_threads(1)
         fixed = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
         try:
             main(["predict", *map(str, words), *fixed])
@@ -553,8 +573,7 @@ def run_main(capfd, tmp_path, monkeypatch):
             code = end.code
         return Ended(code, "".join(capfd.readouterr()))
 
-    yield run
-    torch.set_num_threads(threads)
+    return run
 
 
 @pytest.fixture

@@ -36,12 +36,10 @@ def sets(write_embeddings, tmp_path_factory):
 
 @pytest.fixture
 def fit(capfd, tmp_path, monkeypatch):
-    """Run `fit` in this process, on one CPU core: its exit code, and what it said."""
+    """Run `fit` in this process: its exit code, and what it said."""
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
 
     def run(*words):
-        torch.set_num_threads(1)
         fixed = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
         try:
             main(["fit", "--config", "train_classifier.yaml", *map(str, words), *fixed])
@@ -51,7 +49,6 @@ def fit(capfd, tmp_path, monkeypatch):
         return code, "".join(capfd.readouterr())
 
     yield run
-    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
 
 

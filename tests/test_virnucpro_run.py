@@ -1,6 +1,5 @@
 """The whole job through the command line: VirNucPro's own files, ranks, faults and resuming."""
 
-import hashlib
 import json
 import os
 import re
@@ -19,8 +18,8 @@ from virnucpro_pl.sequences.reader import read_records
 
 DATA = Path(__file__).parent / "data" / "virnucpro"
 TABLES = ("prediction_results.txt", "prediction_results_highestscore.csv")
-CLASSIFIER_SHA256 = "90b5b88a9430a3a31d95875111364fac4d50307daa3b167eaa324af5ea636c18"
-"""Of the numbers of the seeded classifier with which VirNucPro wrote its tables."""
+LAST_DRAWN = 0.036083948
+"""The last random number of the classifier with which VirNucPro wrote its tables."""
 CODONS = ["GCC", "AAC", "GGC", "CTG", "ACC", "GCA", "CAG"]  # few stops in any frame
 
 
@@ -73,12 +72,17 @@ def contents(folder):
 def published_classifier(save_classifier, tmp_path_factory):
     """The seeded classifier with which VirNucPro wrote its tables."""
     path = tmp_path_factory.mktemp("weights") / "500_model.pth"
-    numbers = hashlib.sha256()
-    save_classifier(
-        path, edit=lambda m: [numbers.update(t.numpy().tobytes()) for t in m.state_dict().values()]
-    )
-    assert numbers.hexdigest() == CLASSIFIER_SHA256, "torch draws other random numbers"
+    module = []
+    save_classifier(path, edit=module.append)
+    last = module[0].hidden_layer.bias[-1].item()
+    assert last == pytest.approx(LAST_DRAWN, abs=1e-6), "torch draws other random numbers"
     return path
+
+
+def labels_and_scores(table):
+    """Everything but the scores, header included, and the scores (N, 2)."""
+    header, *rows = [line.split("\t") for line in table.split("\n")]
+    return [header, *(row[:2] for row in rows)], [list(map(float, row[2:])) for row in rows[:-1]]
 
 
 @pytest.mark.parametrize("size", [300, 500])
@@ -101,8 +105,13 @@ def test_classify_writes_the_tables_of_virnucpro(
     )
     assert ended.code == 0, ended.log
     stem = f"{name}_{size}" if name == "lengths" else name
-    for table, suffix in zip(TABLES, ("txt", "csv"), strict=True):
-        assert (tmp_path / "calls" / table).read_bytes() == (DATA / f"{stem}.{suffix}").read_bytes()
+    made, theirs = (tmp_path / "calls" / TABLES[0]).read_text(), (DATA / f"{stem}.txt").read_text()
+    # Processors sum in different orders. How numbers are written: output/test_tables.py.
+    labels, scores = zip(*map(labels_and_scores, (made, theirs)), strict=True)
+    assert labels[0] == labels[1]
+    np.testing.assert_allclose(*scores, rtol=0, atol=1e-6)
+    csv = (tmp_path / "calls" / TABLES[1]).read_bytes()
+    assert csv == (DATA / f"{stem}.csv").read_bytes()
 
 
 def test_fused_run_equals_three_steps(run_main, words, weights_file, dnabert_folder, tmp_path):

@@ -18,14 +18,18 @@ from virnucpro_pl.output.tables import (
     write_prediction_results,
 )
 
-# Both files as VirNucPro wrote them for one input.
-WRITTEN_BY_VIRNUCPRO = Path(__file__).parent.parent / "data" / "virnucpro"
-PREDICTION_RESULTS = (WRITTEN_BY_VIRNUCPRO / "lengths_300.txt").read_text()
-HIGHEST_SCORES = (WRITTEN_BY_VIRNUCPRO / "lengths_300.csv").read_text()
+# Files as VirNucPro wrote them, in pairs of one input.
+DATA = Path(__file__).parent.parent / "data" / "virnucpro"
+WRITTEN_BY_VIRNUCPRO = sorted(path.stem for path in DATA.glob("*.txt"))
 
-ROWS = [line.split("\t") for line in PREDICTION_RESULTS.splitlines()[1:]]
-IDS = [row[0] for row in ROWS]
-SCORES = np.array([row[2:] for row in ROWS], dtype=np.float32)
+
+def read_rows(name: str) -> tuple[list[str], np.ndarray]:
+    """Give ids and scores (N, 2) of a table that VirNucPro wrote."""
+    rows = [line.split("\t") for line in (DATA / f"{name}.txt").read_text().splitlines()[1:]]
+    return [row[0] for row in rows], np.array([row[2:] for row in rows], dtype=np.float32)
+
+
+IDS, SCORES = read_rows("lengths_300")
 
 
 def pairs(*virus: float) -> np.ndarray:
@@ -39,26 +43,30 @@ def of(names: list[str]) -> Ids:
     return lambda rows: [names[row] for row in rows]
 
 
+@pytest.mark.parametrize("name", WRITTEN_BY_VIRNUCPRO)
 @pytest.mark.parametrize("rows", [1, 7, 1 << 14])
 def test_write_prediction_results_equals_virnucpro(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, name: str
 ) -> None:
+    ids, scores = read_rows(name)
     monkeypatch.setattr(module, "_ROWS", rows)
-    write_prediction_results(tmp_path / "p.txt", of(IDS), SCORES)
-    assert (tmp_path / "p.txt").read_bytes() == PREDICTION_RESULTS.encode()
+    write_prediction_results(tmp_path / "p.txt", of(ids), scores)
+    assert (tmp_path / "p.txt").read_bytes() == (DATA / f"{name}.txt").read_bytes()
 
 
+@pytest.mark.parametrize("name", WRITTEN_BY_VIRNUCPRO)
 @pytest.mark.parametrize("rows", [1, 7, 1 << 18])
 @pytest.mark.parametrize("seed", [None, 0, 1])
 def test_write_highest_scores_rows_in_any_order_equal_virnucpro(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, seed: int | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, seed: int | None, name: str
 ) -> None:
+    ids, scores = read_rows(name)
     monkeypatch.setattr(module, "_SORTED_ROWS", rows)
-    order = np.arange(len(IDS))
+    order = np.arange(len(ids))
     if seed is not None:
         order = np.random.default_rng(seed).permutation(order)
-    write_highest_scores(tmp_path / "h.csv", of([IDS[i] for i in order]), SCORES[order], tmp_path)
-    assert (tmp_path / "h.csv").read_bytes() == HIGHEST_SCORES.encode()
+    write_highest_scores(tmp_path / "h.csv", of([ids[i] for i in order]), scores[order], tmp_path)
+    assert (tmp_path / "h.csv").read_bytes() == (DATA / f"{name}.csv").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["h.csv"]
 
 
