@@ -127,7 +127,7 @@ def explain(
         options: All options of the command that belong to no class of a config, with their hyphens.
         configs: Paths of the configs that were given.
     """
-    got = "".join(re.findall(r"Got value: (.+)", fault)[:1])
+    got = "".join(re.findall(r"(?:Got|Given) value: (.+)", fault)[:1])
     fault = " ".join(fault.split())
     keys = re.findall(r'Parser key "([\w.]+)"', fault)
     place = _option(*dict.fromkeys(keys))
