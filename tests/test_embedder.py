@@ -228,6 +228,7 @@ def test_predict_packing_disabled_uses_sdpa(weights_file, fasta, tmp_path, monke
     assert model.attention_used == "sdpa"
 
 
+@pytest.mark.usefixtures("bf16_units")
 def test_same_model_in_another_trainer_follows_its_precision(
     weights_file, fasta, fair_esm_vectors, monkeypatch
 ):

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 _GPU_TOKENS = 16_384
 _CPU_TOKENS = 2_048
-"""Tokens of a pack where nobody says how many. A CPU is as fast with few as with many, and commits
-and tells of its progress that much more often."""
+"""Tokens of a pack where nobody says how many. A CPU is about as fast with few as with many, and
+commits and tells of its progress that much more often."""
 
 
 @runtime_checkable
