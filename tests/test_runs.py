@@ -295,8 +295,8 @@ def test_signal_while_reading_exits_143_and_leaves_nothing(
     assert command.wait(10).code == 143, command.log
     command.assert_nothing_left()
     assert "SIGTERM: stopping\n" in command.log
-    last = " Stopped: nothing is kept; the same command starts from the beginning"
-    assert last in command.log.splitlines()[-1]
+    # Rank 1 may say behind it that it has lost its connection.
+    assert " Stopped: nothing is kept; the same command starts from the beginning" in command.log
     only(tmp_path, "in.faa", "slow.py")
 
 

@@ -172,7 +172,7 @@ class Signals:
             raise SystemExit(self.code)
 
     def hurry(self, work: Callable[[], None]) -> None:
-        """Do what a second signal ends, or keeps from beginning, while others end nothing."""
+        """Do work that a second signal ends, or keeps from beginning; be shielded afterwards."""
         try:
             self.shielded = False
             if not self.urgent:
@@ -189,10 +189,12 @@ class Signals:
                 return
             self.urgent = True
         self.note(128 + number)
+        self._arrived = time.monotonic()
         waits = self.patient and not self.urgent
         if self.speaks:
             what = "stopping once this pack is committed; again to stop at once"
             with contextlib.suppress(RuntimeError):  # it came in the middle of another line
                 log.warning("%s: %s", _NAMES[number], what if waits else "stopping")
         if not waits and not self.shielded:
+            self.shielded = self.patient  # whoever cleans up after a pack shall not be interrupted
             raise SystemExit(self.code)
