@@ -35,12 +35,19 @@ LAYERS, WIDTH, HEADS = 3, 32, 4
 PACKAGE_VARIABLES = ("VIRNUCPRO_DISABLE_FP16", "VIRNUCPRO_DISABLE_PACKING")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Leave out what needs a GPU where there is none."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
+    """Leave out what needs a GPU where there is none, and share none between workers."""
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.xdist_group("gpu"))
+            if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+def pytest_make_parametrize_id(val, argname):
+    """Number bytes instead of naming tests by them: what gzip has made differs by worker."""
+    return argname if isinstance(val, bytes) else None
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import h5py
 import pytest
 import torch
 
+from virnucpro_pl.bench import ours
 from virnucpro_pl.bench.case import Case, draw, write_fasta
 from virnucpro_pl.bench.peers import (
     _padded_batches,
@@ -74,15 +75,15 @@ def test_bench_of_processes_starts_the_command_and_scales(bench, fasta):
     assert one["scaling"] == 1
     assert two["scaling"] == pytest.approx(two["tokens_per_second"] / one["tokens_per_second"])
     assert two["largest_difference"] < 0.02
-    assert 1 < one["import_seconds"] < 60
-    assert 1 < one["to_first_pack_seconds"] < 60
+    assert 0.1 < one["import_seconds"] < one["to_first_pack_seconds"] < 600
     assert 0.1 < one["host_gib"] < 4
     assert "the command as a process" in shown
     assert "scaling" in shown
 
 
 @pytest.mark.slow
-def test_bench_of_virnucpro_names_what_both_encoders_allow(bench):
+def test_bench_of_virnucpro_names_what_both_encoders_allow(bench, monkeypatch):
+    monkeypatch.setattr(ours, "FEWEST", 4)
     found, _ = bench("--model=virnucpro", "--esm2", SMALL, "--tokens_per_batch=300")
     esm2, dnabert_s, fused, frames, *_ = found["rows"]
     assert frames["name"] == "chunks and their six frames, one core"

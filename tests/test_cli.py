@@ -3,7 +3,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -58,17 +57,15 @@ def test_help_names_exit_codes_and_subcommand(capsys):
         assert part in text
 
 
+@pytest.mark.slow
 def test_help_takes_little_longer_than_importing_the_cli(tmp_path):
-    best = {}
-    for _ in range(2):
-        for name, words in (
-            ("import", ("-c", "import lightning.pytorch.cli")),
-            ("help", ("-m", "virnucpro_pl", "--help")),
-        ):
-            began = time.monotonic()
-            assert run(sys.executable, *words, folder=tmp_path).returncode == 0
-            best[name] = min(best.get(name, 1e9), time.monotonic() - began)
-    assert best["help"] <= 1.5 * best["import"]
+    spent = []  # of the processor: other work on the machine counts for little
+    for words in (("-c", "import lightning.pytorch.cli"), ("-m", "virnucpro_pl", "--help")):
+        before = os.times()
+        assert run(sys.executable, *words, folder=tmp_path).returncode == 0
+        after = os.times()
+        spent.append(sum(after[2:4]) - sum(before[2:4]))
+    assert spent[1] <= 1.5 * spent[0]
 
 
 def test_import_cli_does_not_import_models():
@@ -157,6 +154,7 @@ def test_bad_usage_exits_2_and_writes_nothing(capsys, caplog, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_gpu_where_none_is_visible_exits_2_and_writes_nothing(start, tmp_path):
     (tmp_path / "empty").mkdir()
     command = start(
@@ -226,6 +224,7 @@ def test_esm2_config_runs_on_a_tiny_model(weights_file, random_proteins, write_f
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.faa", "out.h5", "out.h5.run.json"]
 
 
+@pytest.mark.slow
 def test_demo_config_runs_from_any_folder(tmp_path):
     words = ("-m", "virnucpro_pl", "predict", "--config", "demo.yaml", "--trainer.accelerator=cpu")
     ended = run(sys.executable, *words, folder=tmp_path)
@@ -247,6 +246,7 @@ def test_readme_commands_are_found():
     assert readme_commands((CHECKOUT / "README.md").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", readme_commands((CHECKOUT / "README.md").read_text()))
 def test_readme_command_runs(command, tmp_path):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -90,6 +90,7 @@ def test_missing_row_fails_any_gate_and_no_comparison(folder, capsys, words, gat
     assert "1 row(s) are only in" in err
 
 
+@pytest.mark.slow
 def test_exit_codes_of_the_process(folder):
     for words, code in (
         (("near.h5", *CENTRED), 0),

@@ -60,7 +60,7 @@ def read(path):
         return file["embeddings"][()], ids, dict(file.attrs)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_predict_authors_checkpoint_equals_reference(run, folder, expected, ranks):
     log, path = run(folder, ranks=ranks)
     vectors, ids, attributes = read(path)
@@ -73,12 +73,13 @@ def test_predict_authors_checkpoint_equals_reference(run, folder, expected, rank
     assert attributes["precision"] == "32-true"
     assert attributes["tokenizer_sha256"] == DNATokenizer(folder / "tokenizer.json").sha256
     assert "weights_revision" not in attributes
-    assert "2 unusual base(s) read as T" in log
+    assert "2 U (RNA) are read as T" in log
     assert "Attention: sdpa" in log
     assert f"Loaded DNABERT-S, 2 layers of 48 from {folder.name} in " in log
     assert "forked" not in log  # the tokenizer's warning about its threads
 
 
+@pytest.mark.slow
 def test_predict_fp16_switch_gives_fp32(run, folder, expected):
     _, path = run(folder, precision="16-mixed", env={"VIRNUCPRO_DISABLE_FP16": 1})
     vectors, _, attributes = read(path)
@@ -111,6 +112,7 @@ def test_predict_random_weights_warn_and_say_so(run):
     assert attributes["tokenizer_sha256"] == "built-in"
 
 
+@pytest.mark.slow
 def test_predict_no_tokenizer_ends_before_anything_is_computed(run, reference, tmp_path):
     folder = reference.save(tmp_path / "weights")
     (folder / "tokenizer.json").unlink()
@@ -120,6 +122,7 @@ def test_predict_no_tokenizer_ends_before_anything_is_computed(run, reference, t
     assert not path.with_name("dna.h5.parts").exists()
 
 
+@pytest.mark.slow
 def test_predict_published_weights_offline_say_what_to_do(run, tmp_path):
     env = {"HF_HUB_OFFLINE": 1, "HF_HOME": tmp_path / "cache"}
     log, _ = run(None, code=2, env=env)
@@ -127,6 +130,7 @@ def test_predict_published_weights_offline_say_what_to_do(run, tmp_path):
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_workers_tokenise_beside_a_rank_that_may_use_threads(run, folder, expected):
     # Threads of the rank do not live on in workers forked later, which would wait for them.
     env = {"TOKENIZERS_PARALLELISM": "true"}

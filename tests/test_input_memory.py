@@ -1,3 +1,5 @@
+import pytest
+
 RUN = r"""
 import re, sys
 from pathlib import Path
@@ -36,6 +38,7 @@ print("peak", 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").
 FEW, MANY = 20_000, 200_000
 
 
+@pytest.mark.slow
 def test_memory_of_a_rank_grows_less_than_200_bytes_a_record(tmp_path, start):
     peaks = []
     for count in (FEW, MANY):

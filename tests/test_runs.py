@@ -73,6 +73,7 @@ def test_real_proteins_half_stored_legacy_file_equal_fair_esm(
     np.testing.assert_allclose(vectors, fair_esm_vectors(sequences, model), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fewer_records_than_ranks_is_complete(predict, weights_file, write_fasta, tmp_path):
     fasta = write_fasta(tmp_path / "in.faa", ["ACDEF"])
     ended = predict(weights_file, fasta, tmp_path / "out.h5", ranks=3)
@@ -80,6 +81,7 @@ def test_fewer_records_than_ranks_is_complete(predict, weights_file, write_fasta
     assert rows_of(tmp_path / "out.h5")[0] == ["p0"]
 
 
+@pytest.mark.slow
 def test_torchrun_equals_fair_esm(
     start, predict_words, weights_file, write_fasta, proteins, fair_esm_vectors, tmp_path
 ):
@@ -103,7 +105,7 @@ def only(folder, *names):
     assert left == set(names)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_bad_input_exits_2_with_place(predict, weights_file, tmp_path, ranks):
     (tmp_path / "in.faa").write_text(">a\nACD\n>b\nAC1D\n>a\nAC\n")
     output = tmp_path / "sub" / "folder" / "out.h5"
@@ -115,6 +117,7 @@ def test_bad_input_exits_2_with_place(predict, weights_file, tmp_path, ranks):
     only(tmp_path, "in.faa")
 
 
+@pytest.mark.slow
 def test_usage_faults_exit_2_and_leave_nothing(
     start, predict_words, weights_file, write_fasta, tmp_path
 ):
@@ -138,6 +141,7 @@ def test_usage_faults_exit_2_and_leave_nothing(
     only(tmp_path, "in.faa")
 
 
+@pytest.mark.slow
 def test_existing_output_exits_2_and_is_untouched(predict, weights_file, write_fasta, tmp_path):
     fasta = write_fasta(tmp_path / "in.faa", ["ACD"])
     (tmp_path / "out.h5").write_text("precious")
@@ -148,6 +152,7 @@ def test_existing_output_exits_2_and_is_untouched(predict, weights_file, write_f
     only(tmp_path, "in.faa", "out.h5")
 
 
+@pytest.mark.slow
 def test_damaged_weights_exit_2_on_two_ranks(predict, weights_file, write_fasta, tmp_path):
     fasta = write_fasta(tmp_path / "in.faa", ["ACD"])
     (tmp_path / "w.pt").write_bytes(weights_file.read_bytes()[:5000])
@@ -174,6 +179,7 @@ def test_malicious_weights_exit_2_and_run_nothing(predict_words, write_fasta, tm
 # Exit code 3 ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "bad", "rank"),
     [(1, {4, 6}, 0), (2, {0}, 0), (2, {5}, 1)],
@@ -235,8 +241,14 @@ def slow(tmp_path):
     return (str(script),)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, id="SIGTERM"),
+        pytest.param(signal.SIGINT, id="SIGINT", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_signal_commits_exits_and_resumes(
     start, predict_words, slow, weights_file, write_fasta, random_proteins, fair_esm_vectors,
     tmp_path, number, ranks,
@@ -276,6 +288,7 @@ def test_signal_commits_exits_and_resumes(
     np.testing.assert_allclose(rows_of(output)[1], fair_esm_vectors(proteins), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_signal_while_reading_exits_143_and_leaves_nothing(
     start, predict_words, weights_file, write_fasta, tmp_path
 ):
@@ -300,6 +313,7 @@ def test_signal_while_reading_exits_143_and_leaves_nothing(
     only(tmp_path, "in.faa", "slow.py")
 
 
+@pytest.mark.slow
 def test_torchrun_sigterm_commits_on_each_worker(
     start, predict_words, slow, weights_file, write_fasta, random_proteins, tmp_path
 ):

@@ -147,6 +147,7 @@ def test_fused_run_equals_three_steps(run_main, words, weights_file, dnabert_fol
     assert scores[0, :, 1].std() > 0.001
 
 
+@pytest.mark.slow
 def test_one_and_two_ranks_write_the_same_tables(start, run_main, words, tmp_path):
     more = ("--writer.save_embeddings", "true", "--data.save_orfs", "true", "--writer.threshold", 0)
     assert run_main(*words, *more, "--writer.path", "one").code == 0
@@ -165,6 +166,7 @@ def test_one_and_two_ranks_write_the_same_tables(start, run_main, words, tmp_pat
     assert min(rank["packs"] for rank in report["per_rank"]) > 2
 
 
+@pytest.mark.slow
 def test_two_ranks_without_any_orf_exit_0(start, words, tmp_path):
     (tmp_path / "none.fa").write_text(">a\nTAATTAATTAATTAATTAATTAATTAATTA\n>b\nA\n")
     command = start(

@@ -458,6 +458,7 @@ def test_second_signal_stops_within_the_pack_and_what_is_committed_is_whole(
 ):
     write, step_began = parts.write_part, threading.Event()
     signals, computed = signals_in(14, 0.4)
+    third = threading.Timer(0.8, os.kill, (os.getpid(), signal.SIGTERM))
 
     def write_slowly(path, part):  # the commit under way at both signals is waited for
         step_began.wait(20)
@@ -467,12 +468,14 @@ def test_second_signal_stops_within_the_pack_and_what_is_committed_is_whole(
     def step(index, rows, vectors):
         if 14 in rows:
             step_began.set()
+            third.start()  # it finds the run waiting for that commit, and changes nothing
         return signals(index, rows, vectors)
 
     monkeypatch.setattr(parts, "write_part", write_slowly)
     writer = HDF5Writer(tmp_path / "out.h5", commit_seconds=0)
     with pytest.raises(SystemExit) as ended:
         predict(fasta, writer, step)
+    third.join()
     assert ended.value.code == 143
     assert handlers()
     assert computed[-1] >= 14

@@ -296,6 +296,7 @@ for distributed in (True, False):
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_in_lightning_share_the_rows_whatever_its_sampler(tmp_path, start):
     for count in (1, 19):
         write(tmp_path / f"{count}.faa", sequences([row % 7 + 1 for row in range(count)]))

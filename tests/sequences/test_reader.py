@@ -700,12 +700,14 @@ PIECES = (
 fragments = st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join)
 
 
+@pytest.mark.slow
 @fuzzed
 @given(data=st.one_of(whole.map(str.encode), spoilt, fragments, st.binary(max_size=40)))
 def test_any_bytes_read_whole_and_right_or_refused(read, data):
     check(read, data)
 
 
+@pytest.mark.slow
 @settings(fuzzed, max_examples=400)
 @given(
     kind=st.sampled_from(sorted(COMPRESS)),
