@@ -81,9 +81,24 @@ def with_environment(monkeypatch):
         (
             step(2, SLURM_NTASKS_PER_NODE=1, SLURM_NNODES=2),
             TWO,
-            ["Slurm started 2 tasks on 2 nodes, but --trainer.devices 2 and --trainer.num_nodes 1"],
+            ["Slurm started 2 tasks on 2 nodes, which are not 2 on each of 1 node"],
         ),
         ({**TORCHRUN, "WORLD_SIZE": 2}, (), ["torchrun started 2 processes", "make 1:"]),
+        (
+            {**TORCHRUN, "WORLD_SIZE": 2, "RANK": "1", "LOCAL_RANK": "1"},
+            ("--trainer.devices", 1, "--trainer.strategy", "ddp"),
+            ["torchrun started 2 processes", "make 1:"],
+        ),
+        (
+            step(1, SLURM_NTASKS_PER_NODE=8),
+            ("--trainer.devices", 1, "--trainer.strategy", "ddp"),
+            ["which are not 1 on each of 1 node: the job has --ntasks-per-node=8"],
+        ),
+        (
+            {**JOB, "SLURM_NTASKS": 8, "SLURM_NTASKS_PER_NODE": 8, "SLURM_STEP_ID": "4294967290"},
+            ("--trainer.devices", 8, "--trainer.strategy", "ddp"),
+            ["One process was started, without srun, in a Slurm job of 8 tasks"],
+        ),
         (
             {**TORCHRUN, "WORLD_SIZE": 1},
             TWO,
@@ -91,7 +106,9 @@ def with_environment(monkeypatch):
         ),
     ],
     ids=["one task", "one of a node", "no number of a node", "no number, one device",
-         "one device", "no srun", "other nodes", "torchrun, one device", "torchrun, one process"],
+         "one device", "no srun", "other nodes", "torchrun, one device", "torchrun, second rank",
+         "one of eight a node",
+         "interactive step", "torchrun, one process"],
 )  # fmt: skip
 def test_other_processes_than_devices_exits_2_and_says_how_to_start(
     run_main, words, with_environment, tmp_path, environment, options, messages
@@ -314,7 +331,7 @@ def test_published_size_on_a_cpu_says_how_long_it_takes(run_main, words, monkeyp
     monkeypatch.setattr("virnucpro_pl.sequence_embedder.SLOW_FROM", 1_000)
     ended = run_main(*words[1:], "--writer.overwrite", "true")
     assert ended.code == 0
-    said = "on the CPU: about 2.5 tokens/s by a timed matrix product, so 0 minutes for 18 tokens"
+    said = "about 2.5 tokens/s by a timed matrix product, so less than a minute for its 18 tokens"
     [line] = [line for line in ended.log.splitlines() if "a timed matrix product" in line]
     assert said in line
 
@@ -338,7 +355,7 @@ def test_packed_attention_on_a_cpu_exits_2_before_weights_are_sought(run_main, w
     ended = run_main(*words[1:], "--model.attention", asked, "--model.weights", "absent.pt")
     assert ended.code == 2
     assert f"Attention {asked} cannot run here" in ended.log
-    assert "--model.attention sdpa or auto" in ended.log
+    assert "attention as sdpa or auto" in ended.log
     assert "absent.pt" not in ended.log
 
 

@@ -73,6 +73,8 @@ def mistake(tmp_path, monkeypatch, capsys):
                                                "sdpa, not fast"),
         ((*DEMO, "--model.esm2.layer", "last"), "--model.esm2.layer must be a whole number, not "
                                                 "last"),
+        (("compare", "a.h5", "b.h5", "--config", "esm2.yaml"), "compare takes no config"),
+        (("predict", "--config"), "--config has no value: write one behind it, such as esm2.yaml"),
         ((*DEMO, "--config", "value.yaml"), "--data.tokens_per_batch must be a whole number, not "
                                             "many"),
         ((*FIT, "--model.class_weights", "[1]"), "--model.class_weights must be none, balanced or "

@@ -257,6 +257,8 @@ def _call(function: Callable[..., None], words: list[str]) -> None:
     """
     prog, options = f"virnucpro-pl {words[0]}", _with_underscores(words[1:])
     check_values(words)
+    if config_names(words):
+        raise UsageError(f"{prog} takes no config: its options are listed by {prog} --help")
     parser = auto_parser(function, prog=prog, exit_on_error=False, allow_abbrev=False)
     try:
         config = read_paths(parser.parse_args(spell_paths(options, positional=True)))

@@ -26,7 +26,7 @@ from virnucpro_pl.comparison.vectors import (
 )
 from virnucpro_pl.errors import GateError, InputError, OutputError, UsageError
 from virnucpro_pl.output.files import write_json
-from virnucpro_pl.output.overlap import refuse_inputs
+from virnucpro_pl.output.overlap import refuse_foreign_report, refuse_inputs
 from virnucpro_pl.sequences.embedding_file import EmbeddingFile
 
 __all__ = ["compare"]
@@ -59,7 +59,7 @@ def compare(
         min_centred_cosine: Gate: least cosine of any record after the mean vector of A was
             subtracted; 0.999 is right for FP16 against FP32.
         seed: Of the sample of at most 5,000 records among which nearest neighbours are sought.
-        output: JSON file for all figures; replaced if it exists.
+        output: JSON file for all figures; an earlier one is replaced.
 
     Raises:
         UsageError: If the files cannot be compared, or the options cannot be followed.
@@ -108,6 +108,7 @@ def _check_options(
         raise UsageError(f"--output {output} is a folder: name a file for the figures")
     within = [file for path in inputs if path.is_dir() for file in path.glob("*.pt")]
     refuse_inputs([output], [*inputs, *within])
+    refuse_foreign_report(output)
 
 
 def _open(path: Path) -> Source:

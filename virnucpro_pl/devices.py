@@ -22,6 +22,8 @@ _BF16_UNITS = ("amx_bf16", "avx512_bf16", "bf16")
 """As torch calls them on Intel, on Intel and AMD, and on ARM."""
 _STEP = ("SLURM_STEP_ID", "SLURM_STEPID")
 """What `srun` sets and a job script alone has not (manual of srun, output environment)."""
+_RESERVED_STEPS = 0xFFFFFFF0
+"""From which number on a step is the batch script's or an interactive shell's (Slurm, slurm.h)."""
 
 
 @functools.cache
@@ -82,31 +84,46 @@ def check_devices(trainer: Trainer) -> None:
     Raises:
         UsageError: With what is wrong, on every rank that there is.
     """
+    environment = trainer._accelerator_connector.cluster_environment
+    if environment.creates_processes_externally:
+        _check_processes(environment, trainer)
+    # After the processes: one that has no device has no root device either.
     kind = trainer.strategy.root_device.type
     if kind not in ("cpu", "cuda"):
         raise UsageError(
             f"This package runs on NVIDIA GPUs and on the CPU, not on {kind}: give "
             'Trainer(accelerator="cpu")'
         )
-    environment = trainer._accelerator_connector.cluster_environment
+
+
+def _check_processes(environment: ClusterEnvironment, trainer: Trainer) -> None:
+    """Refuse other processes than one for each device of each node."""
     devices, nodes = trainer.num_devices, trainer.num_nodes
-    if environment.creates_processes_externally and not _fits(environment, trainer):
+    count, sentence = _started(environment)
+    advice = _advice(environment, devices, nodes)
+    if count != devices * nodes:
         raise UsageError(
-            f"{_started(environment)[1]}, but --trainer.devices {devices} and --trainer.num_nodes "
-            f"{nodes} make {devices * nodes}: {_advice(environment, devices, nodes)}, or give the "
-            "devices and nodes that there are processes for"
+            f"{sentence}, but --trainer.devices {devices} and --trainer.num_nodes {nodes} make "
+            f"{devices * nodes}: {advice}, or give the devices and nodes that there are processes "
+            "for"
         )
+    if trainer.strategy.launcher is None:
+        return  # of a single process Lightning asks nothing
+    try:
+        environment.validate_settings(devices, nodes)
+    except ValueError as error:
+        per_node = os.environ.get("SLURM_NTASKS_PER_NODE")
+        found = f"the job has --ntasks-per-node={per_node}" if per_node else str(error)
+        raise UsageError(
+            f"{sentence}, which are not {devices} on each of {_plural(nodes, 'node')}: {found}; "
+            f"{advice}"
+        ) from error
 
 
-def _fits(environment: ClusterEnvironment, trainer: Trainer) -> bool:
-    if _started(environment)[0] != trainer.num_devices * trainer.num_nodes:
-        return False
-    if trainer.strategy.launcher is not None:  # which looks at each node's processes
-        try:
-            environment.validate_settings(trainer.num_devices, trainer.num_nodes)
-        except ValueError:
-            return False
-    return True
+def _in_step() -> bool:
+    """Tell whether `srun` has started this process; an interactive shell has a step of its own."""
+    step = next((os.environ[name] for name in _STEP if name in os.environ), None)
+    return step is not None and not (step.isdecimal() and int(step) >= _RESERVED_STEPS)
 
 
 def _started(environment: ClusterEnvironment) -> tuple[int, str]:
@@ -116,7 +133,7 @@ def _started(environment: ClusterEnvironment) -> tuple[int, str]:
         name = type(environment).__name__.removesuffix("Environment")
         who = "torchrun" if isinstance(environment, TorchElasticEnvironment) else name
         return count, f"{who} started {_plural(count, 'process', 'processes')}"
-    if count > 1 and not any(name in os.environ for name in _STEP):
+    if count > 1 and not _in_step():
         return 1, f"One process was started, without srun, in a Slurm job of {count} tasks"
     nodes = int(os.environ.get("SLURM_NNODES", "1"))
     return count, f"Slurm started {_plural(count, 'task')} on {_plural(nodes, 'node')}"

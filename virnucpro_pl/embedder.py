@@ -210,8 +210,6 @@ class DNABERTSEmbedder(SequenceEmbedder):
     @property
     def input_files(self) -> list[Path]:
         """The files or folders of weights and tokenizer, unless they are random and built in."""
-        tokenizer = [] if self.named_tokenizer is None else [self.named_tokenizer]
-        if self.weights is None:
-            return [dnabert_s.cache_folder(), *map(Path, tokenizer)]
-        weights = [] if self.weights == "random" else [self.weights]
-        return [Path(source).expanduser() for source in (*weights, *tokenizer)]
+        weights = str(dnabert_s.cache_folder()) if self.weights is None else self.weights
+        sources = (None if weights == "random" else weights, self.named_tokenizer)
+        return [Path(source).expanduser() for source in sources if source is not None]

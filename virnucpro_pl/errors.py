@@ -90,8 +90,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     torch raises a class of its own on a GPU, a plain RuntimeError on a CPU and from cuBLAS.
     """
-    words = ("out of memory", "can't allocate memory", "status_alloc_failed")
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+    text = str(error).lower()
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
+    return isinstance(error, MemoryError) or any(word in text for word in words)
 
 
 def listed(names: list[str], limit: int = MAX_LISTED) -> str:

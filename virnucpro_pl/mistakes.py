@@ -52,9 +52,9 @@ def check_values(words: Sequence[str]) -> None:
         option, equals, _ = word.partition("=")
         lacks = word.startswith("--") and not equals and following.startswith("--")
         if (lacks or (word == "-c" and following == "--")) and not _SWITCHES.fullmatch(option):
-            raise UsageError(
-                f"{word} has no value: write one behind it, such as true or false for a switch"
-            )
+            such = "esm2.yaml" if option in ("-c", "--config") else "true or false for a switch"
+            spelt = f"; one that begins with -- as {option}=VALUE" if following != "--" else ""
+            raise UsageError(f"{word} has no value: write one behind it, such as {such}{spelt}")
 
 
 def check_configs(command: str, names: Sequence[str], words: Sequence[str]) -> None:
@@ -144,7 +144,13 @@ def explain(
     if unknown := re.search(r"given class_path '(\S+)': (No module|module \S+ has no)", fault):
         return f"{place} names a class that does not exist: {unknown[1]}"
     if unknown := re.search(r"dot import path string: (\S+)", fault):
-        return f"{place} names a class that does not exist: {unknown[1].rstrip('.')}"
+        file = {"--data": "; a file is --data.path", "--writer": "; a file is --writer.path"}
+        return (
+            f"{place} names a class that does not exist: {unknown[1].rstrip('.')}"
+            f"{file.get(place, '')}"
+        )
+    if other := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", fault):
+        return f"{other[1]} is no {other[2]}, which stands in its place"
     if "Unable to load config" in fault:
         parts = [option for option in options if option.startswith(f"{place}.")]
         return f"{place} is given by its parts, {' and '.join(parts)}"

@@ -102,15 +102,16 @@ class PrecisionFromEnv(Callback):
         Raises:
             UsageError: If the variable holds a word that is neither on nor off.
         """
-        before, after = unify_precision(trainer.precision), run_precision(trainer, pl_module)
+        before = unify_precision(trainer.precision)
+        # Nodes may have different processors, and one result has one precision: that of rank 0.
+        after = trainer.strategy.broadcast(run_precision(trainer, pl_module))
         if after != before:
             device = trainer.strategy.root_device.type
             trainer.strategy.precision_plugin = _plugin(after, device)
-            log.info(
-                "Precision %s instead of the Trainer's %s (enable_fp16=False, %s=1, or a CPU "
-                "without bf16 units give FP32)",
-                *(after, before, FP16_SWITCH),
-            )
+            why = f"enable_fp16=False or {FP16_SWITCH}=1 give FP32"
+            if after == "32-true":
+                why = f"enable_fp16 is False, {FP16_SWITCH} is on, or a CPU has no bf16 units"
+            log.info("Precision %s instead of the Trainer's %s (%s)", after, before, why)
         self._forbid_tf32(trainer)
 
     def on_predict_batch_start(

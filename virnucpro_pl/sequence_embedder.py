@@ -63,8 +63,9 @@ the same numbers at every step, from twice the memory."""
 Compile = Literal["auto"] | bool
 COMPILE_FROM = 400
 """Packs of a rank from which on compiling saves more time than it takes (some 10 s on an H100)."""
-SLOW_FROM = 30_000_000
-"""Parameters from which on a CPU takes so long that the log says beforehand how long."""
+SLOW_FROM = 5_000_000
+"""Parameters, fewer than those of any published model, from which on the log says how long a CPU
+takes."""
 
 
 def begin_run(module: LightningModule) -> list[Callback]:
@@ -244,11 +245,14 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
         ranks = self.trainer.world_size
         pace = estimate_pace(self.encoder) * ranks
         minutes = tokens / pace / 60
+        time_needed = f"{minutes:.0f} minutes" if minutes >= 1 else "less than a minute"
+        if minutes >= 90:
+            time_needed = f"{minutes / 60:,.1f} hours"
         if self.trainer.is_global_zero:
             log.info(
-                "%s on the CPU: about %s tokens/s by a timed matrix product, so %s for %s tokens",
-                *(self.name, f"{pace:,.0f}" if pace >= 10 else f"{pace:.1f}"),
-                f"{minutes / 60:,.1f} hours" if minutes >= 90 else f"{minutes:.0f} minutes",
+                "%s on the CPU: about %s tokens/s by a timed matrix product, so %s for its %s "
+                "tokens",
+                *(self.name, f"{pace:,.0f}" if pace >= 10 else f"{pace:.1f}", time_needed),
                 f"{tokens:,.0f}",
             )
 

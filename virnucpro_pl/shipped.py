@@ -47,7 +47,7 @@ def find_config(name: str) -> str:
         UsageError: If there is neither.
     """
     shipped = shipped_configs() / name
-    if Path(name).exists():
+    if Path(name).exists() and not (Path(name).is_dir() and Path(name).name == name):
         return name
     if name and Path(name).name == name and shipped.is_file():
         return str(shipped)

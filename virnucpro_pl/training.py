@@ -24,8 +24,8 @@ from torchmetrics.classification import (
     BinaryRecall,
 )
 
-from virnucpro_pl.errors import UsageError
-from virnucpro_pl.models.classifier import MLPClassifier
+from virnucpro_pl.errors import UsageError, WeightsError
+from virnucpro_pl.models.classifier import MLPClassifier, load_classifier
 from virnucpro_pl.output.files import write_json
 from virnucpro_pl.output.overlap import refuse_inputs
 from virnucpro_pl.sequences.labelled import LabelledPairDataModule
@@ -269,6 +269,14 @@ class ClassifierWriter(ModelCheckpoint):
                 f"{there[0]} exists already: name another --writer.path, or give "
                 "--writer.overwrite true"
             )
+        if self.best.exists():
+            try:
+                load_classifier(str(self.best))
+            except WeightsError as error:
+                raise UsageError(
+                    f"{self.best} is not overwritten, since it is no classifier of this program: "
+                    "name another --writer.path"
+                ) from error
         folders = (self.path, *self.path.absolute().parents)
         base = next(folder for folder in folders if folder.exists())
         if not base.is_dir() or not os.access(base, os.W_OK):

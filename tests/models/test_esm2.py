@@ -336,6 +336,39 @@ def test_load_without_inv_freq_uses_formula(reference, save_published, weights_f
     torch.testing.assert_close(encoder.inverse_frequency, load(weights_file).inverse_frequency)
 
 
+def test_load_rotary_table_and_attention_of_a_head_are_left_out(sequences, batch, tmp_path):
+    model = transformers_model("EsmForMaskedLM")
+    head = {
+        "head.rotary.inv_freq": torch.full((4,), 9.0),
+        "head.layers.0.self_attn.in_proj_weight": torch.zeros(3, 1),
+        "domain_adapter.weight": torch.zeros(1),
+    }
+    torch.save(model.state_dict() | head, tmp_path / "pytorch_model.bin")
+    model.config.save_pretrained(tmp_path)
+    assert_equal_transformers(load(tmp_path), model.esm, sequences, batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("fc1.weight", lambda t: t.to(torch.int8), "fc1.weight holds torch.int8, as quantised"),
+        ("self_attn.q_proj.bias", lambda t: torch.zeros(64), r"q_proj.bias has shape \(64,\)"),
+        ("self_attn.rot_emb.inv_freq", lambda t: t[:2], r"inv_freq (differ|has shape \(2,\))"),
+    ],
+)
+def test_load_tensor_that_does_not_fit_is_named(
+    reference, save_published, tmp_path, name, spoil, message
+):
+    state = {k: v.clone() for k, v in reference.state_dict().items()}
+    for layer in range(3):
+        state[f"layers.{layer}.{name}"] = spoil(state[f"layers.{layer}.{name}"])
+    if "q_proj" in name:  # as many rows in all
+        state["layers.0.self_attn.k_proj.bias"] = torch.zeros(16)
+        state["layers.0.self_attn.v_proj.bias"] = torch.zeros(16)
+    with pytest.raises(WeightsError, match=message):
+        load(save_published(state, tmp_path / "w.pt"))
+
+
 def test_load_differing_inv_freq_raises(reference, save_published, tmp_path):
     state = {k: v.clone() for k, v in reference.state_dict().items()}
     state["layers.1.self_attn.rot_emb.inv_freq"] += 1

@@ -19,4 +19,5 @@ def test_kernels_interpreted_on_a_cpu_equal_the_formulas():
         env=env, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert re.search(r"^\d+ passed", ended.stdout.splitlines()[-1]), ended.stdout  # none skipped
+    none_skipped = r"^\d+ passed(, \d+ warnings?)? in "
+    assert re.search(none_skipped, ended.stdout.splitlines()[-1]), ended.stdout

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from virnucpro_pl import HDF5Writer, SequenceDataModule
 from virnucpro_pl.errors import OutputError, UsageError
@@ -635,3 +635,27 @@ def test_stale_manifest_without_parts_is_removed(tmp_path):
     folder.claim()
     folder.resume(5, dict)
     assert not (earlier / "manifest.json").exists()
+
+
+class Interrupted(Callback):
+    """Ends the run once the output is published."""
+
+    def teardown(self, trainer, pl_module, stage):
+        raise SystemExit(143)
+
+
+def test_run_that_ends_behind_its_output_does_not_say_that_nothing_is_kept(fasta, tmp_path, caplog):
+    trainer = quiet_trainer(HDF5Writer(tmp_path / "out.h5"))
+    trainer.callbacks.append(Interrupted())
+    with pytest.raises(SystemExit):
+        trainer.predict(Counting(), SequenceDataModule(fasta, num_workers=0))
+    assert (tmp_path / "out.h5").exists()
+    assert "Stopped" not in caplog.text
+
+
+def test_report_that_cannot_be_written_leaves_the_output_whole(fasta, tmp_path, caplog):
+    (tmp_path / "out.h5.run.json").mkdir()
+    predict(fasta, HDF5Writer(tmp_path / "out.h5"))
+    assert (tmp_path / "out.h5").exists()
+    assert not (tmp_path / "out.h5.parts").exists()
+    assert "The output is whole, but " in caplog.text

@@ -142,6 +142,15 @@ def test_records_blanks_before_an_id_skipped(read, data):
     assert read(data) == [("NODE_1", b"MK")]
 
 
+def test_records_of_joined_files_with_byte_order_marks_read(read):
+    assert read(b"\xef\xbb\xbf>a\nMK\n\xef\xbb\xbf>b\nV\n") == [("a", b"MK"), ("b", b"V")]
+
+
+@pytest.mark.parametrize("header", ["r1 à", "r1 Å", " r1", "r1 \x85"])
+def test_records_fastq_third_line_may_repeat_the_header(read, header):
+    assert read(f"@{header}\nMK\n+{header}\nII\n".encode()) == [("r1", b"MK")]
+
+
 @pytest.mark.parametrize("data", [b">a\nMK\n", b"\n\n>a\nMK\n", b"@a\nMK\n+\nII\n"])
 @pytest.mark.parametrize("wrap", [bytes, gzip.compress], ids=["plain", "gz"])
 def test_records_behind_a_byte_order_mark_read(read, data, wrap):
@@ -395,7 +404,11 @@ def test_junk_behind_compressed_data_is_an_error(fault, kind):
         (b">a\nMK\0", "1 (a): the byte 0x00 at position 3 is no residue"),
         (b">a\nMK\x0b\nL", "1 (a): the byte 0x0b at position 3 is no residue"),
         (b">a\nMK\n\x1c>b\nL", "1 (a): the byte 0x1c at position 3 is no residue"),
-        (b">a\nMK\n\xef\xbb\xbf>b\nL", "1 (a): the byte 0xef at position 3 is no residue"),
+        (
+            b">a\nMK\xef\xbb\xbf>b\nL",
+            "1 (a): '>' at position 6 is no residue: another record begins",
+        ),
+        (b">a\nMK*>b x-1\nL", "1 (a): '>' at position 4 is no residue: another record"),
         (b"@a\nM\x1a\n+\nII\n", "1 (a): the byte 0x1a at position 2 is no residue"),
     ],
 )
@@ -541,7 +554,7 @@ def test_dna_for_proteins_refused_in_one_sentence_naming_the_configs(fault):
 def test_few_dna_like_records_among_proteins_counted_with_a_warning(read, caplog, tmp_path):
     short = b"".join(b">s%d\nGATTACA\n" % i for i in range(9))  # too short to tell
     read(short + b">a\n%b\n>b\n%bK\n" % (DNA_LIKE, DNA_LIKE))
-    assert "1 of 2 records may be DNA" in caplog.text
+    assert "1 of 2 records of 30 letters and more may be DNA" in caplog.text
     assert RecordStore(tmp_path).counts["dna_like_records"] == 1
 
 
@@ -634,8 +647,8 @@ def parse_fasta(lines):
     records = []
     for line in lines:
         line = line.strip(" \t")
-        if line.startswith(">"):
-            records.append([line[1:], ""])
+        if line.removeprefix("\xef\xbb\xbf").startswith(">"):
+            records.append([line.removeprefix("\xef\xbb\xbf")[1:], ""])
         elif line.startswith("#") or (line and not records):
             return None
         elif line:
@@ -656,7 +669,9 @@ def parse_fastq(lines):
         header, letters, plus, quality = lines[:4]
         del lines[:4]
         header = header.strip(" \t")
-        if header[:1] != "@" or plus[:1] != "+" or plus[1:].strip() not in ("", header[1:]):
+        if header[:1] != "@" or plus[:1] != "+":
+            return None
+        if plus[1:].strip(" \t") not in ("", header[1:].strip(" \t")):
             return None
         if len(letters) != len(quality):
             return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import sys
@@ -23,7 +22,8 @@ from virnucpro_pl.bench.peers import peers as measure_peers
 from virnucpro_pl.bench.processes import ProcessRow, processes
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.models.esm2 import SIZES
-from virnucpro_pl.output.overlap import refuse_inputs
+from virnucpro_pl.output.files import write_json
+from virnucpro_pl.output.overlap import refuse_foreign_report, refuse_inputs
 
 __all__ = ["bench"]
 
@@ -89,6 +89,7 @@ def bench(
         if refused:
             raise UsageError(why)
     refuse_inputs([output], [Path(workload)])
+    refuse_foreign_report(output)
     theirs = None if authors_code is None else import_authors_code(authors_code)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="virnucpro-pl-bench-") as scratch:
@@ -120,7 +121,7 @@ def bench(
         "rows": [_known(row._asdict()) for row in rows],
         "processes": [_known(row._asdict()) for row in runs],
     }
-    output.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(output, content)
     log.info("Wrote %s", output)
 
 

@@ -122,7 +122,8 @@ def check_device(asked: str, device: torch.device) -> None:
         return
     if obstacle := _obstacle(device):
         raise UsageError(
-            f"Attention {asked} cannot run here, {obstacle}: give --model.attention sdpa or auto"
+            f"Attention {asked} cannot run here, {obstacle}: give the model's attention as sdpa or "
+            "auto"
         )
 
 

@@ -31,9 +31,9 @@ _ALLOWED = [
     argparse.Namespace,  # of fair-esm's files, and of Lightning's hyper-parameters
     *((pathlib.PosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
 ]
-_STATE_DICTS = ("state_dict", "model_state_dict", "model")
+_STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")
 """Under which of these names a training program keeps the tensors beside all else: Lightning's
-`.ckpt`, PyTorch's own tutorials, fair-esm."""
+`.ckpt`, PyTorch's own tutorials, fair-esm, DeepSpeed."""
 
 
 class Checkpoint(NamedTuple):
@@ -72,7 +72,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     where = files[0] if len(files) == 1 else path
     beside = files[0].parent / "config.json"
     if config is None and (path.is_dir() or beside.is_file()):
-        config, files = _read_json(beside), sorted([*files, beside])
+        content = _read_json(beside)
+        if path.is_dir() or "model_type" in content:  # else it is some other program's
+            config, files = content, sorted([*files, beside])
     return Checkpoint(where, tensors, config, files)
 
 
@@ -87,7 +89,8 @@ def _read_weights(file: Path) -> tuple[argparse.Namespace | None, dict[str, Tens
     content = read_torch_file(file, _ALLOWED)
     if not isinstance(content, dict):
         raise WeightsError(f"{file} is not a weights file: it holds a {type(content).__name__}")
-    config = _fair_esm_config(file, content["cfg"]) if "cfg" in content else None
+    is_fair_esm = "cfg" in content and isinstance(content.get("model"), dict)
+    config = _fair_esm_config(file, content["cfg"]) if is_fair_esm else None
     inner = (content[name] for name in _STATE_DICTS if isinstance(content.get(name), dict))
     return config, _tensors(file, next(inner, content))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,7 +44,8 @@ log = logging.getLogger(__name__)
 
 VOCABULARY = 33
 PAD, MASK = 1, 32
-_FREQUENCY = ".inv_freq"
+_FREQUENCY = re.compile(r"((encoder\.)?layers?\.[^.]+\.[\w.]*|(encoder\.)?)rot\w*\.inv_freq")
+"""Names of the rotary frequencies, prefix removed; a head may have others of its own."""
 _TRANSFORMERS_DEFAULTS = {
     "model_type": "esm",
     "token_dropout": False,
@@ -358,21 +360,25 @@ def load_esm2(
         return encoder, []
     checkpoint = read_checkpoint(path)
     encoder = _on_meta(_config(name, checkpoint))
-    tensors = checkpoint.tensors
-    frequencies = [tensor for key, tensor in tensors.items() if key.endswith(_FREQUENCY)]
     # Models fine-tuned with older transformers have learned positions that nothing reads; where
     # neither configuration nor frequencies say that positions are rotary, they are ESM-1's.
-    rotary = isinstance(checkpoint.config, dict) or frequencies
-    assign(
+    rotary = isinstance(checkpoint.config, dict) or any(map(_FREQUENCY.search, checkpoint.tensors))
+    prefix = assign(
         encoder,
         checkpoint,
         fair_esm_names if _is_fair_esm(checkpoint) else transformers_names,
-        unused=rf".*{_FREQUENCY}" + (r"|embeddings\.position_.*" if rotary else ""),
+        unused=_FREQUENCY.pattern + (r"|embeddings\.position_.*" if rotary else ""),
         device=device,
         matrix_dtype=matrix_dtype,
     )
+    frequencies = {
+        key: tensor
+        for key, tensor in checkpoint.tensors.items()
+        if key.startswith(prefix) and _FREQUENCY.fullmatch(key.removeprefix(prefix))
+    }
     if frequencies:
-        encoder.inverse_frequency = _one_frequency(frequencies, path).float().to(device)
+        expected = encoder.inverse_frequency.shape
+        encoder.inverse_frequency = _one_frequency(frequencies, expected, path).to(device)
     return encoder, checkpoint.files
 
 
@@ -385,7 +391,10 @@ def _on_meta(config: ESM2Config) -> ESM2:
 
 def _is_fair_esm(checkpoint: Checkpoint) -> bool:
     """Tell whose names the tensors have; a state dict of either may lie in any file."""
-    return any(".self_attn." in key for key in checkpoint.tensors)
+    keys = checkpoint.tensors
+    return not any(key.endswith("embeddings.word_embeddings.weight") for key in keys) and any(
+        key.endswith(".self_attn.q_proj.weight") for key in keys
+    )
 
 
 def _config(name: str | None, checkpoint: Checkpoint) -> ESM2Config:
@@ -460,7 +469,13 @@ def _checked(content: dict[str, Any], names: tuple[str, ...], where: Path) -> ES
     return config
 
 
-def _one_frequency(frequencies: list[Tensor], path: Path) -> Tensor:
-    if any(not torch.equal(frequencies[0], other) for other in frequencies):
+def _one_frequency(frequencies: dict[str, Tensor], shape: torch.Size, path: Path) -> Tensor:
+    """The frequencies (K/2,) in fp32 that all layers have."""
+    key, first = next(iter(frequencies.items()))
+    if any(not torch.equal(first, other) for other in frequencies.values()):
         raise WeightsError(f"{path}: the layers' inv_freq differ, which no published ESM-2 does")
-    return frequencies[0]
+    if first.shape != shape:
+        raise WeightsError(
+            f"{path}: {key} has shape {tuple(first.shape)}, the model needs {tuple(shape)}"
+        )
+    return first.float()

@@ -35,6 +35,7 @@ _WRAPPERS = {"_orig_mod", "module", "model", "encoder", "sentence_encoder", "esm
 _ENCODER = re.compile(r"embed_|embeddings\.|emb_layer_norm|encoder\.|layers?\.")
 """How tensors of an encoder begin, behind their prefix; heads never do."""
 _ADAPTER = re.compile(r"lora_|adapter", re.IGNORECASE)
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _TENSORFLOW = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
 """Names under which transformers saves the norms of ESM, and saved those of BERT."""
 
@@ -47,7 +48,7 @@ def assign(
     unused: str,
     device: torch.device,
     matrix_dtype: torch.dtype,
-) -> None:
+) -> str:
     """Fill a module on the meta device from a checkpoint that holds all of it.
 
     All of its tensors stand behind one prefix, if any, made of the names of modules that hold them.
@@ -62,28 +63,39 @@ def assign(
         device: Where the parameters go.
         matrix_dtype: Dtype of the linear layers' parameters; all others are fp32.
 
+    Returns:
+        The prefix.
+
     Raises:
-        WeightsError: If a tensor is missing, doubled, unexpected or of another shape.
+        WeightsError: If a tensor is missing, doubled, unexpected, of another shape, or of a dtype
+            that is no plain number's, such as quantised weights have.
     """
     sources = {name: names_in_file(name) for name, _ in module.named_parameters()}
     wanted = {source for parts in sources.values() for source in parts}
-    keys = _find_keys(checkpoint, wanted, unused)
+    prefix, keys = _find_keys(checkpoint, wanted, unused)
     for owner, short, name, parameter in _slots(module):
         own = [keys[source] for source in sources[name]]
         parts = [checkpoint.tensors[key] for key in own]
-        rows = sum(part.shape[0] if part.ndim else 0 for part in parts)
-        if any((rows, *part.shape[1:]) != tuple(parameter.shape) for part in parts):
-            raise WeightsError(
-                f"{checkpoint.path}: {listed(own)} has shape {[tuple(p.shape) for p in parts]}, "
-                f"the model needs {tuple(parameter.shape)}"
-            )
+        shape = (parameter.shape[0] // len(parts), *parameter.shape[1:])
+        for key, part in zip(own, parts, strict=True):
+            if tuple(part.shape) != shape:
+                raise WeightsError(
+                    f"{checkpoint.path}: {key} has shape {tuple(part.shape)}, the model needs "
+                    f"{shape}"
+                )
+            if part.dtype not in _DTYPES:
+                raise WeightsError(
+                    f"{checkpoint.path}: {key} holds {part.dtype}, as quantised weights do: give "
+                    "the model in FP32, FP16 or BF16"
+                )
         dtype = matrix_dtype if isinstance(owner, nn.Linear) else torch.float32
         moved = [part.to(device, non_blocking=True).to(dtype) for part in parts]
         _set(owner, short, moved[0] if len(moved) == 1 else torch.cat(moved))
+    return prefix
 
 
-def _find_keys(checkpoint: Checkpoint, wanted: set[str], unused: str) -> dict[str, str]:
-    """The file's own key of every tensor that is wanted; every difference is named."""
+def _find_keys(checkpoint: Checkpoint, wanted: set[str], unused: str) -> tuple[str, dict[str, str]]:
+    """The prefix, and the file's own key of each tensor wanted; every difference is named."""
     by_prefix: dict[str, dict[str, str]] = defaultdict(dict)
     first: dict[str, str] = {}
     for key in checkpoint.tensors:
@@ -105,20 +117,21 @@ def _find_keys(checkpoint: Checkpoint, wanted: set[str], unused: str) -> dict[st
         key
         for key in rest
         if key in first.values()
-        or _ADAPTER.search(key)
+        or "lora_" in key
         or (key.startswith(prefix) and _ENCODER.match(names[key]))
     ]
     if missing or extra:
         adapters = any(map(_ADAPTER.search, extra))
         advice = ". Merge LoRA or adapter weights into the model first" if adapters else ""
+        held = "" if keys else f". What it holds: {listed(sorted(checkpoint.tensors), 3)}"
         raise WeightsError(
             f"{checkpoint.path} does not fit the model: missing {listed(missing) or 'nothing'}; "
-            f"unexpected {listed(extra) or 'nothing'}{advice}"
+            f"unexpected {listed(extra) or 'nothing'}{advice}{held}"
         )
     if rest:
         heads = dict.fromkeys(map(_head, rest))
         log.info("%s: left out %s, no part of the encoder", checkpoint.path, ", ".join(heads))
-    return keys
+    return prefix, keys
 
 
 def _readings(key: str) -> Iterator[tuple[str, str]]:

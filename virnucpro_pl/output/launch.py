@@ -130,7 +130,8 @@ class Signals:
         self.urgent = False
         self.patient = False
         self.shielded = False
-        self.speaks = not launched_by_rank_0()
+        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+        self.speaks = not launched_by_rank_0() and rank == "0"
         self._arrived = 0.0
         self._before: dict[int, Any] = {}
 
@@ -191,10 +192,14 @@ class Signals:
         self.note(128 + number)
         self._arrived = time.monotonic()
         waits = self.patient and not self.urgent
-        if self.speaks:
+        what = "stopping"
+        if waits:
             what = "stopping once this pack is committed; again to stop at once"
+        elif self.shielded:
+            what = "finishing first what is being written"
+        if self.speaks:
             with contextlib.suppress(RuntimeError):  # it came in the middle of another line
-                log.warning("%s: %s", _NAMES[number], what if waits else "stopping")
+                log.warning("%s: %s", _NAMES[number], what)
         if not waits and not self.shielded:
             self.shielded = self.patient  # whoever cleans up after a pack shall not be interrupted
             raise SystemExit(self.code)

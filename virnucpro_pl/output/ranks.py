@@ -1,7 +1,7 @@
 """What the ranks of a run tell each other through files, so that none waits for the dead.
 
 A rank that fails leaves a marker with its exit code; the others look for it between packs. A rank
-that has finished leaves its counts; only when all have, the collectives and the merge begin. Files
+that has finished leaves its counts; only when all have, the merge begins. Files
 work where a barrier does not: after a failure, under any backend, and across nodes.
 """
 
@@ -175,7 +175,12 @@ class Ranks:
             if time.monotonic() > deadline:
                 break  # its rows are committed, whatever becomes of it
             time.sleep(_POLL_SECONDS)
-        return [self._read("done", rank) or {} for rank in range(self.count)]
+        all_counts = [self._read("done", rank) for rank in range(self.count)]
+        if None in all_counts:
+            log.warning(
+                "The counts of rank %d cannot be read: they count as 0", all_counts.index(None)
+            )
+        return [numbers or {} for numbers in all_counts]
 
     def _is_done(self, rank: int) -> bool:
         return self._file("done", rank).exists()

@@ -110,6 +110,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
         self._commits: Commits | None = None
         self._gathers = True
         self._total = ""
+        self._published = False
         self._bar: ProgressBar | None = None
         self._progress: RunProgress | None = None
 
@@ -180,10 +181,14 @@ class StreamingWriter(BasePredictionWriter, ABC):
                 writer replaces, or another run is writing it.
         """
         self._signals.remember()
+        self._published = False
         beside = self.parts, report_file(self.path), failures_file(self.path)
         refuse_inputs((self.path, *beside), inputs)
-        self.check_output()
-        return self._folder.claim()
+        try:
+            self.check_output()
+            return self._folder.claim()
+        except OSError as error:
+            raise UsageError(f"{self.path} cannot be written: {error}") from error
 
     @abstractmethod
     def check_output(self) -> None:
@@ -360,6 +365,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
         """
         while merge.take(parts, most=1):
             self._signals.check()
+        self._signals.check()
         return merge.publish(**table)
 
     # After the run ----------------------------------------------------------------------------
@@ -400,7 +406,11 @@ class StreamingWriter(BasePredictionWriter, ABC):
                 f"{self.path} cannot be written: {error}. All rows are committed: make room and "
                 "run the same command again"
             ) from error
-        self.report.write(self.path, trainer, totals, per_rank, provenance, failed)
+        self._published = True
+        try:
+            self.report.write(self.path, trainer, totals, per_rank, provenance, failed)
+        except OSError as error:
+            log.warning("The output is whole, but %s: %s", report_file(self.path), error)
         self._folder.remove()
         gaps = f", in which {failed} FAILED rows are NaN" if failed else ""
         level = logging.WARNING if failed else logging.INFO
@@ -427,7 +437,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
         try:
             if self._end_run(trainer, exception, code):
                 self._folder.discard()
-            if trainer.is_global_zero and code != UsageError.exit_code:
+            if trainer.is_global_zero and code != UsageError.exit_code and not self._published:
                 kept = self._kept(code in _INTERRUPTED)
         finally:
             self._close()

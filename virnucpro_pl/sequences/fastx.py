@@ -2,7 +2,7 @@
 
 No library serves: dnaio drops FASTA lines that begin with `#` and refuses headers that are not
 ASCII, Biopython takes text before the first record for a comment. Which letters a sequence may hold
-is for `sequences.records` to check.
+is for `sequences.reader` to check.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class FormatError(Exception):
 def parse(lines: Iterable[str]) -> Iterator[Record]:
     """Give the records of a FASTA or FASTQ file; its first character tells which it is.
 
-    Blank lines, and blanks at both ends of FASTA lines, mean nothing. A byte order mark at the
-    beginning is skipped.
+    Blank lines, and blanks at both ends of FASTA lines, mean nothing. A byte order mark is skipped
+    at the beginning, and where FASTA files that have one were joined.
 
     Args:
         lines: Each ends in a line feed, but for the last; each character one byte.
@@ -37,7 +37,7 @@ def parse(lines: Iterable[str]) -> Iterator[Record]:
     """
     lines = iter(lines)
     for number, line in enumerate(lines, start=1):
-        text = (line.removeprefix(_BOM) if number == 1 else line).lstrip(_BLANKS)
+        text = line.removeprefix(_BOM).lstrip(_BLANKS)
         if text.startswith(">"):
             yield from _parse_fasta(chain([text], lines), number)
         elif text.startswith("@"):
@@ -58,6 +58,8 @@ def _parse_fasta(lines: Iterator[str], first: int) -> Iterator[Record]:
         text = line.strip(_BLANKS)
         if not text:
             continue
+        if text.startswith(_BOM + ">"):
+            text = text.removeprefix(_BOM)
         if text[0] == ">":
             yield header[1:], "".join(parts)
             header, parts = text, []
@@ -71,7 +73,7 @@ def _parse_fasta(lines: Iterator[str], first: int) -> Iterator[Record]:
 def _parse_fastq(lines: Iterator[str], number: int) -> Iterator[Record]:
     """Records of four lines each, the first of which begins in line `number` of the file."""
     for header in lines:
-        if header.isspace():
+        if not header.strip(_BLANKS):
             number += 1
             continue
         letters, plus, quality = next(lines, ""), next(lines, ""), next(lines, "")
@@ -80,11 +82,16 @@ def _parse_fastq(lines: Iterator[str], number: int) -> Iterator[Record]:
             not quality
             or len(quality.removesuffix("\n")) != len(letters)
             or (header[0], plus[0]) != ("@", "+")
-            or plus[1:].strip() not in ("", header[1:])
+            or not _repeats(header, plus)
         ):
             _refuse(number, header, letters, plus, quality)
         yield header[1:], letters
         number += 4
+
+
+def _repeats(header: str, plus: str) -> bool:
+    """Tell whether the third line of a FASTQ record repeats the header, as it may, or nothing."""
+    return plus[1:].strip(_BLANKS) in ("", header[1:].strip(_BLANKS))
 
 
 def _refuse(number: int, header: str, letters: str, plus: str, quality: str) -> NoReturn:
@@ -102,7 +109,7 @@ def _refuse(number: int, header: str, letters: str, plus: str, quality: str) -> 
             f"line {number + 2} should begin with '+', as the third line of a FASTQ record does: "
             "sequences of several lines are not read"
         )
-    elif plus[1:].strip() not in ("", header[1:]):
+    elif not _repeats(header, plus):
         fault = f"line {number + 2} repeats another header than line {number}'s"
     else:
         qualities = len(quality.removesuffix("\n"))

@@ -225,7 +225,8 @@ class _Validator:
         owner = np.searchsorted(starts, refused, side="right") - 1
         owners, first = np.unique(owner, return_index=True)
         for i, place in zip(owners.tolist(), refused[first].tolist(), strict=True):
-            at = place - int(starts[i])
+            joined = sequences[i].find(b">")  # tells more than the `*` or the word before it
+            at = place - int(starts[i]) if joined < 0 else joined
             self.faults.add(number + i, ids[i], self._fault_of_letter(sequences[i][at], at + 1))
 
     def _fault_of_letter(self, letter: int, position: int) -> str:
@@ -253,9 +254,9 @@ class _Validator:
             log.warning("%s: dropped the final * of %d record(s)", path, self._stops)
         if self._dna_like:
             log.warning(
-                "%s: %d of %d records may be DNA, and not proteins: they hold nothing but A, C, G, "
-                "T, U, N",
-                *(path, self._dna_like, self._long),
+                "%s: %d of %d records of %d letters and more may be DNA, and not proteins: they "
+                "hold nothing but A, C, G, T, U, N",
+                *(path, self._dna_like, self._long, _TELLING),
             )
 
     def check_molecule(self, path: Path) -> None:

@@ -37,7 +37,7 @@ class RecordStore:
         """Map a store.
 
         Args:
-            folder: Where `write` put it.
+            folder: Where a `StoreWriter` put it.
         """
         self.folder = folder
         self.residues = map_array(folder / "residues.bin", np.uint8)
