@@ -51,7 +51,6 @@ def fasta(write_fasta, tmp_path):
     return write_fasta(tmp_path / "in.faa", ["MKVLAAGIVKLM" * n for n in (2, 5, 1, 3)])
 
 
-@pytest.mark.slow
 def test_bench_of_a_file_compares_peers(bench, fasta):
     found, shown = bench("--model", SMALL, "--workload", fasta, "--tokens_per_batch=150")
     names = [
