@@ -32,6 +32,8 @@ settings.load_profile("same")
 
 RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO"
 LAYERS, WIDTH, HEADS = 3, 32, 4
+SLACK = 3
+"""Times as long as alone may a process take: others run beside it, on few cores."""
 PACKAGE_VARIABLES = ("VIRNUCPRO_DISABLE_FP16", "VIRNUCPRO_DISABLE_PACKING")
 
 
@@ -365,11 +367,11 @@ class Command:
 
     def wait(self, timeout=60):
         """Wait for the end of the command."""
-        return Ended(self.process.wait(timeout), self.log)
+        return Ended(self.process.wait(SLACK * timeout), self.log)
 
     def wait_for(self, condition, timeout=60):
         """Wait until a condition holds; fail if the command ends first."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + SLACK * timeout
         while not condition():
             assert self.process.poll() is None, self.log
             assert time.monotonic() < deadline, f"waited too long:\n{self.log}"
