@@ -403,7 +403,7 @@ def test_junk_behind_compressed_data_is_an_error(fault, kind):
         (b">a\nMK\n>b\r\nM\xa0K", "2 (b): the byte 0xa0 at position 2 is no residue"),
         (b">a\nMK\0", "1 (a): the byte 0x00 at position 3 is no residue"),
         (b">a\nMK\x0b\nL", "1 (a): the byte 0x0b at position 3 is no residue"),
-        (b">a\nMK\n\x1c>b\nL", "1 (a): the byte 0x1c at position 3 is no residue"),
+        (b">a\nMK\n\x1c>b\nL", "1 (a): '>' at position 4 is no residue: another record"),
         (
             b">a\nMK\xef\xbb\xbf>b\nL",
             "1 (a): '>' at position 6 is no residue: another record begins",
