@@ -124,7 +124,7 @@ def test_choose_attention_auto_on_a_newer_gpu_is_triton(card, capability):
 @pytest.mark.parametrize("reduced", [True, False])
 def test_packed_attention_on_an_old_gpu_is_refused_and_names_it(card, asked, reduced):
     card(OLD[0])
-    expected = f"Attention {asked} cannot run here, Tesla T4 .* 7.5.*attention sdpa or auto"
+    expected = f"Attention {asked} cannot run here, Tesla T4 .* 7.5.*attention as sdpa or auto"
     with pytest.raises(UsageError, match=expected):
         choose_attention(asked, device=GPU, reduced=reduced)
     with pytest.raises(UsageError, match=expected):
