@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from virnucpro_pl import ESM2Embedder, HDF5Writer, SequenceDataModule
 
 class Zeros(torch.nn.Module):
-    config = SimpleNamespace(width=4, layers=1)
+    config = SimpleNamespace(name="zeros", width=4, layers=1)
     tokens = 0
 
     def forward(self, tokens, *others):
