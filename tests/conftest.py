@@ -569,7 +569,7 @@ def read_fasta():
 @pytest.fixture
 def run_main(capfd, tmp_path, monkeypatch):
     """Run the command in this process: its exit code, and what it said."""
-    from virnucpro_pl.cli import main
+    from virnucpro_pl.cli.main import main
 
     monkeypatch.chdir(tmp_path)
 

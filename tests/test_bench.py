@@ -15,7 +15,7 @@ from virnucpro_pl.bench.peers import (
     peers,
 )
 from virnucpro_pl.bench.processes import difference, write_weights
-from virnucpro_pl.cli import main
+from virnucpro_pl.cli.main import main
 from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.models.esm2 import load_esm2
 

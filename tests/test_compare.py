@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from virnucpro_pl.cli import main
+from virnucpro_pl.cli.main import main
 
 IDS = [f"s/{i}ü_chunk_1F1" for i in range(40)]
 CENTRED = ("--min-centred-cosine", "0.999")

@@ -176,7 +176,7 @@ def test_one_task_for_two_devices_ends_a_trainer_made_in_python(
 
 
 def test_fit_started_twice_exits_2(with_environment, monkeypatch, tmp_path, capsys):
-    from virnucpro_pl.cli import main
+    from virnucpro_pl.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     with_environment(step(2, SLURM_NTASKS_PER_NODE=2))
@@ -251,7 +251,8 @@ def test_resolve_accelerator_is_never_apples(monkeypatch, cuda):
 
 @pytest.mark.parametrize("command", ["predict", "fit"])
 def test_accelerator_auto_is_resolved_in_the_configuration(command, monkeypatch):
-    from virnucpro_pl import cli, fit
+    from virnucpro_pl import fit
+    from virnucpro_pl.cli import main as cli
 
     seen = []
     monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
@@ -274,7 +275,7 @@ def test_accelerator_auto_is_resolved_in_the_configuration(command, monkeypatch)
 
 @pytest.mark.parametrize("asked", ["mps", "tpu", "toaster"])
 def test_other_accelerator_exits_2_in_one_sentence(run_main, words, tmp_path, monkeypatch, asked):
-    from virnucpro_pl.cli import main
+    from virnucpro_pl.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=f"not on {asked}: give"):

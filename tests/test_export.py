@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from virnucpro_pl import export as module
-from virnucpro_pl.cli import main
+from virnucpro_pl.cli.main import main
 from virnucpro_pl.export import dataset_name
 from virnucpro_pl.sequences import embedding_file
 

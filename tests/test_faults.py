@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from virnucpro_pl.cli import main
+from virnucpro_pl.cli.main import main
 from virnucpro_pl.output.store import read_part
 
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ def script(tmp_path):
             "import virnucpro_pl.embedder as embedder\n"
             "import virnucpro_pl.output.files as files\n"
             "import virnucpro_pl.output.merge as merge\n"
-            "from virnucpro_pl.cli import main\n"
+            "from virnucpro_pl.cli.main import main\n"
             "RANK = int(os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0')))\n"
             "def slow(seconds, function):\n"
             "    def call(*arguments, **options):\n"

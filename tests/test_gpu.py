@@ -497,7 +497,7 @@ def test_packed_attention_asked_for_on_an_old_card_exits_2(tmp_path):
     (tmp_path / "x.faa").write_text(">a\nMKVLA\n")
     script = """
 import sys
-from virnucpro_pl.cli import main
+from virnucpro_pl.cli.main import main
 from virnucpro_pl.models import attention
 attention.find_card = lambda device: attention.Card("Tesla T4", (7, 5))
 main(sys.argv[1:])

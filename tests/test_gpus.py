@@ -47,7 +47,7 @@ def slowly(tmp_path):
     path.write_text(
         "import time\n"
         "import virnucpro_pl.embedder as embedder\n"
-        "from virnucpro_pl.cli import main\n"
+        "from virnucpro_pl.cli.main import main\n"
         "E = embedder.SequenceEmbedder\n"
         "step = E.predict_step\n"
         "def slow(*arguments, **options):\n"
@@ -124,7 +124,7 @@ def test_visible_devices_are_the_ones_used(start, words, tmp_path):
     launcher = tmp_path / "tell.py"
     launcher.write_text(
         "import os, torch\n"
-        "from virnucpro_pl.cli import main\n"
+        "from virnucpro_pl.cli.main import main\n"
         "main()\n"
         "here = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid\n"
         "print(f\"rank {os.environ.get('LOCAL_RANK', 0)} on {here}.\", flush=True)\n"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from virnucpro_pl.cli import main
+from virnucpro_pl.cli.main import main
 
 PNG = re.compile(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)">')
 MADE = {"index.html", "scores.png", "calls_by_length.png", "contig_01.png", "contig_02.png"}
@@ -174,7 +174,7 @@ def test_without_matplotlib_the_message_tells_how_to_install_it(
 
 def test_other_commands_do_not_import_it():
     # torchmetrics imports matplotlib where it is installed; what is ours does not.
-    code = "import sys, virnucpro_pl.virnucpro, virnucpro_pl.cli\n"
+    code = "import sys, virnucpro_pl.virnucpro, virnucpro_pl.cli.main\n"
     code += "print(*(m for m in sys.modules if m.startswith(("
     code += "'virnucpro_pl.fit', 'virnucpro_pl.plot', 'virnucpro_pl.pict', 'virnucpro_pl.trai'))))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from virnucpro_pl.cli import main
+from virnucpro_pl.cli.main import main
 from virnucpro_pl.output.store import read_part
 
 
@@ -224,7 +224,7 @@ def slow(tmp_path):
     script.write_text(
         "import os, time\n"
         "import virnucpro_pl.embedder as e\n"
-        "from virnucpro_pl.cli import main\n"
+        "from virnucpro_pl.cli.main import main\n"
         "step = e.SequenceEmbedder.predict_step\n"
         "def note(what, batch):\n"
         "    with open(f'{what}-{os.getpid()}', 'a') as file:\n"
@@ -296,7 +296,7 @@ def test_signal_while_reading_exits_143_and_leaves_nothing(
     script.write_text(
         "import time\n"
         "import virnucpro_pl.sequences.datamodule as d\n"
-        "from virnucpro_pl.cli import main\n"
+        "from virnucpro_pl.cli.main import main\n"
         "d.SequenceDataModule.read = lambda self, folder: time.sleep(60)\n"
         "main()\n"
     )

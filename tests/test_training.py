@@ -10,10 +10,10 @@ import yaml
 from lightning.pytorch import Trainer
 
 from virnucpro_pl import ClassifierTraining, EmbeddingPair, LabelledPairDataModule
-from virnucpro_pl.cli import main
+from virnucpro_pl.cli.main import main
+from virnucpro_pl.cli.shipped import shipped_configs
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.models.classifier import load_classifier
-from virnucpro_pl.shipped import shipped_configs
 from virnucpro_pl.training import METRIC_NAMES
 
 DNA, PROTEIN = 6, 9

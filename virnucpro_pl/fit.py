@@ -11,10 +11,10 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser
 
 from virnucpro_pl import __version__
-from virnucpro_pl.cli import UsageCLI
+from virnucpro_pl.cli.literal_paths import LiteralPathParser
+from virnucpro_pl.cli.main import UsageCLI
 from virnucpro_pl.devices import announce, check_devices
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.literal_paths import LiteralPathParser
 from virnucpro_pl.models.classifier import load_classifier
 from virnucpro_pl.sequences.labelled import LabelledPairDataModule
 from virnucpro_pl.training import METRIC_NAMES, ClassifierTraining, ClassifierWriter

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from virnucpro_pl.cli import main
+from virnucpro_pl.cli.main import main
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.output.overlap import is_taken, refuse_inputs
 

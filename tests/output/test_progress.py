@@ -71,7 +71,7 @@ def test_bar_on_a_terminal_counts_rows_of_all(weights_file, write_fasta, predict
         "step = s.SequenceEmbedder.predict_step\n"
         "def slow(self, *a):\n    time.sleep(0.2)\n    return step(self, *a)\n"
         "s.SequenceEmbedder.predict_step = slow\n"
-        "from virnucpro_pl.cli import main\nmain()\n"
+        "from virnucpro_pl.cli.main import main\nmain()\n"
     )
     (tmp_path / "slow.py").write_text(slowly)
     terminal, end = pty.openpty()

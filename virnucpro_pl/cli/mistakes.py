@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
+from virnucpro_pl.cli.shipped import classes_in, configs_for, read_config, shipped_configs
 from virnucpro_pl.errors import UsageError, listed
-from virnucpro_pl.shipped import classes_in, configs_for, read_config, shipped_configs
 
 _KINDS = {
     "int": "a whole number",

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import yaml
 
-from virnucpro_pl.cli import main
+from virnucpro_pl.cli.main import main
+from virnucpro_pl.cli.shipped import find_config, shipped_configs
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.shipped import find_config, shipped_configs
 
-CHECKOUT = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[2]
 SMALL = (
     *("predict", "--config", "esm2.yaml", "--data.path", "sample.faa", "--data.num_workers", "0"),
     *("--model.name", "esm2_t6_8M_UR50D", "--model.weights", "random", "--writer.path", "out.h5"),
@@ -72,7 +72,7 @@ def test_import_cli_does_not_import_models():
     code = """if True:
         import sys, lightning.pytorch.cli
         before = set(sys.modules)
-        import virnucpro_pl.cli
+        import virnucpro_pl.cli.main
         print(*sorted({m.partition(".")[0] for m in set(sys.modules) - before}))
     """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -20,16 +20,15 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from virnucpro_pl import devices
-from virnucpro_pl.errors import OutputError, UnwritableError, UsageError
-from virnucpro_pl.help import (
+from virnucpro_pl.cli.help import (
     COMMANDS,
     EPILOG,
     print_class_help,
     print_help,
     wants_class_help,
 )
-from virnucpro_pl.literal_paths import LiteralPathParser, read_paths, spell_paths
-from virnucpro_pl.mistakes import (
+from virnucpro_pl.cli.literal_paths import LiteralPathParser, read_paths, spell_paths
+from virnucpro_pl.cli.mistakes import (
     check_configs,
     check_devices_option,
     check_values,
@@ -37,6 +36,8 @@ from virnucpro_pl.mistakes import (
     explain,
     usage_error_in,
 )
+from virnucpro_pl.cli.shipped import DEMO, config_names, shipped_configs, with_shipped_configs
+from virnucpro_pl.errors import OutputError, UnwritableError, UsageError
 from virnucpro_pl.output.launch import (
     Signals,
     announce_rank_0,
@@ -46,7 +47,6 @@ from virnucpro_pl.output.launch import (
     watch_rank_0,
 )
 from virnucpro_pl.precision import resolve_precision, should_use_fp16, unify_precision
-from virnucpro_pl.shipped import DEMO, config_names, shipped_configs, with_shipped_configs
 
 __all__ = ["main"]
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from virnucpro_pl.cli import main
+from virnucpro_pl.cli.main import main
 
 ESM2 = ("predict", "--config=esm2.yaml", "--data.path=a.faa", "--writer.path=o.h5")
 DEMO = ("predict", "--config=demo.yaml")

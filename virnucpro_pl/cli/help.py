@@ -9,14 +9,14 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from virnucpro_pl.errors import UsageError
-from virnucpro_pl.shipped import (
+from virnucpro_pl.cli.shipped import (
     classes_in,
     config_names,
     read_config,
     shipped_configs,
     with_shipped_configs,
 )
+from virnucpro_pl.errors import UsageError
 
 __all__ = ["COMMANDS", "EPILOG", "print_class_help", "print_help", "wants_class_help"]
 

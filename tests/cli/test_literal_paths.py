@@ -9,8 +9,8 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
-from virnucpro_pl.cli import main
-from virnucpro_pl.literal_paths import read_paths, spell_paths
+from virnucpro_pl.cli.literal_paths import read_paths, spell_paths
+from virnucpro_pl.cli.main import main
 
 NAMES = [
     *("a: b.faa", "#1.faa", "null", "~", "-x.faa", "--y.faa", "[1]", "{a: b}", "12", "1e3", "true"),

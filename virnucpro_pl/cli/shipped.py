@@ -28,7 +28,7 @@ DEMO = "demo.yaml"
 
 def shipped_configs() -> Path:
     """Folder of the shipped files: inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     packed = package / "configs"
     return packed if packed.is_dir() else package.parent / "configs"
 
