@@ -52,6 +52,15 @@ __all__ = ["main"]
 
 log = logging.getLogger("virnucpro_pl")
 
+COMMAND_MODULES = {
+    "bench": "virnucpro_pl.bench",
+    "compare": "virnucpro_pl.compare.command",
+    "export": "virnucpro_pl.export",
+    "fit": "virnucpro_pl.fit",
+    "plot": "virnucpro_pl.plot",
+}
+"""Where each command but `predict` is, a function of its name."""
+
 
 class UsageCLI(LightningCLI):
     """LightningCLI that knows the shipped configs, and says what is wrong without a traceback."""
@@ -188,7 +197,7 @@ def main(args: Sequence[str] | None = None) -> None:
             known = ", ".join(["predict", *COMMANDS])
             raise UsageError(f"There is no command {name!r}; there are {known}")
         if name in COMMANDS:
-            function = getattr(import_module(f"virnucpro_pl.{name}"), name)
+            function = getattr(import_module(COMMAND_MODULES[name]), name)
             if name == "fit":  # its options are Lightning's
                 function(words)
             else:

@@ -11,15 +11,15 @@ from typing import Any
 
 import h5py
 
-from virnucpro_pl.comparison.original_file import OriginalFile
-from virnucpro_pl.comparison.printing import print_difference
-from virnucpro_pl.comparison.score_table import (
+from virnucpro_pl.compare.original_file import OriginalFile
+from virnucpro_pl.compare.printing import print_difference
+from virnucpro_pl.compare.score_table import (
     ScoreTable,
     TableDifference,
     compare_tables,
     is_score_table,
 )
-from virnucpro_pl.comparison.vectors import (
+from virnucpro_pl.compare.vectors import (
     Spread,
     VectorDifference,
     compare_vectors,

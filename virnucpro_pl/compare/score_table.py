@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics import MaxMetric, MeanMetric
 
-from virnucpro_pl.comparison.rows import Named, Rows, describe_rows, named
+from virnucpro_pl.compare.rows import Named, Rows, describe_rows, named
 from virnucpro_pl.errors import InputError
 from virnucpro_pl.output.tables import HIGHEST_SCORE_HEADER, PREDICTION_HEADER
 from virnucpro_pl.sequences.id_table import match_ids

@@ -2,8 +2,8 @@
 
 import pytest
 
-from virnucpro_pl.comparison import score_table
-from virnucpro_pl.comparison.score_table import ScoreTable, compare_tables, is_score_table
+from virnucpro_pl.compare.command import score_table
+from virnucpro_pl.compare.score_table import ScoreTable, compare_tables, is_score_table
 from virnucpro_pl.errors import InputError
 
 SCORES = "Sequence_ID\tPrediction\tscore1\tscore2\n"

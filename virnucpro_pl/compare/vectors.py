@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MaxMetric, MeanMetric, MinMetric, SumMetric
 
-from virnucpro_pl.comparison.joined import Joined, Vectors
-from virnucpro_pl.comparison.neighbours import Neighbours, compare_neighbours
-from virnucpro_pl.comparison.rows import Rows, describe_rows
+from virnucpro_pl.compare.joined import Joined, Vectors
+from virnucpro_pl.compare.neighbours import Neighbours, compare_neighbours
+from virnucpro_pl.compare.rows import Rows, describe_rows
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.sequences.id_table import match_ids
 

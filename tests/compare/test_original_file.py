@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from virnucpro_pl.comparison.original_file import OriginalFile
+from virnucpro_pl.compare.original_file import OriginalFile
 from virnucpro_pl.errors import UsageError
 
 IDS = ["c_chunk_1F1", "x/y", "ü"]

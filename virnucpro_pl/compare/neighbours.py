@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torchmetrics.functional import pairwise_cosine_similarity
 
-from virnucpro_pl.comparison.joined import Joined
+from virnucpro_pl.compare.joined import Joined
 
 __all__ = ["Neighbours", "compare_neighbours"]
 

@@ -4,8 +4,8 @@ import h5py
 import numpy as np
 import pytest
 
-from virnucpro_pl.comparison import joined, neighbours
-from virnucpro_pl.comparison.vectors import compare_vectors
+from virnucpro_pl.compare.command import joined, neighbours
+from virnucpro_pl.compare.vectors import compare_vectors
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.sequences import embedding_file, id_table
 from virnucpro_pl.sequences.embedding_file import EmbeddingFile

@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from virnucpro_pl.comparison.rows import Rows
-from virnucpro_pl.comparison.score_table import TableDifference
-from virnucpro_pl.comparison.vectors import CLASSES, FENCE, Figures, VectorDifference
+from virnucpro_pl.compare.rows import Rows
+from virnucpro_pl.compare.score_table import TableDifference
+from virnucpro_pl.compare.vectors import CLASSES, FENCE, Figures, VectorDifference
 from virnucpro_pl.errors import MAX_LISTED
 
 __all__ = ["print_difference"]
