@@ -57,7 +57,7 @@ COMMAND_MODULES = {
     "compare": "virnucpro_pl.compare.command",
     "export": "virnucpro_pl.export",
     "fit": "virnucpro_pl.fit",
-    "plot": "virnucpro_pl.plot",
+    "plot": "virnucpro_pl.plot.command",
 }
 """Where each command but `predict` is, a function of its name."""
 

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from virnucpro_pl.pictures.figures import (
+from virnucpro_pl.plot.figures import (
     COLORS,
     DPI,
     WIDTH,
@@ -18,7 +18,7 @@ from virnucpro_pl.pictures.figures import (
     make_picture,
     ratio,
 )
-from virnucpro_pl.pictures.results import Records, Results, Track
+from virnucpro_pl.plot.results import Records, Results, Track
 
 
 def results(scores, virus_scores=None, threshold=0.5):

@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from virnucpro_pl.pictures.figures import Picture
+    from virnucpro_pl.plot.figures import Picture
 
 __all__ = ["make_page"]
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from virnucpro_pl.pictures.results import CALLS, Records, Results, Track
+from virnucpro_pl.plot.results import CALLS, Records, Results, Track
 
 __all__ = [
     "COLORS",

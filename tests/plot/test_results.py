@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.pictures.results import read_results
+from virnucpro_pl.plot.results import read_results
 
 CONTIGS = (
     "seq_name\tlength\tn_chunks\tn_orfs\tn_viral_chunks\tprediction\tvirus_score\tstatus\n"

@@ -17,12 +17,12 @@ from virnucpro_pl import __version__
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.output.files import published
 from virnucpro_pl.output.overlap import refuse_inputs
-from virnucpro_pl.pictures.page import make_page
-from virnucpro_pl.pictures.results import Results, read_results
+from virnucpro_pl.plot.page import make_page
+from virnucpro_pl.plot.results import Results, read_results
 from virnucpro_pl.sequences.embedding_file import EmbeddingFile
 
 if TYPE_CHECKING:
-    from virnucpro_pl.pictures.figures import Picture
+    from virnucpro_pl.plot.figures import Picture
 
 __all__ = ["plot"]
 
@@ -125,7 +125,7 @@ def _write(folder: Path, pictures: list[Picture], page: str) -> None:
 
 
 def _pictures_of(results: Results, color: str | None, table: Path | None) -> Iterator[Picture]:
-    from virnucpro_pl.pictures import figures as draw
+    from virnucpro_pl.plot.command import figures as draw
 
     make, records = draw.make_picture, results.records
     if len(results.orf_scores):
@@ -146,8 +146,8 @@ def _pictures_of(results: Results, color: str | None, table: Path | None) -> Ite
 
 
 def _map(path: Path, name: str, color: str | None, table: Path | None) -> Picture:
-    from virnucpro_pl.pictures import embedding_map as maps
-    from virnucpro_pl.pictures.figures import make_picture
+    from virnucpro_pl.plot.command import embedding_map as maps
+    from virnucpro_pl.plot.figures import make_picture
 
     file = EmbeddingFile(path)
     try:

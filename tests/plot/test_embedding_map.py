@@ -6,7 +6,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.text import Text
 
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.pictures.embedding_map import (
+from virnucpro_pl.plot.embedding_map import (
     Color,
     Sample,
     color_by_length,
