@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder
+    from virnucpro_pl.fit.labelled import EmbeddingPair, LabelledPairDataModule
+    from virnucpro_pl.fit.training import ClassifierTraining, ClassifierWriter
     from virnucpro_pl.output.failures import FailureLog
     from virnucpro_pl.output.table_writer import TableWriter
     from virnucpro_pl.output.writer import HDF5Writer
@@ -28,10 +30,8 @@ if TYPE_CHECKING:
     from virnucpro_pl.sequences.contigs import ContigDataModule
     from virnucpro_pl.sequences.datamodule import SequenceDataModule
     from virnucpro_pl.sequences.embedding_file import load_embeddings
-    from virnucpro_pl.sequences.labelled import EmbeddingPair, LabelledPairDataModule
     from virnucpro_pl.sequences.pairs import EmbeddingPairDataModule
     from virnucpro_pl.stability import NumericalInstabilityError, check_numerical_stability
-    from virnucpro_pl.training import ClassifierTraining, ClassifierWriter
     from virnucpro_pl.virnucpro import VirNucPro, VirusClassifier
 
 __version__ = "0.1.0"
@@ -59,16 +59,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ClassifierTraining": "training",
-    "ClassifierWriter": "training",
+    "ClassifierTraining": "fit.training",
+    "ClassifierWriter": "fit.training",
     "ContigDataModule": "sequences.contigs",
     "DNABERTSEmbedder": "embedder",
     "ESM2Embedder": "embedder",
-    "EmbeddingPair": "sequences.labelled",
+    "EmbeddingPair": "fit.labelled",
     "EmbeddingPairDataModule": "sequences.pairs",
     "FailureLog": "output.failures",
     "HDF5Writer": "output.writer",
-    "LabelledPairDataModule": "sequences.labelled",
+    "LabelledPairDataModule": "fit.labelled",
     "NumericalInstabilityError": "stability",
     "PrecisionFromEnv": "precision",
     "SequenceDataModule": "sequences.datamodule",

@@ -56,7 +56,7 @@ COMMAND_MODULES = {
     "bench": "virnucpro_pl.bench",
     "compare": "virnucpro_pl.compare.command",
     "export": "virnucpro_pl.export",
-    "fit": "virnucpro_pl.fit",
+    "fit": "virnucpro_pl.fit.command",
     "plot": "virnucpro_pl.plot.command",
 }
 """Where each command but `predict` is, a function of its name."""

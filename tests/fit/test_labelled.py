@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.sequences.labelled import EmbeddingPair, LabelledPairDataModule
-from virnucpro_pl.sequences.labelled_rows import Batches
-from virnucpro_pl.sequences.splits import split_records
+from virnucpro_pl.fit.labelled import EmbeddingPair, LabelledPairDataModule
+from virnucpro_pl.fit.labelled_rows import Batches
+from virnucpro_pl.fit.splits import split_records
 
 DNA, PROTEIN = 2, 3
 

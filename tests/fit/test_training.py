@@ -13,8 +13,8 @@ from virnucpro_pl import ClassifierTraining, EmbeddingPair, LabelledPairDataModu
 from virnucpro_pl.cli.main import main
 from virnucpro_pl.cli.shipped import shipped_configs
 from virnucpro_pl.errors import UsageError
+from virnucpro_pl.fit.training import METRIC_NAMES
 from virnucpro_pl.models.classifier import load_classifier
-from virnucpro_pl.training import METRIC_NAMES
 
 DNA, PROTEIN = 6, 9
 

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from virnucpro_pl.errors import InputError, UsageError, listed
+from virnucpro_pl.fit.labelled_rows import Batches, LabelledBatch, LabelledRows
+from virnucpro_pl.fit.splits import CLASSES, Split, split_records
 from virnucpro_pl.sequences.embedding_file import EmbeddingFile
-from virnucpro_pl.sequences.labelled_rows import Batches, LabelledBatch, LabelledRows
 from virnucpro_pl.sequences.pairs import PairStore, join
-from virnucpro_pl.sequences.splits import CLASSES, Split, split_records
 
 __all__ = ["EmbeddingPair", "LabelledPairDataModule"]
 

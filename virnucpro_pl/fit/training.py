@@ -25,11 +25,11 @@ from torchmetrics.classification import (
 )
 
 from virnucpro_pl.errors import UsageError, WeightsError
+from virnucpro_pl.fit.labelled import LabelledPairDataModule
+from virnucpro_pl.fit.labelled_rows import LabelledBatch
 from virnucpro_pl.models.classifier import MLPClassifier, load_classifier
 from virnucpro_pl.output.files import write_json
 from virnucpro_pl.output.overlap import refuse_inputs
-from virnucpro_pl.sequences.labelled import LabelledPairDataModule
-from virnucpro_pl.sequences.labelled_rows import LabelledBatch
 from virnucpro_pl.stability import NumericalInstabilityError, are_finite
 
 __all__ = ["ClassifierTraining", "ClassifierWriter"]

@@ -15,9 +15,9 @@ from virnucpro_pl.cli.literal_paths import LiteralPathParser
 from virnucpro_pl.cli.main import UsageCLI
 from virnucpro_pl.devices import announce, check_devices
 from virnucpro_pl.errors import UsageError
+from virnucpro_pl.fit.labelled import LabelledPairDataModule
+from virnucpro_pl.fit.training import METRIC_NAMES, ClassifierTraining, ClassifierWriter
 from virnucpro_pl.models.classifier import load_classifier
-from virnucpro_pl.sequences.labelled import LabelledPairDataModule
-from virnucpro_pl.training import METRIC_NAMES, ClassifierTraining, ClassifierWriter
 
 __all__ = ["fit"]
 

@@ -1,0 +1,1 @@
+"""Training the classifier: labelled embeddings, the network, and the command that fits it."""
