@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder
+    from virnucpro_pl.embeddings.embedding_file import load_embeddings
+    from virnucpro_pl.embeddings.pairs import EmbeddingPairDataModule
     from virnucpro_pl.fit.labelled import EmbeddingPair, LabelledPairDataModule
     from virnucpro_pl.fit.training import ClassifierTraining, ClassifierWriter
     from virnucpro_pl.output.failures import FailureLog
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from virnucpro_pl.precision import PrecisionFromEnv, should_use_fp16
     from virnucpro_pl.sequences.contigs import ContigDataModule
     from virnucpro_pl.sequences.datamodule import SequenceDataModule
-    from virnucpro_pl.sequences.embedding_file import load_embeddings
-    from virnucpro_pl.sequences.pairs import EmbeddingPairDataModule
     from virnucpro_pl.stability import NumericalInstabilityError, check_numerical_stability
     from virnucpro_pl.virnucpro import VirNucPro, VirusClassifier
 
@@ -65,7 +65,7 @@ _HOMES = {
     "DNABERTSEmbedder": "embedder",
     "ESM2Embedder": "embedder",
     "EmbeddingPair": "fit.labelled",
-    "EmbeddingPairDataModule": "sequences.pairs",
+    "EmbeddingPairDataModule": "embeddings.pairs",
     "FailureLog": "output.failures",
     "HDF5Writer": "output.writer",
     "LabelledPairDataModule": "fit.labelled",
@@ -76,7 +76,7 @@ _HOMES = {
     "VirNucPro": "virnucpro",
     "VirusClassifier": "virnucpro",
     "check_numerical_stability": "stability",
-    "load_embeddings": "sequences.embedding_file",
+    "load_embeddings": "embeddings.embedding_file",
     "should_use_fp16": "precision",
 }
 

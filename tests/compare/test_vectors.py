@@ -6,9 +6,9 @@ import pytest
 
 from virnucpro_pl.compare.command import joined, neighbours
 from virnucpro_pl.compare.vectors import compare_vectors
+from virnucpro_pl.embeddings import embedding_file, id_table
+from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.sequences import embedding_file, id_table
-from virnucpro_pl.sequences.embedding_file import EmbeddingFile
 
 A = np.array([[1, 0], [0, 1], [2, 2]], np.float32)
 B = np.array([[1, 0], [0, 2], [2, 1]], np.float32)

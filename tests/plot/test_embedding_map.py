@@ -5,6 +5,7 @@ import pytest
 from matplotlib.colors import LogNorm
 from matplotlib.text import Text
 
+from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 from virnucpro_pl.errors import InputError, UsageError
 from virnucpro_pl.plot.embedding_map import (
     Color,
@@ -15,7 +16,6 @@ from virnucpro_pl.plot.embedding_map import (
     principal_components,
     read_sample,
 )
-from virnucpro_pl.sequences.embedding_file import EmbeddingFile
 
 
 @pytest.fixture

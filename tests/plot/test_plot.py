@@ -176,6 +176,6 @@ def test_other_commands_do_not_import_it():
     # torchmetrics imports matplotlib where it is installed; what is ours does not.
     code = "import sys, virnucpro_pl.virnucpro, virnucpro_pl.cli.main\n"
     code += "print(*(m for m in sys.modules if m.startswith(("
-    code += "'virnucpro_pl.fit.command', 'virnucpro_pl.plot.command', 'virnucpro_pl.pict', 'virnucpro_pl.trai'))))"
+    code += "'virnucpro_pl.plot', 'virnucpro_pl.fit', 'virnucpro_pl.compare'))))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == []

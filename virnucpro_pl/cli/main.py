@@ -55,7 +55,7 @@ log = logging.getLogger("virnucpro_pl")
 COMMAND_MODULES = {
     "bench": "virnucpro_pl.bench",
     "compare": "virnucpro_pl.compare.command",
-    "export": "virnucpro_pl.export",
+    "export": "virnucpro_pl.embeddings.export",
     "fit": "virnucpro_pl.fit.command",
     "plot": "virnucpro_pl.plot.command",
 }

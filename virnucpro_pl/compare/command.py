@@ -24,10 +24,10 @@ from virnucpro_pl.compare.vectors import (
     VectorDifference,
     compare_vectors,
 )
+from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 from virnucpro_pl.errors import GateError, InputError, OutputError, UsageError
 from virnucpro_pl.output.files import write_json
 from virnucpro_pl.output.overlap import refuse_foreign_report, refuse_inputs
-from virnucpro_pl.sequences.embedding_file import EmbeddingFile
 
 __all__ = ["compare"]
 

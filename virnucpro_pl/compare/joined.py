@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from virnucpro_pl.sequences.id_table import Ids
+from virnucpro_pl.embeddings.id_table import Ids
 
 __all__ = ["Joined", "Vectors"]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro_pl.embeddings.id_table import IdTable, Match
 from virnucpro_pl.errors import MAX_LISTED
-from virnucpro_pl.sequences.id_table import IdTable, Match
 
 __all__ = ["Named", "Rows", "describe_rows", "named"]
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torchmetrics import MaxMetric, MeanMetric
 
 from virnucpro_pl.compare.rows import Named, Rows, describe_rows, named
+from virnucpro_pl.embeddings.id_table import match_ids
 from virnucpro_pl.errors import InputError
 from virnucpro_pl.output.tables import HIGHEST_SCORE_HEADER, PREDICTION_HEADER
-from virnucpro_pl.sequences.id_table import match_ids
 
 __all__ = ["ScoreTable", "TableDifference", "compare_tables", "is_score_table"]
 

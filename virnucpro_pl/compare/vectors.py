@@ -16,8 +16,8 @@ from torchmetrics import MaxMetric, MeanMetric, MinMetric, SumMetric
 from virnucpro_pl.compare.joined import Joined, Vectors
 from virnucpro_pl.compare.neighbours import Neighbours, compare_neighbours
 from virnucpro_pl.compare.rows import Rows, describe_rows
+from virnucpro_pl.embeddings.id_table import match_ids
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.sequences.id_table import match_ids
 
 __all__ = ["Figures", "Spread", "VectorDifference", "Worst", "compare_vectors"]
 

@@ -21,11 +21,11 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
+from virnucpro_pl.embeddings.pairs import PairStore, join
 from virnucpro_pl.errors import InputError, UsageError, listed
 from virnucpro_pl.fit.labelled_rows import Batches, LabelledBatch, LabelledRows
 from virnucpro_pl.fit.splits import CLASSES, Split, split_records
-from virnucpro_pl.sequences.embedding_file import EmbeddingFile
-from virnucpro_pl.sequences.pairs import PairStore, join
 
 __all__ = ["EmbeddingPair", "LabelledPairDataModule"]
 

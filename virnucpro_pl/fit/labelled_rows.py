@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from virnucpro_pl.sequences.pairs import PairStore
+from virnucpro_pl.embeddings.pairs import PairStore
 
 __all__ = ["Batches", "LabelledBatch", "LabelledRows"]
 

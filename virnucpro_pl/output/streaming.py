@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
 from numpy.typing import NDArray
 
-from virnucpro_pl.embedding_format import FORMAT_VERSION
+from virnucpro_pl.embeddings.format import FORMAT_VERSION
 from virnucpro_pl.errors import OutputError, PeerError, UsageError
 from virnucpro_pl.output.commits import Commits
 from virnucpro_pl.output.failures import FailureLog, failures_file

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virnucpro_pl import __version__
+from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.output.files import published
 from virnucpro_pl.output.overlap import refuse_inputs
 from virnucpro_pl.plot.page import make_page
 from virnucpro_pl.plot.results import Results, read_results
-from virnucpro_pl.sequences.embedding_file import EmbeddingFile
 
 if TYPE_CHECKING:
     from virnucpro_pl.plot.figures import Picture

@@ -11,9 +11,9 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 from virnucpro_pl.errors import InputError, UsageError
 from virnucpro_pl.plot.figures import COLORS, new_figure, ratio
-from virnucpro_pl.sequences.embedding_file import EmbeddingFile
 
 __all__ = ["Color", "Sample", "color_by_length", "color_by_table", "draw_map", "read_sample"]
 

@@ -14,10 +14,10 @@ from typing import Literal
 import h5py
 import numpy as np
 
+from virnucpro_pl.embeddings.embedding_file import EmbeddingFile, load_embeddings
 from virnucpro_pl.errors import MAX_LISTED, UnwritableError, UsageError
 from virnucpro_pl.output.files import published
 from virnucpro_pl.output.overlap import refuse_inputs
-from virnucpro_pl.sequences.embedding_file import EmbeddingFile, load_embeddings
 
 __all__ = ["export"]
 
@@ -56,7 +56,7 @@ def export(file: Path, *, to: Format, output: Path | None = None, overwrite: boo
     with load_embeddings(file) as embeddings:
         _check_outputs(file, outputs, overwrite)
         if count := len(embeddings.failed):
-            ids = embeddings.file["sequence_ids"]
+            ids = embeddings.embedding_file["sequence_ids"]
             names = ", ".join(ids[row].decode() for row in embeddings.failed[:MAX_LISTED])
             log.warning("%d records have no vector and are written as NaN: %s ...", count, names)
         with _reporting(output):

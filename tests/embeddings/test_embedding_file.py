@@ -7,10 +7,10 @@ import h5py
 import numpy as np
 import pytest
 
+from virnucpro_pl.embeddings import embedding_file as module
+from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
+from virnucpro_pl.embeddings.id_table import IdTable, write_ids
 from virnucpro_pl.errors import InputError
-from virnucpro_pl.sequences import embedding_file as module
-from virnucpro_pl.sequences.embedding_file import EmbeddingFile
-from virnucpro_pl.sequences.id_table import IdTable, write_ids
 
 VECTORS = np.arange(15, dtype=np.float32).reshape(5, 3)
 IDS = ["a_chunk_1F1", "b|x/y", "ü", "d", "e"]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import virnucpro_pl
+from virnucpro_pl.embeddings import embedding_file
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.sequences import embedding_file
 
 VECTORS = np.arange(15, dtype=np.float32).reshape(5, 3)
 IDS = ["a_chunk_1F1", "sp|x/y", "ü", "%2F", "."]

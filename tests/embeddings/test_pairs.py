@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from virnucpro_pl.embeddings import id_table
+from virnucpro_pl.embeddings.pairs import EmbeddingPairDataModule, Pairs, PairStore
 from virnucpro_pl.errors import InputError
-from virnucpro_pl.sequences import id_table
-from virnucpro_pl.sequences.pairs import EmbeddingPairDataModule, Pairs, PairStore
 
 COUNT = 300
 

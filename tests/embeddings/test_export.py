@@ -6,10 +6,10 @@ import h5py
 import numpy as np
 import pytest
 
-from virnucpro_pl import export as module
 from virnucpro_pl.cli.main import main
-from virnucpro_pl.export import dataset_name
-from virnucpro_pl.sequences import embedding_file
+from virnucpro_pl.embeddings import embedding_file
+from virnucpro_pl.embeddings import export as module
+from virnucpro_pl.embeddings.export import dataset_name
 
 IDS = ["a_chunk_1F1", "sp|x/y", "ü", "sp|x%2Fy", ".", "a b", ".."]
 VECTORS = np.arange(21, dtype=np.float32).reshape(7, 3)
@@ -139,6 +139,6 @@ def test_failure_on_the_way_leaves_nothing(path, tmp_path, monkeypatch, kind):
 def test_export_does_not_import_anndata_before_it_is_asked_for():
     import subprocess
 
-    code = "import sys, virnucpro_pl.export; print('anndata' in sys.modules)"
+    code = "import sys, virnucpro_pl.embeddings.export; print('anndata' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "False"

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
+from virnucpro_pl.embeddings.id_table import IdTable, match_ids
 from virnucpro_pl.errors import InputError, UsageError, listed
 from virnucpro_pl.sequences.datamodule import SequenceDataModule
-from virnucpro_pl.sequences.embedding_file import EmbeddingFile
-from virnucpro_pl.sequences.id_table import IdTable, match_ids
 from virnucpro_pl.sequences.orfs import POOLED_RESIDUES, POOLING
 from virnucpro_pl.sequences.packing import plan_packs
 from virnucpro_pl.sequences.records import map_array
