@@ -24,7 +24,7 @@ import torch
 from hypothesis import settings
 from safetensors.torch import save_file
 
-from virnucpro_pl.sequences.dna_tokens import built_in_tokenizer
+from virnucpro_pl.input.dna_tokens import built_in_tokenizer
 
 # The same examples on every machine, however slow it is.
 settings.register_profile("same", derandomize=True, deadline=None, database=None)
@@ -120,7 +120,7 @@ def weights_file(reference, save_published, tmp_path_factory):
 @pytest.fixture(scope="session")
 def poisoned_file(reference, save_published, tmp_path_factory):
     """The reference, but the embedding of W is NaN: exactly the proteins with a W fail."""
-    from virnucpro_pl.sequences.tokens import ProteinTokenizer
+    from virnucpro_pl.input.tokens import ProteinTokenizer
 
     state = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
     tokens, _ = ProteinTokenizer().encode([b"W"])
@@ -588,7 +588,7 @@ def run_main(capfd, tmp_path, monkeypatch):
 @pytest.fixture
 def look_ahead(monkeypatch):
     """Give each batch the one behind it on a CPU, too, as a GPU's loader does."""
-    from virnucpro_pl.sequences import datamodule
+    from virnucpro_pl.input import datamodule
 
     plain = datamodule.PackLoader.__iter__
     monkeypatch.setattr(

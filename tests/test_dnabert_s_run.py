@@ -2,7 +2,7 @@ import h5py
 import numpy as np
 import pytest
 
-from virnucpro_pl.sequences.dna_tokens import DNATokenizer
+from virnucpro_pl.input.dna_tokens import DNATokenizer
 
 LENGTHS = (1, 2, 700, 33, 5, 1_200, 64, 64, 301, 9)
 

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from virnucpro_pl import DNABERTSEmbedder, ESM2Embedder, PrecisionFromEnv, SequenceDataModule
+from virnucpro_pl.input.dna_tokens import DNATokenizer
+from virnucpro_pl.input.tokens import ProteinTokenizer, pack
 from virnucpro_pl.models.dnabert_s import alibi_slopes, load_dnabert_s
 from virnucpro_pl.models.esm2 import load_esm2
 from virnucpro_pl.models.pooling import pool
-from virnucpro_pl.sequences.dna_tokens import DNATokenizer
-from virnucpro_pl.sequences.tokens import ProteinTokenizer, pack
 from virnucpro_pl.stability import check_numerical_stability
 
 pytestmark = pytest.mark.gpu
@@ -274,8 +274,8 @@ def test_predict_step_healthy_data_one_wait(kind, count_waits):
 
 def test_predict_step_of_virnucpro_healthy_data_one_wait(count_waits):
     from virnucpro_pl import VirNucPro
+    from virnucpro_pl.input.contigs import OrfBatch
     from virnucpro_pl.models.classifier import load_classifier
-    from virnucpro_pl.sequences.contigs import OrfBatch
 
     esm2, dnabert_s = embedder_of("esm2"), embedder_of("dnabert_s")
     module = VirNucPro(esm2, dnabert_s, "random")

@@ -12,9 +12,9 @@ from virnucpro_pl import (
     NumericalInstabilityError,
     SequenceDataModule,
 )
+from virnucpro_pl.input.datamodule import with_following
+from virnucpro_pl.input.tokens import ProteinTokenizer, pack
 from virnucpro_pl.lookahead import Launched
-from virnucpro_pl.sequences.datamodule import with_following
-from virnucpro_pl.sequences.tokens import ProteinTokenizer, pack
 
 LENGTHS = [20, 35, 7, 50, 3, 41, 12, 60, 58]
 

@@ -295,7 +295,7 @@ def test_signal_while_reading_exits_143_and_leaves_nothing(
     script = tmp_path / "slow.py"
     script.write_text(
         "import time\n"
-        "import virnucpro_pl.sequences.datamodule as d\n"
+        "import virnucpro_pl.input.datamodule as d\n"
         "from virnucpro_pl.cli.main import main\n"
         "d.SequenceDataModule.read = lambda self, folder: time.sleep(60)\n"
         "main()\n"

@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch import Trainer
 
 from virnucpro_pl import ESM2Embedder, SequenceDataModule
+from virnucpro_pl.input.tokens import ProteinTokenizer
 from virnucpro_pl.models.esm2 import ESM2
-from virnucpro_pl.sequences.tokens import ProteinTokenizer
 
 LENGTHS = [30, 80, 5, 61, 200, 44, 120, 17]
 

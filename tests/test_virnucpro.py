@@ -22,9 +22,9 @@ from virnucpro_pl import (
     VirusClassifier,
 )
 from virnucpro_pl.errors import UsageError, WeightsError
+from virnucpro_pl.input.dna_tokens import DNATokenizer
 from virnucpro_pl.models import dnabert_s, esm2
 from virnucpro_pl.sequence_embedder import SequenceEmbedder
-from virnucpro_pl.sequences.dna_tokens import DNATokenizer
 
 FEATURES = 48 + 32
 STOPS = ("TAA", "TAG", "TGA")

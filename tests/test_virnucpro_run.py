@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from virnucpro_pl.embedder import DNABERTSEmbedder
+from virnucpro_pl.input.alphabets import PRINTABLE
+from virnucpro_pl.input.contigs import write_orfs
+from virnucpro_pl.input.reader import read_records
 from virnucpro_pl.models.esm2 import ESM2
-from virnucpro_pl.sequences.alphabets import PRINTABLE
-from virnucpro_pl.sequences.contigs import write_orfs
-from virnucpro_pl.sequences.reader import read_records
 
 DATA = Path(__file__).parent / "data" / "virnucpro"
 TABLES = ("prediction_results.txt", "prediction_results_highestscore.csv")

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from virnucpro_pl.embeddings.pairs import EmbeddingPairDataModule
     from virnucpro_pl.fit.labelled import EmbeddingPair, LabelledPairDataModule
     from virnucpro_pl.fit.training import ClassifierTraining, ClassifierWriter
+    from virnucpro_pl.input.contigs import ContigDataModule
+    from virnucpro_pl.input.datamodule import SequenceDataModule
     from virnucpro_pl.output.failures import FailureLog
     from virnucpro_pl.output.table_writer import TableWriter
     from virnucpro_pl.output.writer import HDF5Writer
     from virnucpro_pl.precision import PrecisionFromEnv, should_use_fp16
-    from virnucpro_pl.sequences.contigs import ContigDataModule
-    from virnucpro_pl.sequences.datamodule import SequenceDataModule
     from virnucpro_pl.stability import NumericalInstabilityError, check_numerical_stability
     from virnucpro_pl.virnucpro import VirNucPro, VirusClassifier
 
@@ -61,7 +61,7 @@ __all__ = [
 _HOMES = {
     "ClassifierTraining": "fit.training",
     "ClassifierWriter": "fit.training",
-    "ContigDataModule": "sequences.contigs",
+    "ContigDataModule": "input.contigs",
     "DNABERTSEmbedder": "embedder",
     "ESM2Embedder": "embedder",
     "EmbeddingPair": "fit.labelled",
@@ -71,7 +71,7 @@ _HOMES = {
     "LabelledPairDataModule": "fit.labelled",
     "NumericalInstabilityError": "stability",
     "PrecisionFromEnv": "precision",
-    "SequenceDataModule": "sequences.datamodule",
+    "SequenceDataModule": "input.datamodule",
     "TableWriter": "output.table_writer",
     "VirNucPro": "virnucpro",
     "VirusClassifier": "virnucpro",

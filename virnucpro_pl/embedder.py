@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from virnucpro_pl.errors import UsageError
+from virnucpro_pl.input.dna_tokens import DNATokenizer
+from virnucpro_pl.input.tokens import ProteinTokenizer
 from virnucpro_pl.models import dnabert_s, esm2
 from virnucpro_pl.models.attention import Attention, BiasedAttention
 from virnucpro_pl.sequence_embedder import Compile, OnInstability, SequenceEmbedder
-from virnucpro_pl.sequences.dna_tokens import DNATokenizer
-from virnucpro_pl.sequences.tokens import ProteinTokenizer
 
 __all__ = ["DNABERTSEmbedder", "ESM2Embedder"]
 

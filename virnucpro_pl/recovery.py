@@ -21,10 +21,10 @@ from virnucpro_pl.stability import (
 )
 
 if TYPE_CHECKING:
+    from virnucpro_pl.input.tokens import PackedBatch
     from virnucpro_pl.models.dnabert_s import DNABERTS
     from virnucpro_pl.models.esm2 import ESM2
     from virnucpro_pl.sequence_embedder import SequenceEmbedder
-    from virnucpro_pl.sequences.tokens import PackedBatch
 
 __all__ = ["Embeddings", "OnInstability", "Recovery"]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from virnucpro_pl.bench.case import Case
 from virnucpro_pl.bench.meter import Row
-from virnucpro_pl.sequences.orfs import find_orfs
+from virnucpro_pl.input.orfs import find_orfs
 
 __all__ = ["six_frames", "tokenising"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers.trainers import BpeTrainer
 
+from virnucpro_pl.input.dna_tokens import SPECIAL_TOKENS, built_in_tokenizer
 from virnucpro_pl.models.dnabert_s import SIZES
-from virnucpro_pl.sequences.dna_tokens import SPECIAL_TOKENS, built_in_tokenizer
 
 __all__ = ["write_tokenizer"]
 

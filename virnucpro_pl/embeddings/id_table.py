@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_pl.errors import InputError, listed
-from virnucpro_pl.sequences.records import map_array
+from virnucpro_pl.input.records import map_array
 
 __all__ = ["IdTable", "Ids", "Match", "match_ids", "write_ids"]
 

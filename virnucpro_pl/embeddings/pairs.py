@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 from virnucpro_pl.embeddings.id_table import IdTable, match_ids
 from virnucpro_pl.errors import InputError, UsageError, listed
-from virnucpro_pl.sequences.datamodule import SequenceDataModule
-from virnucpro_pl.sequences.orfs import POOLED_RESIDUES, POOLING
-from virnucpro_pl.sequences.packing import plan_packs
-from virnucpro_pl.sequences.records import map_array
+from virnucpro_pl.input.datamodule import SequenceDataModule
+from virnucpro_pl.input.orfs import POOLED_RESIDUES, POOLING
+from virnucpro_pl.input.packing import plan_packs
+from virnucpro_pl.input.records import map_array
 
 __all__ = ["EmbeddingPairDataModule", "PairBatch"]
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.sequences.orfs import plan_chunks
+from virnucpro_pl.input.orfs import plan_chunks
 
 __all__ = ["Records", "Results", "Track", "read_results"]
 

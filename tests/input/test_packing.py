@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virnucpro_pl.sequences.packing import plan_packs
+from virnucpro_pl.input.packing import plan_packs
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from virnucpro_pl.sequences.text import DAMAGED, open_text
+from virnucpro_pl.input.text import DAMAGED, open_text
 
 if sys.version_info >= (3, 14):
     from compression import zstd

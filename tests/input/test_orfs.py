@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virnucpro_pl.sequences import orfs as module
-from virnucpro_pl.sequences.orfs import (
+from virnucpro_pl.input import orfs as module
+from virnucpro_pl.input.orfs import (
     FRAMES,
     Orfs,
     count_unusual_letters,

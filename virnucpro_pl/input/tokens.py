@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from virnucpro_pl.sequences.alphabets import PROTEIN, Alphabet
+from virnucpro_pl.input.alphabets import PROTEIN, Alphabet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

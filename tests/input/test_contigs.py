@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.sequences import contigs as module
-from virnucpro_pl.sequences.alphabets import DNA, PRINTABLE
-from virnucpro_pl.sequences.contigs import (
+from virnucpro_pl.input import contigs as module
+from virnucpro_pl.input.alphabets import DNA, PRINTABLE
+from virnucpro_pl.input.contigs import (
     ContigDataModule,
     OrfPacks,
     OrfStore,
     input_stem,
     write_orfs,
 )
-from virnucpro_pl.sequences.dna_tokens import DNATokenizer
-from virnucpro_pl.sequences.reader import read_records
-from virnucpro_pl.sequences.tokens import ProteinTokenizer
+from virnucpro_pl.input.dna_tokens import DNATokenizer
+from virnucpro_pl.input.reader import read_records
+from virnucpro_pl.input.tokens import ProteinTokenizer
 
 DATA = Path(__file__).parent.parent / "data" / "virnucpro"
 # SHA-256 (half of it) of the nucleotide and protein files, by input and length of a chunk.

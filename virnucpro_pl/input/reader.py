@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_pl.errors import MAX_LISTED, InputError, UsageError
-from virnucpro_pl.sequences.alphabets import (
+from virnucpro_pl.input.alphabets import (
     BLANKS,
     CERTAIN_BASES,
     IS_LETTER,
@@ -20,9 +20,9 @@ from virnucpro_pl.sequences.alphabets import (
     UPPER,
     Alphabet,
 )
-from virnucpro_pl.sequences.fastx import FormatError, Record, parse
-from virnucpro_pl.sequences.records import RecordStore, StoreWriter
-from virnucpro_pl.sequences.text import DAMAGED, open_text
+from virnucpro_pl.input.fastx import FormatError, Record, parse
+from virnucpro_pl.input.records import RecordStore, StoreWriter
+from virnucpro_pl.input.text import DAMAGED, open_text
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from transformers import PreTrainedTokenizerFast
 
 import virnucpro_pl
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.sequences.alphabets import DNA, PRINTABLE
-from virnucpro_pl.sequences.datamodule import Packs
-from virnucpro_pl.sequences.dna_tokens import DNATokenizer, built_in_tokenizer
-from virnucpro_pl.sequences.packing import plan_packs
-from virnucpro_pl.sequences.reader import read_records
+from virnucpro_pl.input.alphabets import DNA, PRINTABLE
+from virnucpro_pl.input.datamodule import Packs
+from virnucpro_pl.input.dna_tokens import DNATokenizer, built_in_tokenizer
+from virnucpro_pl.input.packing import plan_packs
+from virnucpro_pl.input.reader import read_records
 
 UNK, CLS, SEP = 0, 1, 2
 

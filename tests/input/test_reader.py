@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.sequences import reader as module
-from virnucpro_pl.sequences.alphabets import DNA, PRINTABLE, PROTEIN
-from virnucpro_pl.sequences.reader import read_records
-from virnucpro_pl.sequences.records import RecordStore
+from virnucpro_pl.input import reader as module
+from virnucpro_pl.input.alphabets import DNA, PRINTABLE, PROTEIN
+from virnucpro_pl.input.reader import read_records
+from virnucpro_pl.input.records import RecordStore
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -274,8 +274,8 @@ def test_store_is_the_same_bytes_in_every_process(tmp_path):
     (tmp_path / "x.fa").write_bytes(b">b\nMK\n>a\nV\n>c\nL\n")
     script = (
         "import sys; from pathlib import Path\n"
-        "from virnucpro_pl.sequences.reader import read_records\n"
-        "from virnucpro_pl.sequences.alphabets import PROTEIN\n"
+        "from virnucpro_pl.input.reader import read_records\n"
+        "from virnucpro_pl.input.alphabets import PROTEIN\n"
         "read_records(Path('x.fa'), PROTEIN, Path(sys.argv[1]))"
     )
     found = []

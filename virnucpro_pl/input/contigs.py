@@ -16,19 +16,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from virnucpro_pl.errors import UsageError, listed
-from virnucpro_pl.sequences.alphabets import DNA, PRINTABLE
-from virnucpro_pl.sequences.datamodule import SequenceDataModule
-from virnucpro_pl.sequences.orfs import (
+from virnucpro_pl.input.alphabets import DNA, PRINTABLE
+from virnucpro_pl.input.datamodule import SequenceDataModule
+from virnucpro_pl.input.orfs import (
     POOLED_RESIDUES,
     Orfs,
     count_unusual_letters,
     find_orfs,
     orf_id,
 )
-from virnucpro_pl.sequences.packing import plan_packs
-from virnucpro_pl.sequences.reader import read_records
-from virnucpro_pl.sequences.records import RecordStore, map_array
-from virnucpro_pl.sequences.tokens import PackedBatch, Tokenizer, pack
+from virnucpro_pl.input.packing import plan_packs
+from virnucpro_pl.input.reader import read_records
+from virnucpro_pl.input.records import RecordStore, map_array
+from virnucpro_pl.input.tokens import PackedBatch, Tokenizer, pack
 
 __all__ = ["ContigDataModule", "OrfBatch", "OrfStore"]
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.sequences.packing import plan_packs
-from virnucpro_pl.sequences.reader import read_records
-from virnucpro_pl.sequences.records import RecordStore
-from virnucpro_pl.sequences.tokens import PackedBatch, Tokenizer, lay
+from virnucpro_pl.input.packing import plan_packs
+from virnucpro_pl.input.reader import read_records
+from virnucpro_pl.input.records import RecordStore
+from virnucpro_pl.input.tokens import PackedBatch, Tokenizer, lay
 
 __all__ = ["SequenceDataModule"]
 

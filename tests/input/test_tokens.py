@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virnucpro_pl.sequences.tokens import ProteinTokenizer, pack
+from virnucpro_pl.input.tokens import ProteinTokenizer, pack
 
 RESIDUES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 proteins = st.lists(st.text(RESIDUES, min_size=1, max_size=60), min_size=1, max_size=8)

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.sequences.datamodule import SequenceDataModule
-from virnucpro_pl.sequences.packing import plan_packs
-from virnucpro_pl.sequences.tokens import ProteinTokenizer
+from virnucpro_pl.input.datamodule import SequenceDataModule
+from virnucpro_pl.input.packing import plan_packs
+from virnucpro_pl.input.tokens import ProteinTokenizer
 
 
 class Output:
@@ -274,8 +274,8 @@ RANKS = """
 import json
 from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
-from virnucpro_pl.sequences.datamodule import SequenceDataModule
-from virnucpro_pl.sequences.tokens import ProteinTokenizer
+from virnucpro_pl.input.datamodule import SequenceDataModule
+from virnucpro_pl.input.tokens import ProteinTokenizer
 
 class Counter(LightningModule):
     tokenizer = ProteinTokenizer()

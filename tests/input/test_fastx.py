@@ -1,6 +1,6 @@
 import pytest
 
-from virnucpro_pl.sequences.fastx import FormatError, parse
+from virnucpro_pl.input.fastx import FormatError, parse
 
 
 @pytest.mark.parametrize(

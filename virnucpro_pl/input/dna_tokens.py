@@ -19,7 +19,7 @@ from tokenizers.processors import TemplateProcessing
 
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.git_lfs import refuse_pointer
-from virnucpro_pl.sequences.alphabets import DNA, Alphabet
+from virnucpro_pl.input.alphabets import DNA, Alphabet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,0 +1,1 @@
+"""From sequence files to packed batches: reading, validating, open reading frames, tokens."""
