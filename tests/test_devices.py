@@ -325,11 +325,11 @@ def test_bf16_units_are_those_that_torch_uses(monkeypatch, one_dnn, able, expect
 
 
 def test_published_size_on_a_cpu_says_how_long_it_takes(run_main, words, monkeypatch):
-    monkeypatch.setattr("virnucpro_pl.sequence_embedder.estimate_pace", lambda network: 2.5)
+    monkeypatch.setattr("virnucpro_pl.predict.sequence_embedder.estimate_pace", lambda network: 2.5)
     ended = run_main(*words[1:])
     assert ended.code == 0
     assert "a timed matrix product" not in ended.log  # so small a network needs no warning
-    monkeypatch.setattr("virnucpro_pl.sequence_embedder.SLOW_FROM", 1_000)
+    monkeypatch.setattr("virnucpro_pl.predict.sequence_embedder.SLOW_FROM", 1_000)
     ended = run_main(*words[1:], "--writer.overwrite", "true")
     assert ended.code == 0
     said = "about 2.5 tokens/s by a timed matrix product, so less than a minute for its 18 tokens"

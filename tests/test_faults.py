@@ -46,7 +46,7 @@ def script(tmp_path):
         path = tmp_path / "slow.py"
         path.write_text(
             "import os, time\n"
-            "import virnucpro_pl.embedder as embedder\n"
+            "import virnucpro_pl.predict.embedders as embedder\n"
             "import virnucpro_pl.output.files as files\n"
             "import virnucpro_pl.output.merge as merge\n"
             "from virnucpro_pl.cli.main import main\n"

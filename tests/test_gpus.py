@@ -46,7 +46,7 @@ def slowly(tmp_path):
     path = tmp_path / "slow.py"
     path.write_text(
         "import time\n"
-        "import virnucpro_pl.embedder as embedder\n"
+        "import virnucpro_pl.predict.embedders as embedder\n"
         "from virnucpro_pl.cli.main import main\n"
         "E = embedder.SequenceEmbedder\n"
         "step = E.predict_step\n"

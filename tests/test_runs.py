@@ -223,7 +223,7 @@ def slow(tmp_path):
     script = tmp_path / "slow.py"
     script.write_text(
         "import os, time\n"
-        "import virnucpro_pl.embedder as e\n"
+        "import virnucpro_pl.predict.embedders as e\n"
         "from virnucpro_pl.cli.main import main\n"
         "step = e.SequenceEmbedder.predict_step\n"
         "def note(what, batch):\n"

@@ -20,7 +20,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder
     from virnucpro_pl.embeddings.embedding_file import load_embeddings
     from virnucpro_pl.embeddings.pairs import EmbeddingPairDataModule
     from virnucpro_pl.fit.labelled import EmbeddingPair, LabelledPairDataModule
@@ -31,8 +30,9 @@ if TYPE_CHECKING:
     from virnucpro_pl.output.table_writer import TableWriter
     from virnucpro_pl.output.writer import HDF5Writer
     from virnucpro_pl.precision import PrecisionFromEnv, should_use_fp16
+    from virnucpro_pl.predict.embedders import DNABERTSEmbedder, ESM2Embedder
+    from virnucpro_pl.predict.virnucpro import VirNucPro, VirusClassifier
     from virnucpro_pl.stability import NumericalInstabilityError, check_numerical_stability
-    from virnucpro_pl.virnucpro import VirNucPro, VirusClassifier
 
 __version__ = "0.1.0"
 
@@ -62,8 +62,8 @@ _HOMES = {
     "ClassifierTraining": "fit.training",
     "ClassifierWriter": "fit.training",
     "ContigDataModule": "input.contigs",
-    "DNABERTSEmbedder": "embedder",
-    "ESM2Embedder": "embedder",
+    "DNABERTSEmbedder": "predict.embedders",
+    "ESM2Embedder": "predict.embedders",
     "EmbeddingPair": "fit.labelled",
     "EmbeddingPairDataModule": "embeddings.pairs",
     "FailureLog": "output.failures",
@@ -73,8 +73,8 @@ _HOMES = {
     "PrecisionFromEnv": "precision",
     "SequenceDataModule": "input.datamodule",
     "TableWriter": "output.table_writer",
-    "VirNucPro": "virnucpro",
-    "VirusClassifier": "virnucpro",
+    "VirNucPro": "predict.virnucpro",
+    "VirusClassifier": "predict.virnucpro",
     "check_numerical_stability": "stability",
     "load_embeddings": "embeddings.embedding_file",
     "should_use_fp16": "precision",

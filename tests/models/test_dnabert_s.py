@@ -4,7 +4,6 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
-from virnucpro_pl.embedder import DNABERTSEmbedder
 from virnucpro_pl.errors import UsageError, WeightsError
 from virnucpro_pl.models import attention, dnabert_s
 from virnucpro_pl.models.dnabert_s import (
@@ -15,6 +14,7 @@ from virnucpro_pl.models.dnabert_s import (
     read_config,
     revision,
 )
+from virnucpro_pl.predict.embedders import DNABERTSEmbedder
 
 LENGTHS = (1, 700, 2, 7, 300, 33, 1, 64, 299)
 CPU = torch.device("cpu")

@@ -67,7 +67,7 @@ def test_bar_on_a_terminal_counts_rows_of_all(weights_file, write_fasta, predict
     words = predict_words(weights_file, fasta, tmp_path / "out.h5")
     words[words.index("--trainer.enable_progress_bar") + 1] = "true"
     slowly = (
-        "import time, virnucpro_pl.sequence_embedder as s\n"
+        "import time, virnucpro_pl.predict.sequence_embedder as s\n"
         "step = s.SequenceEmbedder.predict_step\n"
         "def slow(self, *a):\n    time.sleep(0.2)\n    return step(self, *a)\n"
         "s.SequenceEmbedder.predict_step = slow\n"

@@ -174,7 +174,7 @@ def test_without_matplotlib_the_message_tells_how_to_install_it(
 
 def test_other_commands_do_not_import_it():
     # torchmetrics imports matplotlib where it is installed; what is ours does not.
-    code = "import sys, virnucpro_pl.virnucpro, virnucpro_pl.cli.main\n"
+    code = "import sys, virnucpro_pl.predict.virnucpro, virnucpro_pl.cli.main\n"
     code += "print(*(m for m in sys.modules if m.startswith(("
     code += "'virnucpro_pl.plot', 'virnucpro_pl.fit', 'virnucpro_pl.compare'))))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

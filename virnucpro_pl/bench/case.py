@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from virnucpro_pl.bench.vocabulary import write_tokenizer
-from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder
 from virnucpro_pl.input.reader import read_records
 from virnucpro_pl.input.tokens import PackedBatch, pack
 from virnucpro_pl.models import dnabert_s
 from virnucpro_pl.models.esm2 import SIZES
-from virnucpro_pl.sequence_embedder import SequenceEmbedder
+from virnucpro_pl.predict.embedders import DNABERTSEmbedder, ESM2Embedder
+from virnucpro_pl.predict.sequence_embedder import SequenceEmbedder
 
 __all__ = ["DNA", "FEWEST", "Case", "draw", "draw_genes", "write_fasta"]
 

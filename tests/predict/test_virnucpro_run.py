@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from virnucpro_pl.embedder import DNABERTSEmbedder
 from virnucpro_pl.input.alphabets import PRINTABLE
 from virnucpro_pl.input.contigs import write_orfs
 from virnucpro_pl.input.reader import read_records
 from virnucpro_pl.models.esm2 import ESM2
+from virnucpro_pl.predict.embedders import DNABERTSEmbedder
 
-DATA = Path(__file__).parent / "data" / "virnucpro"
+DATA = Path(__file__).parent.parent / "data" / "virnucpro"
 TABLES = ("prediction_results.txt", "prediction_results_highestscore.csv")
 LAST_DRAWN = 0.036083948
 """The last random number of the classifier with which VirNucPro wrote its tables."""

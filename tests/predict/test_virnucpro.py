@@ -24,7 +24,7 @@ from virnucpro_pl import (
 from virnucpro_pl.errors import UsageError, WeightsError
 from virnucpro_pl.input.dna_tokens import DNATokenizer
 from virnucpro_pl.models import dnabert_s, esm2
-from virnucpro_pl.sequence_embedder import SequenceEmbedder
+from virnucpro_pl.predict.sequence_embedder import SequenceEmbedder
 
 FEATURES = 48 + 32
 STOPS = ("TAA", "TAG", "TGA")

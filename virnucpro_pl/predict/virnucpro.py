@@ -12,20 +12,20 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from virnucpro_pl.embedder import DNABERTSEmbedder, ESM2Embedder
 from virnucpro_pl.embeddings.pairs import EmbeddingPairDataModule, PairBatch
 from virnucpro_pl.errors import UsageError, is_out_of_memory
 from virnucpro_pl.input.contigs import ContigDataModule, OrfBatch
 from virnucpro_pl.input.orfs import POOLING
 from virnucpro_pl.input.tokens import PackedBatch
-from virnucpro_pl.lookahead import Launched, LooksAhead, free_memory
 from virnucpro_pl.models.classifier import (
     RANDOM,
     MLPClassifier,
     hash_classifier,
     load_classifier,
 )
-from virnucpro_pl.sequence_embedder import SequenceEmbedder, StaysOnDevice, begin_run
+from virnucpro_pl.predict.embedders import DNABERTSEmbedder, ESM2Embedder
+from virnucpro_pl.predict.lookahead import Launched, LooksAhead, free_memory
+from virnucpro_pl.predict.sequence_embedder import SequenceEmbedder, StaysOnDevice, begin_run
 from virnucpro_pl.stability import (
     FAILED,
     NumericalInstabilityError,

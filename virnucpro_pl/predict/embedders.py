@@ -12,7 +12,7 @@ from virnucpro_pl.input.dna_tokens import DNATokenizer
 from virnucpro_pl.input.tokens import ProteinTokenizer
 from virnucpro_pl.models import dnabert_s, esm2
 from virnucpro_pl.models.attention import Attention, BiasedAttention
-from virnucpro_pl.sequence_embedder import Compile, OnInstability, SequenceEmbedder
+from virnucpro_pl.predict.sequence_embedder import Compile, OnInstability, SequenceEmbedder
 
 __all__ = ["DNABERTSEmbedder", "ESM2Embedder"]
 

@@ -14,7 +14,7 @@ from virnucpro_pl import (
 )
 from virnucpro_pl.input.datamodule import with_following
 from virnucpro_pl.input.tokens import ProteinTokenizer, pack
-from virnucpro_pl.lookahead import Launched
+from virnucpro_pl.predict.lookahead import Launched
 
 LENGTHS = [20, 35, 7, 50, 3, 41, 12, 60, 58]
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from virnucpro_pl.devices import announce, check_devices
 from virnucpro_pl.errors import UsageError, is_out_of_memory
 from virnucpro_pl.input.tokens import PackedBatch, Tokenizer
-from virnucpro_pl.lookahead import Launched, LooksAhead, free_memory
 from virnucpro_pl.models.attention import (
     Attention,
     BiasedAttention,
@@ -32,7 +31,8 @@ from virnucpro_pl.models.pace import count_parameters, estimate_pace
 from virnucpro_pl.models.pooling import pool
 from virnucpro_pl.output.failures import FailureLog
 from virnucpro_pl.precision import PrecisionFromEnv, run_precision, unify_precision
-from virnucpro_pl.recovery import Embeddings, OnInstability, Recovery
+from virnucpro_pl.predict.lookahead import Launched, LooksAhead, free_memory
+from virnucpro_pl.predict.recovery import Embeddings, OnInstability, Recovery
 from virnucpro_pl.stability import each_outcome
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from virnucpro_pl.input.tokens import PackedBatch
     from virnucpro_pl.models.dnabert_s import DNABERTS
     from virnucpro_pl.models.esm2 import ESM2
-    from virnucpro_pl.sequence_embedder import SequenceEmbedder
+    from virnucpro_pl.predict.sequence_embedder import SequenceEmbedder
 
 __all__ = ["Embeddings", "OnInstability", "Recovery"]
 
