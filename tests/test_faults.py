@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from virnucpro_pl.cli.main import main
-from virnucpro_pl.output.store import read_part
+from virnucpro_pl.output.part import read_part
 
 pytestmark = pytest.mark.slow
 
@@ -627,7 +627,7 @@ def test_disk_too_small_exits_2_before_work(
 ):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5_000_000))
-    monkeypatch.setattr("virnucpro_pl.output.writer.HDF5Writer.row_bytes", lambda *_: 10**6)
+    monkeypatch.setattr("virnucpro_pl.output.hdf5_writer.HDF5Writer.row_bytes", lambda *_: 10**6)
     with pytest.raises(SystemExit) as ended:
         main(text(predict_words(weights_file, fasta, tmp_path / "out.h5")))
     assert ended.value.code == 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from virnucpro_pl.cli.main import main
-from virnucpro_pl.output.store import read_part
+from virnucpro_pl.output.part import read_part
 
 
 def rows_of(path):

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from virnucpro_pl.input.contigs import ContigDataModule
     from virnucpro_pl.input.datamodule import SequenceDataModule
     from virnucpro_pl.output.failures import FailureLog
+    from virnucpro_pl.output.hdf5_writer import HDF5Writer
     from virnucpro_pl.output.table_writer import TableWriter
-    from virnucpro_pl.output.writer import HDF5Writer
     from virnucpro_pl.precision import PrecisionFromEnv, should_use_fp16
     from virnucpro_pl.predict.embedders import DNABERTSEmbedder, ESM2Embedder
     from virnucpro_pl.predict.virnucpro import VirNucPro, VirusClassifier
@@ -67,7 +67,7 @@ _HOMES = {
     "EmbeddingPair": "fit.labelled",
     "EmbeddingPairDataModule": "embeddings.pairs",
     "FailureLog": "output.failures",
-    "HDF5Writer": "output.writer",
+    "HDF5Writer": "output.hdf5_writer",
     "LabelledPairDataModule": "fit.labelled",
     "NumericalInstabilityError": "stability",
     "PrecisionFromEnv": "precision",

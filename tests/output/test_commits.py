@@ -13,8 +13,8 @@ import torch
 from virnucpro_pl.errors import OutputError
 from virnucpro_pl.output import files, store
 from virnucpro_pl.output.commits import Commits
+from virnucpro_pl.output.part import read_part
 from virnucpro_pl.output.parts import PartsFolder
-from virnucpro_pl.output.store import read_part
 
 
 def pack(*rows):

@@ -9,8 +9,8 @@ import pytest
 
 from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.output import files
+from virnucpro_pl.output.part import Part, read_part
 from virnucpro_pl.output.parts import PartsFolder
-from virnucpro_pl.output.store import Part, read_part
 from virnucpro_pl.stability import FAILED, FINE
 
 MANIFEST = {"model": "m", "on_instability": "skip"}

@@ -38,7 +38,7 @@ from virnucpro_pl.cli.mistakes import (
 )
 from virnucpro_pl.cli.shipped import DEMO, config_names, shipped_configs, with_shipped_configs
 from virnucpro_pl.errors import OutputError, UnwritableError, UsageError
-from virnucpro_pl.output.launch import (
+from virnucpro_pl.output.processes import (
     Signals,
     announce_rank_0,
     launched_by_rank_0,

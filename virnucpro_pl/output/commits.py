@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from virnucpro_pl.output.store import Part
+from virnucpro_pl.output.part import Part
 
 __all__ = ["Commits"]
 

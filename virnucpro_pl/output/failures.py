@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from virnucpro_pl.errors import MAX_LISTED, PeerError, UsageError, is_out_of_memory, listed
-from virnucpro_pl.output.launch import lost_another_rank
+from virnucpro_pl.output.processes import lost_another_rank
 from virnucpro_pl.stability import NumericalInstabilityError
 
 __all__ = ["FailureLog", "failures_file"]

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from virnucpro_pl.embeddings.format import FORMAT, FORMAT_VERSION
 from virnucpro_pl.output.files import publish, temporary_name
+from virnucpro_pl.output.part import Part, Tally, runs
 from virnucpro_pl.output.quiet_file import QuietFile
-from virnucpro_pl.output.store import Part, Tally, runs
 from virnucpro_pl.stability import FAILED, FINE, RECOMPUTED
 
 __all__ = ["Merge"]

@@ -22,7 +22,7 @@ from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.output.failures import failures_file
 from virnucpro_pl.output.files import write_json
 from virnucpro_pl.output.overlap import is_taken
-from virnucpro_pl.output.store import Part, count_rows, read_part, write_part
+from virnucpro_pl.output.part import Part, count_rows, read_part, write_part
 from virnucpro_pl.stability import FAILED
 
 __all__ = ["REPLACED", "PartsFolder"]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from virnucpro_pl.errors import PeerError
 from virnucpro_pl.output.files import write_json
-from virnucpro_pl.output.launch import (
+from virnucpro_pl.output.processes import (
     kill_rank_0,
     launched_by_rank_0,
     outlive_rank_0,

@@ -20,14 +20,14 @@ from virnucpro_pl.embeddings.format import FORMAT_VERSION
 from virnucpro_pl.errors import OutputError, PeerError, UsageError
 from virnucpro_pl.output.commits import Commits
 from virnucpro_pl.output.failures import FailureLog, failures_file
-from virnucpro_pl.output.launch import Signals, announce_rank_0, close_gloo_at_exit, watch_rank_0
 from virnucpro_pl.output.merge import Merge
 from virnucpro_pl.output.overlap import is_or_holds, refuse_inputs
+from virnucpro_pl.output.part import IncompleteError
 from virnucpro_pl.output.parts import PartsFolder
+from virnucpro_pl.output.processes import Signals, announce_rank_0, close_gloo_at_exit, watch_rank_0
 from virnucpro_pl.output.progress import RunProgress
 from virnucpro_pl.output.ranks import Ranks
 from virnucpro_pl.output.report import RunReport, report_file
-from virnucpro_pl.output.store import IncompleteError
 from virnucpro_pl.stability import FAILED, each_outcome
 
 __all__ = ["StreamingWriter"]

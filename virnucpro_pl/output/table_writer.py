@@ -19,8 +19,8 @@ from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.output.files import flush
 from virnucpro_pl.output.merge import Merge
 from virnucpro_pl.output.overlap import is_taken
+from virnucpro_pl.output.part import each_part
 from virnucpro_pl.output.parts import REPLACED
-from virnucpro_pl.output.store import each_part
 from virnucpro_pl.output.streaming import StreamingWriter
 from virnucpro_pl.output.tables import (
     STATUSES,

@@ -17,8 +17,8 @@ from virnucpro_pl import HDF5Writer, SequenceDataModule
 from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.input.tokens import ProteinTokenizer
 from virnucpro_pl.output import parts
+from virnucpro_pl.output.part import IncompleteError, read_part
 from virnucpro_pl.output.parts import PartsFolder
-from virnucpro_pl.output.store import IncompleteError, read_part
 from virnucpro_pl.predict.sequence_embedder import Embeddings
 from virnucpro_pl.stability import FAILED, FINE
 

@@ -1,0 +1,1 @@
+"""The networks, their weights in the published formats, attention, pooling, the classifier."""

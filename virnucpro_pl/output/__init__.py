@@ -1,0 +1,1 @@
+"""From predictions to published files: parts, ranks that agree, signals, tables."""
