@@ -19,6 +19,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from virnucpro_pl.version import __version__
+
 if TYPE_CHECKING:
     from virnucpro_pl.embeddings.embedding_file import load_embeddings
     from virnucpro_pl.embeddings.pairs import EmbeddingPairDataModule
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from virnucpro_pl.predict.embedders import DNABERTSEmbedder, ESM2Embedder
     from virnucpro_pl.predict.virnucpro import VirNucPro, VirusClassifier
     from virnucpro_pl.stability import NumericalInstabilityError, check_numerical_stability
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ClassifierTraining",
@@ -53,6 +53,7 @@ __all__ = [
     "TableWriter",
     "VirNucPro",
     "VirusClassifier",
+    "__version__",
     "check_numerical_stability",
     "load_embeddings",
     "should_use_fp16",

@@ -15,6 +15,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch import Trainer
 
 from virnucpro_pl.errors import UsageError
+from virnucpro_pl.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -157,8 +158,6 @@ def announce(trainer: Trainer, precision: str) -> None:
         trainer: The Trainer of the run.
         precision: What the run computes in, whatever the Trainer has as yet.
     """
-    from virnucpro_pl import __version__
-
     if trainer.is_global_zero:
         ranks = _plural(trainer.world_size, "rank")
         place = _describe_devices(trainer)

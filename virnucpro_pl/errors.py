@@ -2,17 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "GateError",
-    "InputError",
-    "OutputError",
-    "PeerError",
-    "TooLargeError",
-    "UnwritableError",
-    "UsageError",
-    "WeightsError",
-]
-
 MAX_LISTED = 20
 """How many offending records or ids a message names before it only counts."""
 

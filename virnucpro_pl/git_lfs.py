@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from virnucpro_pl.errors import WeightsError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _FIRST_LINE = b"version https://git-lfs.github.com/spec/v1"
 

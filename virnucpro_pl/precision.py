@@ -17,8 +17,6 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from virnucpro_pl import devices
 from virnucpro_pl.switches import env_switch
 
-__all__ = ["PrecisionFromEnv", "resolve_precision", "run_precision", "should_use_fp16"]
-
 log = logging.getLogger(__name__)
 
 FP16_SWITCH = "VIRNUCPRO_DISABLE_FP16"

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from virnucpro_pl.errors import MAX_LISTED, listed
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-__all__ = [
-    "FAILED",
-    "FINE",
-    "RECOMPUTED",
-    "NumericalInstabilityError",
-    "are_finite",
-    "check_numerical_stability",
-    "describe_instability",
-    "each_outcome",
-]
-
 
 FINE, RECOMPUTED, FAILED = 0, 1, 2
 """Outcome of a sequence: finite, finite only after it was computed again in FP32, none."""

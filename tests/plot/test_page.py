@@ -4,8 +4,7 @@ import base64
 import re
 from html.parser import HTMLParser
 
-from virnucpro_pl.plot.figures import Picture
-from virnucpro_pl.plot.page import make_page
+from virnucpro_pl.plot.page import Picture, make_page
 
 VOID = {"meta", "img"}
 

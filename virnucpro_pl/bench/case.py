@@ -17,8 +17,6 @@ from virnucpro_pl.models.esm2 import SIZES
 from virnucpro_pl.predict.embedders import DNABERTSEmbedder, ESM2Embedder
 from virnucpro_pl.predict.sequence_embedder import SequenceEmbedder
 
-__all__ = ["DNA", "FEWEST", "Case", "draw", "draw_genes", "write_fasta"]
-
 DNA = "dnabert_s"
 SAMPLE = 4096
 """Sequences that are drawn, or taken from a file; longer runs repeat them."""

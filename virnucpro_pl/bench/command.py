@@ -25,8 +25,6 @@ from virnucpro_pl.models.esm2 import SIZES
 from virnucpro_pl.output.files import write_json
 from virnucpro_pl.output.overlap import refuse_foreign_report, refuse_inputs
 
-__all__ = ["bench"]
-
 log = logging.getLogger(__name__)
 
 FUSED = "virnucpro"

@@ -14,8 +14,6 @@ from virnucpro_pl.bench.case import Case
 from virnucpro_pl.bench.meter import Row
 from virnucpro_pl.input.orfs import find_orfs
 
-__all__ = ["six_frames", "tokenising"]
-
 log = logging.getLogger(__name__)
 
 _CHUNK = 500

@@ -15,8 +15,6 @@ import torch.nn.functional as F
 
 from virnucpro_pl.bench.case import Case
 
-__all__ = ["Measured", "Row", "measured", "repeat"]
-
 log = logging.getLogger(__name__)
 
 _LIMIT_TOKENS = 16_384

@@ -23,8 +23,6 @@ from virnucpro_pl.output.table_writer import TableWriter
 from virnucpro_pl.predict.embedders import DNABERTSEmbedder, ESM2Embedder
 from virnucpro_pl.predict.virnucpro import VirNucPro
 
-__all__ = ["encoder_alone", "end_to_end", "fused"]
-
 log = logging.getLogger(__name__)
 
 

@@ -20,8 +20,6 @@ from virnucpro_pl.input.tokens import ProteinTokenizer
 from virnucpro_pl.models import dnabert_s
 from virnucpro_pl.models.esm2 import SIZES
 
-__all__ = ["import_authors_code", "peers"]
-
 _ORIGINAL_TOKENS = 2048
 """Tokens of a batch in VirNucPro's own setting (Li et al. 2025)."""
 _BUDGETS = (8_192, 32_768, 131_072)

@@ -22,8 +22,6 @@ from virnucpro_pl.bench.case import DNA, FEWEST, Case, write_fasta
 from virnucpro_pl.errors import OutputError
 from virnucpro_pl.models.esm2 import fair_esm_names
 
-__all__ = ["ProcessRow", "processes"]
-
 log = logging.getLogger(__name__)
 
 _COMPARED = 1024

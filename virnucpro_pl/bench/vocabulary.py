@@ -10,8 +10,6 @@ from tokenizers.trainers import BpeTrainer
 from virnucpro_pl.input.dna_tokens import SPECIAL_TOKENS, built_in_tokenizer
 from virnucpro_pl.models.dnabert_s import SIZES
 
-__all__ = ["write_tokenizer"]
-
 
 def write_tokenizer(path: Path) -> Path:
     """Train a tokenizer on random DNA; 500 bases of it have some 105 tokens.

@@ -18,8 +18,6 @@ from virnucpro_pl.cli.shipped import (
 )
 from virnucpro_pl.errors import UsageError
 
-__all__ = ["COMMANDS", "EPILOG", "print_class_help", "print_help", "wants_class_help"]
-
 COMMANDS = {
     "bench": "measure this program on your own card, beside its peers",
     "compare": "tell how far two embedding files or prediction tables are apart",

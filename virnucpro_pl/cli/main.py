@@ -48,8 +48,6 @@ from virnucpro_pl.output.processes import (
 )
 from virnucpro_pl.precision import resolve_precision, should_use_fp16, unify_precision
 
-__all__ = ["main"]
-
 log = logging.getLogger("virnucpro_pl")
 
 COMMAND_MODULES = {

@@ -11,17 +11,6 @@ import yaml
 
 from virnucpro_pl.errors import UsageError
 
-__all__ = [
-    "classes_in",
-    "config_names",
-    "configs_for",
-    "find_config",
-    "read_config",
-    "shipped_configs",
-    "with_shipped_configs",
-]
-
-
 DEMO = "demo.yaml"
 """The one shipped config that names a file of data, a bundled sample."""
 

@@ -29,8 +29,6 @@ from virnucpro_pl.errors import GateError, InputError, OutputError, UsageError
 from virnucpro_pl.output.files import write_json
 from virnucpro_pl.output.overlap import refuse_foreign_report, refuse_inputs
 
-__all__ = ["compare"]
-
 log = logging.getLogger(__name__)
 
 Source = EmbeddingFile | OriginalFile | ScoreTable

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from virnucpro_pl.embeddings.id_table import Ids
 
-__all__ = ["Joined", "Vectors"]
-
 _BLOCK = 1024
 
 

@@ -10,8 +10,6 @@ from torchmetrics.functional import pairwise_cosine_similarity
 
 from virnucpro_pl.compare.joined import Joined
 
-__all__ = ["Neighbours", "compare_neighbours"]
-
 SAMPLE = 5000
 """Records at most among which nearest neighbours are sought."""
 _BLOCK = 500

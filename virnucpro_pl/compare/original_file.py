@@ -24,8 +24,6 @@ from torch import Tensor
 from virnucpro_pl.errors import InputError
 from virnucpro_pl.models.checkpoint import read_torch_file
 
-__all__ = ["OriginalFile"]
-
 KINDS = {"proteins": "ESM-2", "nucleotide": "DNABERT-S", "ids": "merged"}
 """What a file holds, by the name of its ids."""
 _WHAT = "file of VirNucPro embeddings"

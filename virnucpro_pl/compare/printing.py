@@ -14,8 +14,6 @@ from virnucpro_pl.compare.score_table import TableDifference
 from virnucpro_pl.compare.vectors import CLASSES, FENCE, Figures, VectorDifference
 from virnucpro_pl.errors import MAX_LISTED
 
-__all__ = ["print_difference"]
-
 log = logging.getLogger(__name__)
 
 _PLAIN_PROVES_NOTHING = (

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from virnucpro_pl.embeddings.id_table import IdTable, Match
 from virnucpro_pl.errors import MAX_LISTED
 
-__all__ = ["Named", "Rows", "describe_rows", "named"]
-
 
 class Named(NamedTuple):
     """Some rows: how many, and the ids of the first of them."""

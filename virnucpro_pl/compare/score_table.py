@@ -17,8 +17,6 @@ from virnucpro_pl.embeddings.id_table import match_ids
 from virnucpro_pl.errors import InputError
 from virnucpro_pl.output.tables import HIGHEST_SCORE_HEADER, PREDICTION_HEADER
 
-__all__ = ["ScoreTable", "TableDifference", "compare_tables", "is_score_table"]
-
 _LABELS = {
     PREDICTION_HEADER: ("others", "virus", "NA"),
     HIGHEST_SCORE_HEADER: ("False", "True", "NA"),

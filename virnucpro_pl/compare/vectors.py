@@ -19,8 +19,6 @@ from virnucpro_pl.compare.rows import Rows, describe_rows
 from virnucpro_pl.embeddings.id_table import match_ids
 from virnucpro_pl.errors import UsageError
 
-__all__ = ["Figures", "Spread", "VectorDifference", "Worst", "compare_vectors"]
-
 CLASSES = {"all": (0, None), "short": (0, 50), "medium": (50, 201), "long": (201, None)}
 """Length classes: letters of a record from, and up to but not including."""
 FENCE = 3.0

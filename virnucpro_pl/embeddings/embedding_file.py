@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from virnucpro_pl.embeddings.format import FORMAT, FORMAT_VERSION
 from virnucpro_pl.errors import InputError
 
-__all__ = ["EmbeddingFile", "load_embeddings"]
-
 _ID_BLOCK = 65_536
 _ROW_BLOCK = 1024
 _SPREAD = 4

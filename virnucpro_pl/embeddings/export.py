@@ -19,8 +19,6 @@ from virnucpro_pl.errors import MAX_LISTED, UnwritableError, UsageError
 from virnucpro_pl.output.files import published
 from virnucpro_pl.output.overlap import refuse_inputs
 
-__all__ = ["export"]
-
 log = logging.getLogger(__name__)
 
 Format = Literal["per-id", "anndata", "npy"]
@@ -56,7 +54,7 @@ def export(file: Path, *, to: Format, output: Path | None = None, overwrite: boo
     with load_embeddings(file) as embeddings:
         _check_outputs(file, outputs, overwrite)
         if count := len(embeddings.failed):
-            ids = embeddings.embedding_file["sequence_ids"]
+            ids = embeddings.file["sequence_ids"]
             names = ", ".join(ids[row].decode() for row in embeddings.failed[:MAX_LISTED])
             log.warning("%d records have no vector and are written as NaN: %s ...", count, names)
         with _reporting(output):

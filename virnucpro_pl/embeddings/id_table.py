@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from virnucpro_pl.errors import InputError, listed
 from virnucpro_pl.input.records import map_array
 
-__all__ = ["IdTable", "Ids", "Match", "match_ids", "write_ids"]
-
 _ID_BLOCK = 65_536
 
 

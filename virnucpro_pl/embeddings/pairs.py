@@ -22,8 +22,6 @@ from virnucpro_pl.input.orfs import POOLED_RESIDUES, POOLING
 from virnucpro_pl.input.packing import plan_packs
 from virnucpro_pl.input.records import map_array
 
-__all__ = ["EmbeddingPairDataModule", "PairBatch"]
-
 log = logging.getLogger(__name__)
 
 BLOCK = 256

@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser
 
-from virnucpro_pl import __version__
 from virnucpro_pl.cli.literal_paths import LiteralPathParser
 from virnucpro_pl.cli.main import UsageCLI
 from virnucpro_pl.devices import announce, check_devices
@@ -18,8 +17,7 @@ from virnucpro_pl.errors import UsageError
 from virnucpro_pl.fit.labelled import LabelledPairDataModule
 from virnucpro_pl.fit.training import METRIC_NAMES, ClassifierTraining, ClassifierWriter
 from virnucpro_pl.models.classifier import load_classifier
-
-__all__ = ["fit"]
+from virnucpro_pl.version import __version__
 
 log = logging.getLogger(__name__)
 

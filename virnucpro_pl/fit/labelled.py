@@ -27,8 +27,6 @@ from virnucpro_pl.errors import InputError, UsageError, listed
 from virnucpro_pl.fit.labelled_rows import Batches, LabelledBatch, LabelledRows
 from virnucpro_pl.fit.splits import CLASSES, Split, split_records
 
-__all__ = ["EmbeddingPair", "LabelledPairDataModule"]
-
 log = logging.getLogger(__name__)
 
 RECORD_PATTERN = r"(.+)_chunk_\d+[FR][123]"

@@ -13,8 +13,6 @@ from torch.utils.data import Dataset
 
 from virnucpro_pl.embeddings.pairs import PairStore
 
-__all__ = ["Batches", "LabelledBatch", "LabelledRows"]
-
 _BLOCK = 4096
 
 

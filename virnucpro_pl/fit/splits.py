@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from virnucpro_pl.errors import UsageError
 
-__all__ = ["CLASSES", "Split", "split_records"]
-
 CLASSES = ("others", "virus")
 """Names of the labels 0 and 1, as the classifier has them."""
 

@@ -32,8 +32,6 @@ from virnucpro_pl.output.files import write_json
 from virnucpro_pl.output.overlap import refuse_inputs
 from virnucpro_pl.stability import NumericalInstabilityError, are_finite
 
-__all__ = ["ClassifierTraining", "ClassifierWriter"]
-
 log = logging.getLogger(__name__)
 
 METRIC_NAMES = (

@@ -30,8 +30,6 @@ from virnucpro_pl.input.reader import read_records
 from virnucpro_pl.input.records import RecordStore, map_array
 from virnucpro_pl.input.tokens import PackedBatch, Tokenizer, pack
 
-__all__ = ["ContigDataModule", "OrfBatch", "OrfStore"]
-
 log = logging.getLogger(__name__)
 
 _BLOCK = 64 << 20

@@ -24,8 +24,6 @@ from virnucpro_pl.input.reader import read_records
 from virnucpro_pl.input.records import RecordStore
 from virnucpro_pl.input.tokens import PackedBatch, Tokenizer, lay
 
-__all__ = ["SequenceDataModule"]
-
 log = logging.getLogger(__name__)
 
 _GPU_TOKENS = 16_384

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,6 @@ from tokenizers.processors import TemplateProcessing
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.git_lfs import refuse_pointer
 from virnucpro_pl.input.alphabets import DNA, Alphabet
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["BUILT_IN", "SPECIAL_TOKENS", "DNATokenizer", "built_in_tokenizer"]
 
 BUILT_IN = "built-in"
 """What an output file says of the tokenizer that belongs to random weights."""

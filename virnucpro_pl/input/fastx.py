@@ -2,7 +2,7 @@
 
 No library serves: dnaio drops FASTA lines that begin with `#` and refuses headers that are not
 ASCII, Biopython takes text before the first record for a comment. Which letters a sequence may hold
-is for `sequences.reader` to check.
+is for `input.reader` to check.
 """
 
 from __future__ import annotations

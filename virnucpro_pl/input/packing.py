@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["plan_packs"]
-
 
 def plan_packs(lengths: ArrayLike, budget: int, specials: int = 2) -> list[range]:
     """Cut a list of sequences into packs of consecutive ones, greedily; pure and deterministic.

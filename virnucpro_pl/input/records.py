@@ -1,7 +1,7 @@
 """The records of an input, in a store on disk that every rank and worker maps.
 
 6 million records cost a rank nothing but address space: residues, offsets and ids lie in files.
-`sequences.reader` fills it.
+`input.reader` fills it.
 """
 
 from __future__ import annotations

@@ -5,21 +5,16 @@ Shapes: N sequences in a pack, T tokens in a pack, P pooled tokens in a pack.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from virnucpro_pl.input.alphabets import PROTEIN, Alphabet
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-__all__ = ["PackedBatch", "ProteinTokenizer", "Tokenizer", "pack"]
 
 
 class PackedBatch(NamedTuple):

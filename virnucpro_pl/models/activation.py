@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["gelu", "gelu_by_formula"]
+from torch import Tensor
 
 
 def gelu(x: Tensor) -> Tensor:

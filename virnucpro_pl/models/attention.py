@@ -10,28 +10,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.switches import env_switch
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = [
-    "Attention",
-    "BiasedAttention",
-    "Layout",
-    "attend",
-    "check_attention",
-    "check_device",
-    "choose_attention",
-    "lay_out",
-]
 
 log = logging.getLogger(__name__)
 

@@ -12,20 +12,17 @@ import pathlib
 import pickle
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from virnucpro_pl.errors import WeightsError, listed
 from virnucpro_pl.git_lfs import refuse_pointer
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
 
 _ALLOWED = [
     argparse.Namespace,  # of fair-esm's files, and of Lightning's hyper-parameters

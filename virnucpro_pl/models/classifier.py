@@ -17,14 +17,6 @@ from virnucpro_pl.models.checkpoint import read_torch_file
 from virnucpro_pl.models.files import hash_of
 from virnucpro_pl.models.weights import assign_random
 
-__all__ = [
-    "FEATURES",
-    "RANDOM",
-    "MLPClassifier",
-    "hash_classifier",
-    "load_classifier",
-]
-
 log = logging.getLogger(__name__)
 
 FEATURES = 768 + 2560

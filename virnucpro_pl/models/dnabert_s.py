@@ -13,7 +13,7 @@ import logging
 import math
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
-from torch import nn
+from torch import Tensor, nn
 
 from virnucpro_pl.errors import WeightsError
 from virnucpro_pl.models.activation import gelu
@@ -29,22 +29,6 @@ from virnucpro_pl.models.attention import attend, lay_out
 from virnucpro_pl.models.checkpoint import Checkpoint, read_checkpoint
 from virnucpro_pl.models.steps import Steps
 from virnucpro_pl.models.weights import assign, assign_random, bare_sizes
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = [
-    "DNABERTS",
-    "REPOSITORY",
-    "SIZES",
-    "DNABERTSConfig",
-    "Size",
-    "alibi_slopes",
-    "find_weights",
-    "load_dnabert_s",
-    "read_config",
-    "revision",
-]
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ import logging
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from virnucpro_pl.errors import WeightsError
 from virnucpro_pl.models.activation import gelu
@@ -25,20 +25,6 @@ from virnucpro_pl.models.checkpoint import Checkpoint, read_checkpoint
 from virnucpro_pl.models.files import download
 from virnucpro_pl.models.steps import Steps
 from virnucpro_pl.models.weights import assign, assign_random, bare_sizes
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = [
-    "DEFAULT",
-    "ESM2",
-    "SIZES",
-    "ESM2Config",
-    "fair_esm_names",
-    "find_weights",
-    "load_esm2",
-    "read_config",
-]
 
 log = logging.getLogger(__name__)
 

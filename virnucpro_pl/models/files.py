@@ -9,21 +9,16 @@ import os
 import re
 import shutil
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
 from rich.console import Console
 from rich.progress import wrap_file
 
 from virnucpro_pl.errors import WeightsError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["SEED", "download", "hash_files", "hash_of"]
 
 log = logging.getLogger(__name__)
 

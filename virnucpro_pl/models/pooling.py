@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["pool"]
+from torch import Tensor
 
 
 def pool(hidden: Tensor, pool_tokens: Tensor, pool_offsets: Tensor) -> Tensor:

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["Steps"]
-
 _Three = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
 
 

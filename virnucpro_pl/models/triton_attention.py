@@ -7,16 +7,10 @@ A sequence's result does not depend on what else is in the pack.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["packed_attention"]
+from torch import Tensor
 
 _LOG2_E = 1.4426950408889634
 _KEYS = 64

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-__all__ = ["add_then_norm"]
+from torch import Tensor, nn
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -9,22 +9,14 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from virnucpro_pl.errors import WeightsError, listed
+from virnucpro_pl.models.checkpoint import Checkpoint
 from virnucpro_pl.models.files import SEED
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from torch import Tensor
-
-    from virnucpro_pl.models.checkpoint import Checkpoint
-
-__all__ = ["assign", "assign_random", "bare_sizes"]
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,6 @@ import torch
 
 from virnucpro_pl.output.part import Part
 
-__all__ = ["Commits"]
-
 
 class _Pack(NamedTuple):
     rows: torch.Tensor

@@ -16,8 +16,6 @@ from virnucpro_pl.errors import MAX_LISTED, PeerError, UsageError, is_out_of_mem
 from virnucpro_pl.output.processes import lost_another_rank
 from virnucpro_pl.stability import NumericalInstabilityError
 
-__all__ = ["FailureLog", "failures_file"]
-
 log = logging.getLogger(__name__)
 
 

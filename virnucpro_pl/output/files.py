@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["flush", "publish", "published", "temporary_name", "write_json"]
-
 _TEMPORARY = ".tmp-"
 """Prefix of a file that is still being written."""
 

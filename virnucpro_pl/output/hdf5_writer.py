@@ -14,8 +14,6 @@ from virnucpro_pl.errors import UsageError
 from virnucpro_pl.output.merge import Merge
 from virnucpro_pl.output.streaming import StreamingWriter
 
-__all__ = ["HDF5Writer"]
-
 
 class HDF5Writer(StreamingWriter):
     """Writes one HDF5 file with a vector for every record, in input order."""

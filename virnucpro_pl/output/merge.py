@@ -23,8 +23,6 @@ from virnucpro_pl.output.part import Part, Tally, runs
 from virnucpro_pl.output.quiet_file import QuietFile
 from virnucpro_pl.stability import FAILED, FINE, RECOMPUTED
 
-__all__ = ["Merge"]
-
 _CHUNK_BYTES = 1 << 18
 _ID_BLOCK = 65_536
 

@@ -21,17 +21,6 @@ from virnucpro_pl.errors import OutputError, listed
 from virnucpro_pl.output.files import published
 from virnucpro_pl.output.quiet_file import QuietFile
 
-__all__ = [
-    "IncompleteError",
-    "Part",
-    "Tally",
-    "count_rows",
-    "each_part",
-    "read_part",
-    "runs",
-    "write_part",
-]
-
 log = logging.getLogger(__name__)
 
 

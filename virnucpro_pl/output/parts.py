@@ -25,8 +25,6 @@ from virnucpro_pl.output.overlap import is_taken
 from virnucpro_pl.output.part import Part, count_rows, read_part, write_part
 from virnucpro_pl.stability import FAILED
 
-__all__ = ["REPLACED", "PartsFolder"]
-
 log = logging.getLogger(__name__)
 
 _MAY_DIFFER = re.compile(

@@ -20,18 +20,6 @@ from typing import Any
 
 import torch
 
-__all__ = [
-    "Signals",
-    "announce_rank_0",
-    "close_gloo_at_exit",
-    "kill_rank_0",
-    "launched_by_rank_0",
-    "lost_another_rank",
-    "outlive_rank_0",
-    "rank_0_is_gone",
-    "watch_rank_0",
-]
-
 log = logging.getLogger(__name__)
 
 _RANK_0 = "VIRNUCPRO_PL_RANK_0"

@@ -11,8 +11,6 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-__all__ = ["RunProgress"]
-
 log = logging.getLogger(__name__)
 
 

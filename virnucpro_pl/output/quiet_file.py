@@ -6,8 +6,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-__all__ = ["QuietFile"]
-
 
 class QuietFile(io.FileIO):
     """A new file that h5py can write to, whatever the disk says.

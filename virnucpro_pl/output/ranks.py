@@ -26,8 +26,6 @@ from virnucpro_pl.output.processes import (
     rank_0_is_gone,
 )
 
-__all__ = ["Ranks"]
-
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05

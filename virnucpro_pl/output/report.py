@@ -13,8 +13,6 @@ from lightning.pytorch import Trainer
 
 from virnucpro_pl.output.files import write_json
 
-__all__ = ["RunReport", "report_file"]
-
 log = logging.getLogger(__name__)
 
 

@@ -33,8 +33,6 @@ from virnucpro_pl.output.tables import (
     write_prediction_results,
 )
 
-__all__ = ["TableWriter"]
-
 log = logging.getLogger(__name__)
 
 _LINE = 60

@@ -20,17 +20,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "STATUSES",
-    "Contigs",
-    "blocks",
-    "is_scored",
-    "summarise_contigs",
-    "write_contigs",
-    "write_highest_scores",
-    "write_prediction_results",
-]
-
 PREDICTION_HEADER = "Sequence_ID\tPrediction\tscore1\tscore2\n"
 HIGHEST_SCORE_HEADER = "Modified_ID\tIs_Virus\n"
 CONTIGS_HEADER = (

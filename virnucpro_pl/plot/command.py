@@ -11,20 +11,15 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from virnucpro_pl import __version__
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.output.files import published
 from virnucpro_pl.output.overlap import refuse_inputs
-from virnucpro_pl.plot.page import make_page
+from virnucpro_pl.plot.page import Picture, make_page
 from virnucpro_pl.plot.results import Results, read_results
-
-if TYPE_CHECKING:
-    from virnucpro_pl.plot.figures import Picture
-
-__all__ = ["plot"]
+from virnucpro_pl.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +120,7 @@ def _write(folder: Path, pictures: list[Picture], page: str) -> None:
 
 
 def _pictures_of(results: Results, color: str | None, table: Path | None) -> Iterator[Picture]:
-    from virnucpro_pl.plot.command import figures as draw
+    from virnucpro_pl.plot import figures as draw
 
     make, records = draw.make_picture, results.records
     if len(results.orf_scores):
@@ -146,7 +141,7 @@ def _pictures_of(results: Results, color: str | None, table: Path | None) -> Ite
 
 
 def _map(path: Path, name: str, color: str | None, table: Path | None) -> Picture:
-    from virnucpro_pl.plot.command import embedding_map as maps
+    from virnucpro_pl.plot import embedding_map as maps
     from virnucpro_pl.plot.figures import make_picture
 
     file = EmbeddingFile(path)

@@ -15,8 +15,6 @@ from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 from virnucpro_pl.errors import InputError, UsageError
 from virnucpro_pl.plot.figures import COLORS, new_figure, ratio
 
-__all__ = ["Color", "Sample", "color_by_length", "color_by_table", "draw_map", "read_sample"]
-
 MAX_ROWS = 20_000
 """Rows of which the components are computed, and that are drawn."""
 _BLOCK = 512

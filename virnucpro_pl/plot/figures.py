@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -19,18 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from virnucpro_pl.plot.page import Picture
 from virnucpro_pl.plot.results import CALLS, Records, Results, Track
-
-__all__ = [
-    "COLORS",
-    "Picture",
-    "draw_length_shares",
-    "draw_phases",
-    "draw_scores",
-    "draw_track",
-    "make_picture",
-    "new_figure",
-]
 
 COLORS = {"virus": "#D55E00", "others": "#0072B2", "NA": "#8A8A8A"}
 HATCHES = {"virus": "", "others": "//", "NA": ".."}
@@ -53,18 +42,6 @@ _EDGES = (0, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, np.inf)
 """Bases between which records are counted together."""
 _BIN_NAMES = ("<0.5", "0.5-1", "1-2", "2-5", "5-10", "10-20", "20-50", "≥50")
 _NAME_LETTERS = 34
-
-
-class Picture(NamedTuple):
-    """A picture as it is shown."""
-
-    name: str
-    """Name of its file, without `.png`."""
-    title: str
-    """Heading above it."""
-    alt: str
-    """What it shows, for those who cannot see it."""
-    png: bytes
 
 
 def make_picture(name: str, title: str, draw: Callable[[], tuple[Figure, str]]) -> Picture:

@@ -5,12 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from virnucpro_pl.plot.figures import Picture
-
-__all__ = ["make_page"]
+from typing import Any, NamedTuple
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -30,6 +25,18 @@ th { font-weight: 600; width: 45%; }
 .warning { border-left: .4rem solid #b00020; background: #fdecee; padding: .5rem .75rem; }
 footer { margin-top: 2rem; font-size: .85rem; color: #555; }
 """
+
+
+class Picture(NamedTuple):
+    """A picture as it is shown."""
+
+    name: str
+    """Name of its file, without `.png`."""
+    title: str
+    """Heading above it."""
+    alt: str
+    """What it shows, for those who cannot see it."""
+    png: bytes
 
 
 def make_page(

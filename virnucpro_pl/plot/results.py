@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from virnucpro_pl.errors import InputError, UsageError
 from virnucpro_pl.input.orfs import plan_chunks
 
-__all__ = ["Records", "Results", "Track", "read_results"]
-
 CALLS = ("others", "virus", "NA")
 """Of a record; an index into it is its call."""
 _PREDICTIONS = "prediction_results.txt"

@@ -12,9 +12,8 @@ from virnucpro_pl.input.dna_tokens import DNATokenizer
 from virnucpro_pl.input.tokens import ProteinTokenizer
 from virnucpro_pl.models import dnabert_s, esm2
 from virnucpro_pl.models.attention import Attention, BiasedAttention
-from virnucpro_pl.predict.sequence_embedder import Compile, OnInstability, SequenceEmbedder
-
-__all__ = ["DNABERTSEmbedder", "ESM2Embedder"]
+from virnucpro_pl.predict.recovery import OnInstability
+from virnucpro_pl.predict.sequence_embedder import Compile, SequenceEmbedder
 
 
 class ESM2Embedder(SequenceEmbedder):

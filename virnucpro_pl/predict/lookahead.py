@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
+from torch import Tensor
 
 from virnucpro_pl.errors import is_out_of_memory
 from virnucpro_pl.stability import are_finite
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-__all__ = ["Launched", "LooksAhead", "free_memory"]
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +61,7 @@ class LooksAhead(ABC):
     """A module that queues the next batch's work before it waits for this one's results.
 
     On a GPU the loader hands each batch over with the one behind it, see
-    `sequences.datamodule.PackLoader`; where there is none, nothing is queued ahead.
+    `input.datamodule.PackLoader`; where there is none, nothing is queued ahead.
     """
 
     _ahead: Launched | None = None

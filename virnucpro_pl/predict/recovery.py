@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from virnucpro_pl.models.esm2 import ESM2
     from virnucpro_pl.predict.sequence_embedder import SequenceEmbedder
 
-__all__ = ["Embeddings", "OnInstability", "Recovery"]
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -34,18 +35,6 @@ from virnucpro_pl.precision import PrecisionFromEnv, run_precision, unify_precis
 from virnucpro_pl.predict.lookahead import Launched, LooksAhead, free_memory
 from virnucpro_pl.predict.recovery import Embeddings, OnInstability, Recovery
 from virnucpro_pl.stability import each_outcome
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-__all__ = [
-    "Compile",
-    "Embeddings",
-    "OnInstability",
-    "SequenceEmbedder",
-    "StaysOnDevice",
-    "begin_run",
-]
 
 log = logging.getLogger(__name__)
 

@@ -33,8 +33,6 @@ from virnucpro_pl.stability import (
     each_outcome,
 )
 
-__all__ = ["Scores", "VirNucPro", "VirusClassifier"]
-
 log = logging.getLogger(__name__)
 
 
