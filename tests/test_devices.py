@@ -251,8 +251,8 @@ def test_resolve_accelerator_is_never_apples(monkeypatch, cuda):
 
 @pytest.mark.parametrize("command", ["predict", "fit"])
 def test_accelerator_auto_is_resolved_in_the_configuration(command, monkeypatch):
+    from virnucpro_pl.cli import fit
     from virnucpro_pl.cli import main as cli
-    from virnucpro_pl.fit import command as fit
 
     seen = []
     monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))

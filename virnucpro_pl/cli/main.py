@@ -54,7 +54,7 @@ COMMAND_MODULES = {
     "bench": "virnucpro_pl.bench",
     "compare": "virnucpro_pl.compare.command",
     "export": "virnucpro_pl.embeddings.export",
-    "fit": "virnucpro_pl.fit.command",
+    "fit": "virnucpro_pl.cli.fit",
     "plot": "virnucpro_pl.plot.command",
 }
 """Where each command but `predict` is, a function of its name."""

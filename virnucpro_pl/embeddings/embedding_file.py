@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro_pl.embeddings.format import FORMAT, FORMAT_VERSION
+from virnucpro_pl.embedding_format import FORMAT, FORMAT_VERSION
 from virnucpro_pl.errors import InputError
 
 _ID_BLOCK = 65_536

@@ -9,7 +9,7 @@ import h5py
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from virnucpro_pl.embeddings.format import FORMAT
+from virnucpro_pl.embedding_format import FORMAT
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.output.merge import Merge
 from virnucpro_pl.output.streaming import StreamingWriter

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro_pl.embeddings.format import FORMAT, FORMAT_VERSION
+from virnucpro_pl.embedding_format import FORMAT, FORMAT_VERSION
 from virnucpro_pl.output.files import publish, temporary_name
 from virnucpro_pl.output.part import Part, Tally, runs
 from virnucpro_pl.output.quiet_file import QuietFile

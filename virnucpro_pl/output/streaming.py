@@ -16,8 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
 from numpy.typing import NDArray
 
-from virnucpro_pl.version import __version__
-from virnucpro_pl.embeddings.format import FORMAT_VERSION
+from virnucpro_pl.embedding_format import FORMAT_VERSION
 from virnucpro_pl.errors import OutputError, PeerError, UsageError
 from virnucpro_pl.output.commits import Commits
 from virnucpro_pl.output.failures import FailureLog, failures_file
@@ -30,6 +29,7 @@ from virnucpro_pl.output.progress import RunProgress
 from virnucpro_pl.output.ranks import Ranks
 from virnucpro_pl.output.report import RunReport, report_file
 from virnucpro_pl.stability import FAILED, each_outcome
+from virnucpro_pl.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -258,7 +258,7 @@ class StreamingWriter(BasePredictionWriter, ABC):
 
     def provenance(self, trainer: Trainer) -> dict[str, Any]:
         """What the file records about input, model and software. Waits for the weights' hash."""
-            return {
+        return {
             **trainer.datamodule.provenance(),  # type: ignore[attr-defined]
             **trainer.lightning_module.provenance(),  # type: ignore[operator]
             "format_version": FORMAT_VERSION,
