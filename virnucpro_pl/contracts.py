@@ -1,0 +1,263 @@
+"""What a data module, a model and a writer ask of each other: all of it, and the first file to read.
+
+A Trainer brings the three together. The rooms `input`, `models` and `output` do not import one
+another: each finds the others with the functions at the end of this file, and knows of them what
+stands here. `SequenceDataModule` and its kin are a `RowSource`, the modules in `predict` are a
+`RowModel`, the writers are a `Workspace`.
+
+Shape letters, everywhere: N sequences in a pack, T tokens in a pack, H heads, K head width, D model
+width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from virnucpro_pl.errors import UsageError
+
+Molecule = Literal["DNA", "protein"]
+
+
+class Tokenizer(Protocol):
+    """What a model needs of its input: letters, tokens, and which of them are pooled."""
+
+    @property
+    def molecule(self) -> Molecule:
+        """What the sequences are."""
+
+    @property
+    def specials(self) -> int:
+        """Special tokens added to each sequence."""
+
+    @property
+    def margin(self) -> int:
+        """Tokens at each end of a sequence that are not in its mean."""
+
+    def estimate(self, lengths: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.float64]:
+        """Tokens, special ones not counted, of sequences of these lengths; exact where possible."""
+
+    def encode(self, sequences: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens (T,) of all sequences, special ones included, and how many each has (N,)."""
+
+
+# From the data module to the model, and on to the writer -----------------------------------------
+
+
+class Batch(Protocol):
+    """Some rows on their way through the model."""
+
+    @property
+    def rows(self) -> Tensor:
+        """(N,) int64 row of each sequence in the input; on the host."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """(N,) id of each sequence."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """(T,) what the throughput counts."""
+
+
+class Embeddings(NamedTuple):
+    """What an embedder's `predict_step` returns; all of it on the host."""
+
+    rows: Tensor
+    """(N,) int64 row of each sequence in the input."""
+    vectors: Tensor
+    """(N, D) fp32; NaN where there is no vector."""
+    outcome: Tensor | None = None
+    """(N,) uint8: 0 fine, 1 computed again in FP32, 2 failed (see `stability`). None if all are
+    fine."""
+
+
+class Scores(NamedTuple):
+    """What a classifying module's `predict_step` returns; all of it on the host."""
+
+    rows: Tensor
+    """(N,) int64 row of each ORF in the input."""
+    scores: Tensor
+    """(N, 2) fp32: P(others) and P(virus); NaN where an embedding is missing."""
+    outcome: Tensor | None = None
+    """(N,) uint8, the worse of both embeddings'. None if all are fine."""
+    dnabert_s: Tensor | None = None
+    """(N, 768) fp32 embeddings of the nucleotides."""
+    esm2: Tensor | None = None
+    """(N, 2560) fp32 embeddings of the proteins."""
+
+
+# What each of the three is to the others ---------------------------------------------------------
+
+
+class Rows(Protocol):
+    """All rows of a run, numbered from 0."""
+
+    @property
+    def unit(self) -> str:
+        """What a row is, for messages: `records` or `ORFs`."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(M,) letters of each."""
+
+    def __len__(self) -> int:
+        """Count them."""
+
+    def ids(self, rows: NDArray[np.int64]) -> list[str]:
+        """Ids of some rows."""
+
+
+class Contigs(Protocol):
+    """The records of an input whose rows are their open reading frames."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(R,) bases of each."""
+
+    def ids(self, rows: NDArray[np.int64]) -> list[str]:
+        """Ids of some records."""
+
+    def sequences(self, rows: NDArray[np.int64]) -> list[bytes]:
+        """Letters of some records."""
+
+
+class OrfOrigin(NamedTuple):
+    """Which contig and which chunk of it each open reading frame is of."""
+
+    contigs: Contigs
+    n_chunks: NDArray[np.int64]
+    """(R,) chunks of each contig, those without an ORF included."""
+    record: NDArray[np.int64]
+    """(M,) contig of each ORF."""
+    chunk: NDArray[np.int64]
+    """(M,) chunk of each ORF, counted from 1 in its contig."""
+    letters: dict[Molecule, NDArray[np.int64]]
+    """(M,) bases, and residues, of each ORF."""
+
+
+class RowSource(ABC):
+    """A data module, as the model and the writer see it.
+
+    Attributes:
+        store: The rows, from `setup` on.
+        fault: On rank 0, what is wrong with the input, from `prepare_data` on.
+        pack_count: Packs of the whole input, over all ranks, from `predict_dataloader` on.
+    """
+
+    store: Rows
+    fault: UsageError | None
+    pack_count: int
+
+    @property
+    def origin(self) -> OrfOrigin | None:
+        """Where the rows are from, if they are open reading frames of contigs; after `setup`."""
+        return None
+
+    @property
+    @abstractmethod
+    def input_counts(self) -> dict[str, int]:
+        """What a reader of the results should know of the input, by name; after `setup`."""
+
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """What an output records about its input; after `setup`."""
+
+    @abstractmethod
+    def largest_pack(self, tokenizer: Tokenizer) -> int:
+        """Tokens that a pack has at most; on a GPU, smaller ones are filled up to so many."""
+
+    @abstractmethod
+    def tokens_left(self, tokenizer: Tokenizer) -> float:
+        """Tokens of the rows that no earlier run has committed, after `predict_dataloader`."""
+
+    def write_beside(self, folder: Path) -> None:
+        """Write what the user wants beside the results, such as the open reading frames."""
+
+
+class RowModel(ABC):
+    """A model, as the data module and the writer see it.
+
+    Attributes:
+        tokenizers: One for each network that reads sequences; none if it reads features.
+        columns: Names of the tensors of its predictions, of which a writer keeps some.
+    """
+
+    tokenizers: tuple[Tokenizer, ...]
+    columns: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def input_files(self) -> list[Path]:
+        """Files and folders that it reads, so that none of them is written."""
+
+    @abstractmethod
+    def width_of(self, column: str) -> int:
+        """Numbers of a row of one of its `columns`, from `configure_model` on."""
+
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """What an output records about it; from `configure_model` on. Waits for hashes."""
+
+
+class Workspace(ABC):
+    """A writer, as the data module sees it: a folder shared by all ranks, and which rows it has.
+
+    Attributes:
+        path: File or folder that is published.
+    """
+
+    path: Path
+
+    @abstractmethod
+    def claim(self, inputs: Sequence[Path]) -> Path:
+        """Refuse an output that is an input or cannot be written, else make the folder."""
+
+    @abstractmethod
+    def finished_rows(self, count: int, trainer: Any) -> NDArray[np.bool_]:
+        """Flags (count,) of the rows that an earlier run has committed; called on every rank."""
+
+
+class FailureRecord(ABC):
+    """Where failures are written, as the model and the writer see it."""
+
+    @abstractmethod
+    def record(
+        self, trainer: Any, exception: Exception, sequence_ids: list[str], failed_batch: int | None
+    ) -> None:
+        """Write one failure down: which sequences, of which batch, and why."""
+
+    @abstractmethod
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Write the failure down that ends the run, unless that is done."""
+
+
+# How they find each other. A Trainer's attributes are not typed; here alone they are looked at ----
+
+
+def source_of(trainer: Any) -> RowSource | None:
+    """The Trainer's data module; None if it is not of this package."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, RowSource) else None
+
+
+def model_of(trainer: Any) -> RowModel | None:
+    """The Trainer's model; None if it is not of this package."""
+    model = trainer.lightning_module
+    return model if isinstance(model, RowModel) else None
+
+
+def workspace_of(trainer: Any) -> Workspace | None:
+    """The writer among the Trainer's callbacks, if there is one."""
+    return next((c for c in trainer.callbacks if isinstance(c, Workspace)), None)
+
+
+def failure_record_of(trainer: Any) -> FailureRecord | None:
+    """The failure log among the Trainer's callbacks, if there is one."""
+    return next((c for c in trainer.callbacks if isinstance(c, FailureRecord)), None)
