@@ -1,4 +1,4 @@
-"""What a data module, a model and a writer ask of each other: all of it, and the first file to read.
+"""What a data module, a model and a writer ask of each other: read this file first.
 
 A Trainer brings the three together. The rooms `input`, `models` and `output` do not import one
 another: each finds the others with the functions at the end of this file, and knows of them what
@@ -177,6 +177,7 @@ class RowSource(ABC):
     def tokens_left(self, tokenizer: Tokenizer) -> float:
         """Tokens of the rows that no earlier run has committed, after `predict_dataloader`."""
 
+    @abstractmethod
     def write_beside(self, folder: Path) -> None:
         """Write what the user wants beside the results, such as the open reading frames."""
 
@@ -258,6 +259,6 @@ def workspace_of(trainer: Any) -> Workspace | None:
     return next((c for c in trainer.callbacks if isinstance(c, Workspace)), None)
 
 
-def failure_record_of(trainer: Any) -> FailureRecord | None:
-    """The failure log among the Trainer's callbacks, if there is one."""
-    return next((c for c in trainer.callbacks if isinstance(c, FailureRecord)), None)
+def failure_records_of(trainer: Any) -> list[FailureRecord]:
+    """The failure logs among the Trainer's callbacks."""
+    return [c for c in trainer.callbacks if isinstance(c, FailureRecord)]
