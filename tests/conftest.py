@@ -588,9 +588,9 @@ def run_main(capfd, tmp_path, monkeypatch):
 @pytest.fixture
 def look_ahead(monkeypatch):
     """Give each batch the one behind it on a CPU, too, as a GPU's loader does."""
-    from virnucpro_pl.input import datamodule
+    from virnucpro_pl.input import loader
 
-    plain = datamodule.PackLoader.__iter__
+    plain = loader.PackLoader.__iter__
     monkeypatch.setattr(
-        datamodule.PackLoader, "__iter__", lambda self: datamodule.with_following(plain(self))
+        loader.PackLoader, "__iter__", lambda self: loader.with_following(plain(self))
     )

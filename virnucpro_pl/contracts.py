@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,15 +103,19 @@ class Rows(Protocol):
     def unit(self) -> str:
         """What a row is, for messages: `records` or `ORFs`."""
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """(M,) letters of each."""
-
     def __len__(self) -> int:
         """Count them."""
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         """Ids of some rows."""
+
+
+class SequenceRows(Rows, Protocol):
+    """Rows that are sequences."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(M,) letters of each."""
 
 
 class Contigs(Protocol):
@@ -148,17 +152,10 @@ class RowSource(ABC):
     Attributes:
         store: The rows, from `setup` on.
         fault: On rank 0, what is wrong with the input, from `prepare_data` on.
-        pack_count: Packs of the whole input, over all ranks, from `predict_dataloader` on.
     """
 
     store: Rows
     fault: UsageError | None
-    pack_count: int
-
-    @property
-    def origin(self) -> OrfOrigin | None:
-        """Where the rows are from, if they are open reading frames of contigs; after `setup`."""
-        return None
 
     @property
     @abstractmethod
@@ -169,6 +166,26 @@ class RowSource(ABC):
     def provenance(self) -> dict[str, Any]:
         """What an output records about its input; after `setup`."""
 
+    @property
+    def origin(self) -> OrfOrigin | None:
+        """Where the rows are from, if they are open reading frames of contigs; after `setup`."""
+        return None
+
+    def write_beside(self, folder: Path) -> None:  # noqa: B027 - most have nothing to write
+        """Write what the user wants beside the results, such as the open reading frames."""
+
+
+class SequenceSource(RowSource):
+    """A data module whose rows are sequences, as an embedder sees it.
+
+    Attributes:
+        store: The sequences, from `setup` on.
+        pack_count: Packs of the whole input, over all ranks, from `predict_dataloader` on.
+    """
+
+    store: SequenceRows
+    pack_count: int
+
     @abstractmethod
     def largest_pack(self, tokenizer: Tokenizer) -> int:
         """Tokens that a pack has at most; on a GPU, smaller ones are filled up to so many."""
@@ -177,21 +194,32 @@ class RowSource(ABC):
     def tokens_left(self, tokenizer: Tokenizer) -> float:
         """Tokens of the rows that no earlier run has committed, after `predict_dataloader`."""
 
-    @abstractmethod
-    def write_beside(self, folder: Path) -> None:
-        """Write what the user wants beside the results, such as the open reading frames."""
-
 
 class RowModel(ABC):
     """A model, as the data module and the writer see it.
 
     Attributes:
-        tokenizers: One for each network that reads sequences; none if it reads features.
         columns: Names of the tensors of its predictions, of which a writer keeps some.
+        data_needed: Name of the class of its data module.
     """
 
-    tokenizers: tuple[Tokenizer, ...]
-    columns: tuple[str, ...]
+    columns: ClassVar[tuple[str, ...]]
+    data_needed: ClassVar[str]
+
+    def check_data(self, data: object) -> None:
+        """Refuse the data module of another model.
+
+        Raises:
+            UsageError: If neither its class nor one that it is made from has the name needed.
+        """
+        if self.data_needed not in (kind.__name__ for kind in type(data).__mro__):
+            here, given = type(self).__name__, type(data).__name__
+            raise UsageError(f"{here} needs a {self.data_needed} as its data, not a {given}")
+
+    @property
+    @abstractmethod
+    def tokenizers(self) -> tuple[Tokenizer, ...]:
+        """One for each network that reads sequences; none if it reads features."""
 
     @property
     @abstractmethod

@@ -55,7 +55,7 @@ def test_features_are_joined_by_id_in_the_order_of_the_dna(
     assert data.width == 5
     packs = [np.arange(pack.start, pack.stop) for pack in data.plan()]
     assert [len(rows) for rows in packs] == [256, 44]
-    served = pickle.loads(pickle.dumps(data.tokenise(packs)))
+    served = pickle.loads(pickle.dumps(data.batches(packs)))
     assert isinstance(served, Pairs)
     for rows, [batch] in zip(packs, map(served.__getitem__, range(2)), strict=True):
         assert batch.rows.tolist() == rows.tolist()

@@ -7,18 +7,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from lightning.pytorch import LightningModule
 
+from virnucpro_pl import ESM2Embedder
 from virnucpro_pl.errors import InputError, UsageError
 from virnucpro_pl.input import contigs as module
+from virnucpro_pl.input import orf_store
 from virnucpro_pl.input.alphabets import DNA, PRINTABLE
 from virnucpro_pl.input.contigs import (
     ContigDataModule,
     OrfPacks,
-    OrfStore,
     input_stem,
-    write_orfs,
 )
 from virnucpro_pl.input.dna_tokens import DNATokenizer
+from virnucpro_pl.input.orf_store import OrfStore, write_orfs
 from virnucpro_pl.input.reader import read_records
 from virnucpro_pl.input.tokens import ProteinTokenizer
 
@@ -55,11 +57,11 @@ def columns(store):
 @pytest.mark.parametrize("block", [1, 700, 64 << 20])
 @pytest.mark.parametrize(("name", "size"), WRITTEN_BY_VIRNUCPRO)
 def test_orf_files_of_any_block_equal_virnucpros(tmp_path, monkeypatch, name, size, block):
-    monkeypatch.setattr(module, "_BLOCK", block)
+    monkeypatch.setattr(orf_store, "_BLOCK", block)
     monkeypatch.setattr(module, "_ROWS", 7 if block < 1000 else 1 << 16)
     data = ContigDataModule(DATA / f"{name}.fa", size, save_orfs=True)
     data.store = write_orfs(read_records(data.path, PRINTABLE, tmp_path), size)
-    data.write_orfs(tmp_path)
+    data.write_beside(tmp_path)
     files = [tmp_path / f"{name}_identified_{kind}" for kind in ("nucleotide.fa", "protein.faa")]
     digests = tuple(hashlib.sha256(file.read_bytes()).hexdigest()[:32] for file in files)
     assert digests == WRITTEN_BY_VIRNUCPRO[name, size]
@@ -149,11 +151,10 @@ def test_contig_data_module_too_short_chunk_raises(length):
         ContigDataModule("x.fa", length=length)
 
 
-def in_trainer(data, *, embedders=(), callbacks=()):
+def in_trainer(data, model=None):
     """Put a data module into something like a Trainer."""
-    model = SimpleNamespace(embedders=embedders) if embedders is not None else SimpleNamespace()
     data.trainer = SimpleNamespace(
-        lightning_module=model, callbacks=list(callbacks), strategy=None, is_global_zero=True
+        lightning_module=model, callbacks=[], strategy=None, is_global_zero=True
     )
     return data
 
@@ -195,8 +196,13 @@ def test_contig_data_module_bad_input_raises_with_place(tmp_path, text, place):
 def test_contig_data_module_wrong_company_raises(tmp_path):
     path = tmp_path / "in.fa"
     path.write_text(">a\nACG\n")
-    with pytest.raises(UsageError, match="is for VirNucPro, not for SimpleNamespace"):
-        in_trainer(ContigDataModule(path), embedders=None).read(tmp_path)
+    embedder = ESM2Embedder(weights="random")
+    data = in_trainer(ContigDataModule(path), embedder)
+    data.prepare_data()
+    assert "ESM2Embedder needs a SequenceDataModule as its data" in str(data.fault)
+    data = in_trainer(ContigDataModule(path), LightningModule())
+    data.prepare_data()
+    assert "ContigDataModule needs a model of this package, not a Light" in str(data.fault)
     with pytest.raises(UsageError, match="folder of a TableWriter"):
         in_trainer(ContigDataModule(path, save_orfs=True)).read(tmp_path)
 
@@ -229,7 +235,7 @@ def test_contigs_read_u_as_t_by_default_and_alone_for_the_original(tmp_path):
 def test_orf_files_hold_utf8_ids(tmp_path):
     data = ContigDataModule(tmp_path / "in.fa", save_orfs=True)
     data.store = store_of(">café\nATG\n", tmp_path)
-    data.write_orfs(tmp_path)
+    data.write_beside(tmp_path)
     text = (tmp_path / "in_identified_protein.faa").read_text(encoding="utf-8")
     assert text.startswith(">café_chunk_1F1\nM\n")
 

@@ -8,13 +8,32 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from virnucpro_pl.contracts import RowModel, Workspace
 from virnucpro_pl.errors import InputError, UsageError
 from virnucpro_pl.input.datamodule import SequenceDataModule
 from virnucpro_pl.input.packing import plan_packs
 from virnucpro_pl.input.tokens import ProteinTokenizer
 
 
-class Output:
+class Model(RowModel):
+    """Stands for an embedder."""
+
+    columns = ("vectors",)
+    data_needed = "SequenceDataModule"
+    input_files = ()
+    tokenizers = ()
+
+    def __init__(self, tokenizer):
+        self.tokenizers = (tokenizer,)
+
+    def width_of(self, column):
+        return 2
+
+    def provenance(self):
+        return {}
+
+
+class Output(Workspace):
     """Stands for a writer that has committed some rows already."""
 
     def __init__(self, folder, done):
@@ -40,7 +59,7 @@ def modules(path, world, *, callbacks=(), tokenizer=None, **options):
             world_size=world,
             is_global_zero=rank == 0,
             callbacks=list(callbacks),
-            lightning_module=SimpleNamespace(tokenizer=tokenizer or ProteinTokenizer()),
+            lightning_module=Model(tokenizer or ProteinTokenizer()),
             strategy=SimpleNamespace(
                 broadcast=lambda value, first=first: first.fault or first._folder,
                 root_device=torch.device("cpu"),

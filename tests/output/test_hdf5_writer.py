@@ -14,12 +14,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from virnucpro_pl import HDF5Writer, SequenceDataModule
+from virnucpro_pl.contracts import Embeddings
 from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.input.tokens import ProteinTokenizer
 from virnucpro_pl.output import parts
 from virnucpro_pl.output.part import IncompleteError, read_part
 from virnucpro_pl.output.parts import PartsFolder
-from virnucpro_pl.predict.sequence_embedder import Embeddings
 from virnucpro_pl.stability import FAILED, FINE
 
 

@@ -12,7 +12,7 @@ from virnucpro_pl import (
     NumericalInstabilityError,
     SequenceDataModule,
 )
-from virnucpro_pl.input.datamodule import with_following
+from virnucpro_pl.input.loader import with_following
 from virnucpro_pl.input.tokens import ProteinTokenizer, pack
 from virnucpro_pl.predict.lookahead import Launched
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from virnucpro_pl.input.alphabets import PRINTABLE
-from virnucpro_pl.input.contigs import write_orfs
+from virnucpro_pl.input.orf_store import write_orfs
 from virnucpro_pl.input.reader import read_records
 from virnucpro_pl.models.esm2 import ESM2
 from virnucpro_pl.predict.embedders import DNABERTSEmbedder

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from virnucpro_pl.bench.vocabulary import write_tokenizer
+from virnucpro_pl.input.alphabets import ALPHABETS
 from virnucpro_pl.input.reader import read_records
 from virnucpro_pl.input.tokens import PackedBatch, pack
 from virnucpro_pl.models import dnabert_s
@@ -111,7 +112,7 @@ def draw(workload: str, embedder: SequenceEmbedder, scratch: Path) -> list[bytes
     else:
         folder = scratch / "records"
         folder.mkdir(exist_ok=True)
-        store = read_records(Path(workload), embedder.tokenizer.alphabet, folder)
+        store = read_records(Path(workload), ALPHABETS[embedder.tokenizer.molecule], folder)
         return list(store.sequences(np.arange(min(len(store), SAMPLE))))
     return [generator.choice(letters, length).tobytes() for length in lengths]
 

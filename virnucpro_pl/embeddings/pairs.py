@@ -17,9 +17,8 @@ from torch.utils.data import Dataset
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 from virnucpro_pl.embeddings.id_table import IdTable, match_ids
 from virnucpro_pl.errors import InputError, UsageError, listed
-from virnucpro_pl.input.datamodule import SequenceDataModule
 from virnucpro_pl.input.orfs import POOLED_RESIDUES, POOLING
-from virnucpro_pl.input.packing import plan_packs
+from virnucpro_pl.input.packed_data import PackedDataModule
 from virnucpro_pl.input.records import map_array
 
 log = logging.getLogger(__name__)
@@ -83,11 +82,6 @@ class PairStore:
         """Count the ORFs."""
         return len(self.ids)
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """(M,) one for each ORF: what a block is bounded by."""
-        return np.ones(len(self), np.int64)
-
     def features(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """(N, F) features of some ORFs: DNABERT-S, then ESM-2."""
         return np.hstack((self.dnabert_s.rows(rows), self.esm2.rows(self.partner[rows])))
@@ -150,7 +144,9 @@ def _check_lengths(
         log.warning(
             "%s: %d proteins are longer than %d residues; VirNucPro stops its mean there, these "
             "embeddings do not",
-            *(esm2.path, longer, POOLED_RESIDUES),
+            esm2.path,
+            longer,
+            POOLED_RESIDUES,
         )
 
 
@@ -178,7 +174,7 @@ class Pairs(Dataset[list[PairBatch]]):
         return [PairBatch(torch.from_numpy(rows), tuple(self.store.ids(rows)), features)]
 
 
-class EmbeddingPairDataModule(SequenceDataModule):
+class EmbeddingPairDataModule(PackedDataModule):
     """Serves two embedding files of the same ORFs as blocks of 256 consecutive rows.
 
     Attributes:
@@ -186,7 +182,8 @@ class EmbeddingPairDataModule(SequenceDataModule):
         width: Numbers of a feature vector, from `setup` on.
     """
 
-    store: PairStore  # type: ignore[assignment]
+    store: PairStore
+    width: int
 
     def __init__(self, dnabert_s: str | Path, esm2: str | Path, num_workers: int = 1) -> None:
         """Configure the input; nothing is read yet.
@@ -196,9 +193,8 @@ class EmbeddingPairDataModule(SequenceDataModule):
             esm2: Embedding file of the proteins.
             num_workers: DataLoader processes of each rank; 0 reads in the rank itself.
         """
-        super().__init__(dnabert_s, tokens_per_batch=BLOCK, num_workers=num_workers)
+        super().__init__(num_workers)
         self.files = (Path(dnabert_s), Path(esm2))
-        self.width: int | None = None
 
     @property
     def input_files(self) -> list[Path]:
@@ -228,7 +224,8 @@ class EmbeddingPairDataModule(SequenceDataModule):
             log.warning(
                 "%s: ids such as %s do not end in a frame (F1 to R3), the two characters that are "
                 "taken off to name a chunk",
-                *(self.path, listed(strange, 3)),
+                self.files[0],
+                listed(strange, 3),
             )
         log.info("%s and %s: %d open reading frames", *self.files, len(ids))
 
@@ -240,9 +237,10 @@ class EmbeddingPairDataModule(SequenceDataModule):
 
     def plan(self) -> list[range]:
         """Cut all rows into blocks of 256."""
-        return plan_packs(self.store.lengths, BLOCK, specials=0)
+        count = len(self.store)
+        return [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
 
-    def tokenise(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
+    def batches(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
         """Make the dataset of some blocks."""
         return Pairs(self.store, packs)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from virnucpro_pl.contracts import Molecule
 
 KEPT, NOTED, REFUSED = 0, 1, 2
 UPPER = bytes(range(256)).upper()
@@ -22,7 +25,7 @@ class Alphabet(NamedTuple):
 
     name: str
     """What a letter is called in messages."""
-    molecule: Literal["DNA", "protein"]
+    molecule: Molecule
     """What the sequences are."""
     status: NDArray[np.uint8]
     """(256,) for each upper-case letter read: 0 kept, 1 kept and counted, 2 an error."""
@@ -38,7 +41,7 @@ class Alphabet(NamedTuple):
 
 def _alphabet(
     name: str,
-    molecule: Literal["DNA", "protein"],
+    molecule: Molecule,
     kept: bytes,
     noted: bytes,
     meaning: str,
@@ -73,6 +76,9 @@ PRINTABLE = _alphabet(
     "character of a contig", "DNA", bytes(set(range(33, 127)) - set(b">")), b"", "", ""
 )
 """Contigs as VirNucPro takes them: any printable ASCII character as it is. A `>` never is data."""
+
+ALPHABETS: Mapping[Molecule, Alphabet] = {"DNA": DNA, "protein": PROTEIN}
+"""What is read where a network embeds a molecule."""
 
 IS_LETTER = np.isin(np.arange(256), list(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 """(256,) whether a byte is an upper-case letter, and not a gap, a digit or the like."""

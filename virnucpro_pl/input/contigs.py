@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from math import ceil
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,41 +13,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from virnucpro_pl.contracts import OrfOrigin, Tokenizer, workspace_of
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.input.alphabets import DNA, PRINTABLE
-from virnucpro_pl.input.datamodule import SequenceDataModule
-from virnucpro_pl.input.orfs import (
-    POOLED_RESIDUES,
-    Orfs,
-    count_unusual_letters,
-    find_orfs,
-    orf_id,
-)
+from virnucpro_pl.input.datamodule import SequenceFileData
+from virnucpro_pl.input.orf_store import Kind, OrfStore, write_orfs
+from virnucpro_pl.input.orfs import POOLED_RESIDUES, count_unusual_letters
 from virnucpro_pl.input.packing import plan_packs
 from virnucpro_pl.input.reader import read_records
-from virnucpro_pl.input.records import RecordStore, map_array
-from virnucpro_pl.input.tokens import PackedBatch, Tokenizer, pack
+from virnucpro_pl.input.tokens import PackedBatch, pack
 
 log = logging.getLogger(__name__)
 
-_BLOCK = 64 << 20
-"""Bases of contigs that are searched for ORFs at a time."""
 _ROWS = 65_536
 """ORFs that are written at a time."""
 _SHAPES = 32
 """Steps up to a full pack in which the size of nucleotide packs is chosen."""
-_COLUMNS: dict[str, type[np.generic]] = {
-    "nucleotides": np.uint8,
-    "nucleotide_ends": np.int64,
-    "proteins": np.uint8,
-    "protein_ends": np.int64,
-    "record": np.int64,
-    "chunk": np.int64,
-    "frame": np.int8,
-    "n_chunks": np.int64,
-    "n_orfs": np.int64,
-}
-"""Files of the store, as in `Orfs`; ends instead of offsets, so that blocks can be appended."""
 
 
 class OrfBatch(NamedTuple):
@@ -80,110 +59,6 @@ class OrfBatch(NamedTuple):
     def to(self, device: torch.device) -> OrfBatch:
         """Copy what the models read to a device, without waiting for it."""
         return OrfBatch(self.proteins.to(device), self.nucleotides.to(device))
-
-
-class OrfStore:
-    """All ORFs of an input, mapped from disk; pickled by its path alone.
-
-    Attributes:
-        contigs: The input's records.
-        columns: Arrays of `Orfs`, by name.
-        sha256: Hash of the input and of the length of a chunk.
-        unit: What a row is, for messages.
-    """
-
-    unit = "ORFs"
-
-    def __init__(self, folder: Path) -> None:
-        """Map a store.
-
-        Args:
-            folder: Where `write_orfs` put it, with the records.
-        """
-        self.folder = folder
-        self.contigs = RecordStore(folder)
-        self.columns = {n: map_array(folder / f"orfs.{n}", t) for n, t in _COLUMNS.items()}
-        self.size = int((folder / "orfs.size").read_text())
-        self.sha256 = f"{self.contigs.sha256}/{self.size}"
-
-    def __reduce__(self) -> tuple[type[OrfStore], tuple[Path]]:
-        """Send the path to a worker, not the bytes."""
-        return OrfStore, (self.folder,)
-
-    def __len__(self) -> int:
-        """Count the ORFs."""
-        return len(self.columns["record"])
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """(M,) residues of each protein."""
-        return self.letter_counts("protein")
-
-    def letter_counts(self, kind: str) -> NDArray[np.int64]:
-        """(M,) letters of each `protein` or `nucleotide` string."""
-        return np.diff(self.columns[f"{kind}_ends"], prepend=0)
-
-    def ids(self, rows: NDArray[np.int64]) -> list[str]:
-        """Ids of some ORFs."""
-        record, chunk, frame = (self.columns[name][rows] for name in ("record", "chunk", "frame"))
-        names = self.contigs.ids(record)
-        return [orf_id(*place) for place in zip(names, chunk.tolist(), frame.tolist(), strict=True)]
-
-    def sequences(self, kind: str, rows: NDArray[np.int64]) -> list[bytes]:
-        """`protein` or `nucleotide` strings of some ORFs."""
-        ends, letters = self.columns[f"{kind}_ends"], self.columns[f"{kind}s"]
-        starts = np.where(rows > 0, ends[rows - 1], 0)
-        return [letters[a:b].tobytes() for a, b in zip(starts, ends[rows], strict=True)]
-
-
-def write_orfs(contigs: RecordStore, size: int) -> OrfStore:
-    """Find all ORFs of the contigs and append them to their store, a block at a time.
-
-    Args:
-        contigs: The input's records.
-        size: Bases of a chunk.
-
-    Raises:
-        UsageError: If there is no room for them.
-    """
-    folder = contigs.folder
-    try:
-        with ExitStack() as stack:
-            files = {
-                name: stack.enter_context((folder / f"orfs.{name}").open("wb")) for name in _COLUMNS
-            }
-            ends = {"nucleotide": 0, "protein": 0}
-            for first, orfs in _blocks(contigs, size):
-                _append(files, orfs, first, ends)
-        (folder / "orfs.size").write_text(str(size))
-    except OSError as error:
-        raise UsageError(f"The ORFs cannot be stored in {folder}: {error}") from error
-    return OrfStore(folder)
-
-
-def _blocks(contigs: RecordStore, size: int) -> Iterator[tuple[int, Orfs]]:
-    for block in plan_packs(contigs.lengths, _BLOCK, specials=0):
-        offsets = contigs.offsets[block.start : block.stop + 1]
-        yield block.start, find_orfs(contigs.residues, offsets, size)
-
-
-def _append(files: Mapping[str, IO[bytes]], orfs: Orfs, first: int, ends: dict[str, int]) -> None:
-    """Write a block's columns; records are numbered from `first`, ends go on from `ends`."""
-    columns: dict[str, NDArray[Any]] = {
-        "nucleotides": orfs.nucleotides,
-        "nucleotide_ends": orfs.nucleotide_offsets[1:] + ends["nucleotide"],
-        "proteins": orfs.proteins,
-        "protein_ends": orfs.protein_offsets[1:] + ends["protein"],
-        "record": orfs.record + first,
-        "chunk": orfs.chunk,
-        "frame": orfs.frame,
-        "n_chunks": orfs.n_chunks,
-        "n_orfs": orfs.n_orfs,
-    }
-    for name, dtype in _COLUMNS.items():
-        columns[name].astype(dtype, copy=False).tofile(files[name])
-    ends["nucleotide"] += len(orfs.nucleotides)
-    ends["protein"] += len(orfs.proteins)
 
 
 class OrfPacks(Dataset[list[OrfBatch]]):
@@ -232,14 +107,14 @@ class OrfPacks(Dataset[list[OrfBatch]]):
         ]
 
 
-class ContigDataModule(SequenceDataModule):
+class ContigDataModule(SequenceFileData):
     """Reads contigs or reads, and serves their ORFs as packs for both models.
 
     Attributes:
         store: The ORFs, from `setup` on; the contigs are in `store.contigs`.
     """
 
-    store: OrfStore  # type: ignore[assignment]
+    store: OrfStore
 
     def __init__(
         self,
@@ -281,17 +156,13 @@ class ContigDataModule(SequenceDataModule):
         self.letters = letters
 
     def read(self, folder: Path) -> None:
-        """Read the contigs and find their ORFs.
+        """Read the contigs and find their ORFs. Called on rank 0.
 
         Raises:
             InputError: If the file cannot be read completely and exactly.
-            UsageError: If nobody will embed or write the ORFs.
+            UsageError: If nobody will write the ORFs that shall be saved.
         """
-        trainer = self._trainer()
-        if not hasattr(trainer.lightning_module, "embedders"):
-            model = type(trainer.lightning_module).__name__
-            raise UsageError(f"A ContigDataModule is for VirNucPro, not for {model}")
-        if self.save_orfs and self._workspace() is None:
+        if self.save_orfs and workspace_of(self.running_trainer) is None:
             raise UsageError("save_orfs writes to the folder of a TableWriter, and there is none")
         contigs = read_records(
             self.path,
@@ -302,24 +173,30 @@ class ContigDataModule(SequenceDataModule):
         )
         unusual = count_unusual_letters(contigs.residues)
         if unusual:
-            log.warning(
-                "%s: kept as they are, though a codon with one yields no residue: %s",
-                *(self.path, listed([f"{count} {letter}" for letter, count in unusual.items()])),
-            )
+            letters = listed([f"{count} {letter}" for letter, count in unusual.items()])
+            kept = "kept as they are, though a codon with one yields no residue"
+            log.warning("%s: %s: %s", self.path, kept, letters)
         store = write_orfs(contigs, self.length)
-        log.info(
-            "%s: %d records, %d chunks, %d open reading frames",
-            *(self.path, len(store.contigs), store.columns["n_chunks"].sum(), len(store)),
-        )
+        counts = len(contigs), store.columns["n_chunks"].sum(), len(store)
+        log.info("%s: %d records, %d chunks, %d open reading frames", self.path, *counts)
 
     def open(self, folder: Path) -> None:
-        """Map contigs and ORFs."""
+        """Map contigs and ORFs. Called on every rank."""
         self.store = OrfStore(folder)
         self.warn_of_cuts()
 
+    def kept_lengths(self, tokenizer: Tokenizer) -> NDArray[np.int64]:
+        """(M,) residues, or bases, of each ORF that are embedded."""
+        is_dna = tokenizer.molecule == "DNA"
+        lengths = self.store.letter_counts("nucleotide" if is_dna else "protein")
+        if self.max_length is None:
+            return lengths
+        return np.minimum(lengths, 3 * self.max_length if is_dna else self.max_length)
+
     def plan(self) -> list[range]:
         """Cut all ORFs into packs, by the tokens of their proteins."""
-        return plan_packs(self.kept_lengths, self.tokens_per_batch)
+        proteins, _ = self.tokenizers
+        return plan_packs(self.row_tokens(proteins), self.tokens_per_batch, specials=0)
 
     def largest_pack(self, tokenizer: Tokenizer) -> int:
         """Tokens that a pack has at most, as far as a tokenizer can tell beforehand.
@@ -327,42 +204,43 @@ class ContigDataModule(SequenceDataModule):
         A pack is cut by its proteins, so that its nucleotides are fewer tokens than it might hold.
         Their number is rounded up, so that inputs alike are computed in one shape.
         """
-        if not self._is_of_nucleotides(tokenizer):
+        if tokenizer.molecule == "protein":
             return super().largest_pack(tokenizer)
         ends = np.cumsum(np.append(0.0, self.row_tokens(tokenizer)))
         largest = max((ends[pack.stop] - ends[pack.start] for pack in self.plan()), default=0.0)
         step = ceil(self.tokens_per_batch / _SHAPES)
         return min(ceil(largest / step) * step, self.tokens_per_batch)
 
-    def row_tokens(self, tokenizer: Tokenizer) -> NDArray[np.float64]:
-        """(M,) tokens of each ORF's protein, or nucleotides, as their tokenizer estimates them."""
-        if not self._is_of_nucleotides(tokenizer):
-            return super().row_tokens(tokenizer)
-        letters = self.store.letter_counts("nucleotide")
-        if self.max_length is not None:
-            letters = np.minimum(letters, 3 * self.max_length)
-        return np.asarray(tokenizer.estimate(letters) + tokenizer.specials, np.float64)
+    @property
+    def tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
+        """The model's tokenizers of proteins and of nucleotides."""
+        by_molecule = {tokenizer.molecule: tokenizer for tokenizer in self.model.tokenizers}
+        return by_molecule["protein"], by_molecule["DNA"]
 
-    def _is_of_nucleotides(self, tokenizer: Tokenizer) -> bool:
-        model: Any = self._trainer().lightning_module
-        return tokenizer is model.dnabert_s.tokenizer
-
-    def tokenise(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
+    def batches(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
         """Make the dataset of some packs' batches."""
-        model: Any = self._trainer().lightning_module
-        tokenizers = model.esm2.tokenizer, model.dnabert_s.tokenizer
-        return OrfPacks(self.store, packs, *tokenizers, self.max_length)
+        return OrfPacks(self.store, packs, *self.tokenizers, self.max_length)
 
     @property
-    def input_counts(self) -> dict[str, int]:
-        """What a reader of the results should know of the input, by name; from `setup` on."""
-        return self.store.contigs.counts
+    def origin(self) -> OrfOrigin:
+        """Which contig and which chunk of it each ORF is of."""
+        store = self.store
+        return OrfOrigin(
+            contigs=store.contigs,
+            n_chunks=store.columns["n_chunks"],
+            record=store.columns["record"],
+            chunk=store.columns["chunk"],
+            letters={
+                "DNA": store.letter_counts("nucleotide"),
+                "protein": store.letter_counts("protein"),
+            },
+        )
 
     def provenance(self) -> dict[str, Any]:
         """What an output records about its input."""
         return {**super().provenance(), "chunk_length": self.length}
 
-    def write_orfs(self, folder: Path) -> None:
+    def write_beside(self, folder: Path) -> None:
         """Write both ORF files as VirNucPro does, if they are asked for.
 
         Args:
@@ -370,7 +248,8 @@ class ContigDataModule(SequenceDataModule):
         """
         if not self.save_orfs:
             return
-        for kind, suffix in (("nucleotide", "fa"), ("protein", "faa")):
+        files: dict[Kind, str] = {"nucleotide": "fa", "protein": "faa"}
+        for kind, suffix in files.items():
             path = folder / f"{input_stem(self.path)}_identified_{kind}.{suffix}"
             with path.open("w", encoding="utf-8") as file:
                 for start in range(0, len(self.store), _ROWS):

@@ -17,9 +17,9 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
+from virnucpro_pl.contracts import Molecule
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.git_lfs import refuse_pointer
-from virnucpro_pl.input.alphabets import DNA, Alphabet
 
 BUILT_IN = "built-in"
 """What an output file says of the tokenizer that belongs to random weights."""
@@ -48,22 +48,21 @@ class DNATokenizer:
     core, unless TOKENIZERS_PARALLELISM says otherwise: a run has as many of them as it has workers.
     """
 
+    molecule: Molecule = "DNA"
     specials = 2
     margin = 0
 
-    def __init__(self, file: Path | None = None, alphabet: Alphabet = DNA) -> None:
+    def __init__(self, file: Path | None = None) -> None:
         """Keep what is needed to load the tokenizer.
 
         Args:
             file: A `tokenizer.json`; None for the built-in tokenizer of random weights.
-            alphabet: Letters of the input.
         """
         self.file = file
-        self.alphabet = alphabet
 
-    def __reduce__(self) -> tuple[type[DNATokenizer], tuple[Path | None, Alphabet]]:
+    def __reduce__(self) -> tuple[type[DNATokenizer], tuple[Path | None]]:
         """Send the path to a worker, not the vocabulary."""
-        return DNATokenizer, (self.file, self.alphabet)
+        return DNATokenizer, (self.file,)
 
     @cached_property
     def rust(self) -> Tokenizer:

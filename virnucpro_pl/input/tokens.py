@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from virnucpro_pl.input.alphabets import PROTEIN, Alphabet
+from virnucpro_pl.contracts import Molecule, Tokenizer
 
 
 class PackedBatch(NamedTuple):
@@ -68,32 +68,10 @@ class PackedBatch(NamedTuple):
         )
 
 
-class Tokenizer(Protocol):
-    """What a model needs of its input: letters, tokens, and which of them are pooled."""
-
-    @property
-    def alphabet(self) -> Alphabet:
-        """Letters of the input."""
-
-    @property
-    def specials(self) -> int:
-        """Special tokens added to each sequence."""
-
-    @property
-    def margin(self) -> int:
-        """Tokens at each end of a sequence that are not in its mean."""
-
-    def estimate(self, lengths: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.float64]:
-        """Tokens, special ones not counted, of sequences of these lengths; exact where possible."""
-
-    def encode(self, sequences: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Tokens (T,) of all sequences, special ones included, and how many each has (N,)."""
-
-
 class ProteinTokenizer:
     """Residues to ESM-2 tokens by a lookup table: `<cls>`, one token a residue, `<eos>`."""
 
-    alphabet = PROTEIN
+    molecule: Molecule = "protein"
     specials = 2
     margin = 1
     CLS, EOS, UNK = 0, 2, 3

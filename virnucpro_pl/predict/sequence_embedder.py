@@ -6,18 +6,24 @@ import logging
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from virnucpro_pl.devices import announce, check_devices
+from virnucpro_pl.contracts import (
+    Embeddings,
+    SequenceSource,
+    Tokenizer,
+    failure_records_of,
+    source_of,
+)
 from virnucpro_pl.errors import UsageError, is_out_of_memory
-from virnucpro_pl.input.tokens import PackedBatch, Tokenizer
+from virnucpro_pl.input.tokens import PackedBatch
 from virnucpro_pl.models.attention import (
     Attention,
     BiasedAttention,
@@ -30,10 +36,10 @@ from virnucpro_pl.models.esm2 import ESM2, ESM2Config
 from virnucpro_pl.models.files import SEED, hash_files
 from virnucpro_pl.models.pace import count_parameters, estimate_pace
 from virnucpro_pl.models.pooling import pool
-from virnucpro_pl.output.failures import FailureLog
-from virnucpro_pl.precision import PrecisionFromEnv, run_precision, unify_precision
+from virnucpro_pl.precision import unify_precision
 from virnucpro_pl.predict.lookahead import Launched, LooksAhead, free_memory
-from virnucpro_pl.predict.recovery import Embeddings, OnInstability, Recovery
+from virnucpro_pl.predict.module import PredictModule
+from virnucpro_pl.predict.recovery import OnInstability, Recovery
 from virnucpro_pl.stability import each_outcome
 
 log = logging.getLogger(__name__)
@@ -57,35 +63,7 @@ SLOW_FROM = 5_000_000
 takes."""
 
 
-def begin_run(module: LightningModule) -> list[Callback]:
-    """Begin a run of any model of this package, before its ranks meet.
-
-    Returns:
-        The callbacks that every model needs, but for those that the Trainer has.
-
-    Raises:
-        UsageError: On every rank, if the run is on a wrong device, or has other ranks than devices.
-    """
-    trainer: Trainer = module.trainer
-    check_devices(trainer)
-    announce(trainer, run_precision(trainer, module))
-    needed: list[Callback] = [PrecisionFromEnv(), FailureLog()]
-    present = trainer.callbacks  # type: ignore[attr-defined]
-    return [c for c in needed if not any(isinstance(other, type(c)) for other in present)]
-
-
-class StaysOnDevice(LightningModule):
-    """A module that Lightning does not copy to the host when a run is over.
-
-    It would before the output is published, and billions of parameters take seconds.
-    """
-
-    def cpu(self) -> Self:
-        """Stay where the weights are."""
-        return self
-
-
-class SequenceEmbedder(StaysOnDevice, LooksAhead):
+class SequenceEmbedder(PredictModule, LooksAhead):
     """What all embedders share: when weights are loaded, the forward pass, the check, the mean.
 
     A subclass says which tokenizer, weights and network it has.
@@ -98,6 +76,8 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
         attention_used: The attention backend, from `configure_model` on.
     """
 
+    columns = ("vectors",)
+    data_needed = "SequenceDataModule"
     tokenizer: Tokenizer
     biased: ClassVar[bool] = False
     encoder: ESM2 | DNABERTS
@@ -131,7 +111,8 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
         self.attention = attention
         self.compile_layers = compile
         self.on_instability = on_instability
-        self.recovery = Recovery(self, on_instability)
+        self._recovery = Recovery(on_instability, self._record, self._embed_in_fp32)
+        self._full_encoder: ESM2 | DNABERTS | None = None
         self._found: Path | UsageError | None = None
         self._loaded: object = None
         self._start_over()
@@ -147,20 +128,18 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
     ) -> tuple[ESM2 | DNABERTS, list[Path]]:
         """Load the network; return it and the files it came from."""
 
-    def configure_callbacks(self) -> Sequence[Callback]:
-        """Bring the precision rule and the failure log along where the Trainer has none.
-
-        Raises:
-            UsageError: On every rank, if the run's devices will not do.
-        """
-        return begin_run(self)
+    @property
+    def tokenizers(self) -> tuple[Tokenizer, ...]:
+        """Its only tokenizer."""
+        return (self.tokenizer,)
 
     def prepare_data(self) -> None:
         """Find the weights on rank 0, for a device that can run what is asked for.
 
         A fault is kept for all ranks to raise in setup.
         """
-        if getattr(self.trainer.datamodule, "fault", None):  # type: ignore[attr-defined]
+        data = source_of(self.trainer)
+        if data is not None and data.fault is not None:
             return  # nothing will be computed: no download of 12 GB first
         try:
             check_device(self.attention, self.trainer.strategy.root_device)
@@ -185,7 +164,7 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
         self._fill_to = 0
         self._budget: int | None = None
         self.start_looking()
-        self.recovery.start_over()
+        self._full_encoder = None
 
     def configure_model(self) -> None:
         """Load the weights straight to the device, in the dtype they compute in.
@@ -218,8 +197,10 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
         The choice depends on the whole input, not on what is left of it, so that a continued run
         computes the same numbers as an uninterrupted one. On a CPU, say how long the run will take.
         """
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        packs = getattr(data, "pack_count", 0) / self.trainer.world_size
+        data = source_of(self.trainer)
+        if not isinstance(data, SequenceSource):
+            return
+        packs = data.pack_count / self.trainer.world_size
         wanted = packs >= COMPILE_FROM if self.compile_layers == "auto" else self.compile_layers
         if wanted and self.attention_used != "sdpa":
             self._fill_to = data.largest_pack(self.tokenizer)
@@ -287,6 +268,10 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
         """D, numbers of a vector; from `configure_model` on."""
         return int(self.encoder.config.width)
 
+    def width_of(self, column: str) -> int:
+        """D, numbers of a vector."""
+        return self.width
+
     @property
     def pooling(self) -> str:
         """Which tokens go into a sequence's vector, in words."""
@@ -325,13 +310,15 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
                 raise
         free_memory()  # out of the except clause, where the traceback would hold the tensors
         if len(batch.ids) == 1:
-            return self.recovery.too_large(batch, batch_idx)
+            return self._recovery.too_large(self.name, self.width, batch, batch_idx)
         self._budget = len(batch.tokens) // 2
         self._fill_to = 0
         log.warning(
             "%s: out of memory with %d tokens; from here on packs have at most %d. Fewer with "
             "--data.tokens_per_batch from the start would be faster",
-            *(self.name, len(batch.tokens), self._budget),
+            self.name,
+            len(batch.tokens),
+            self._budget,
         )
         return self._embed_halves(batch, batch_idx)
 
@@ -346,7 +333,7 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
         if finite:
             return Embeddings(batch.rows, vectors)
         (hidden,) = launched.hidden
-        return self.recovery.not_finite(hidden, vectors, batch, batch_idx)
+        return self._recovery.not_finite(self.name, hidden, vectors, batch, batch_idx)
 
     def _embed_halves(self, batch: PackedBatch, batch_idx: int) -> Embeddings:
         middle = len(batch.ids) // 2
@@ -361,12 +348,39 @@ class SequenceEmbedder(StaysOnDevice, LooksAhead):
         """Whether matrix products are computed in FP16 or BF16."""
         return self._matrix_dtype in (torch.float16, torch.bfloat16)
 
-    def load_in_fp32(self, device: torch.device) -> ESM2 | DNABERTS:
-        """Load the network once more, as the file has it."""
+    def _embed_in_fp32(self, batch: PackedBatch) -> Tensor | None:
+        """Vectors (N, D) from the file's own weights, without autocast; None if these ran by now.
+
+        The network is loaded once more, as the file has it.
+        """
+        if not self.is_reduced:
+            return None
         assert not isinstance(self._found, UsageError)
-        return self.load_encoder(self._found, device, torch.float32)[0]
+        device = batch.tokens.device
+        torch.set_float32_matmul_precision("highest")
+        with torch.autocast(device.type, enabled=False), _default_dtype(torch.float32):
+            if self._full_encoder is None:
+                self._full_encoder, _ = self.load_encoder(self._found, device, torch.float32)
+            tokens, starts, longest = batch.tokens, batch.cu_seqlens, batch.max_seqlen
+            hidden: Tensor = self._full_encoder(tokens, starts, longest, "sdpa", self.layer)
+            return self.pool(hidden, batch)
+
+    def _record(self, error: Exception, ids: list[str], batch_idx: int) -> None:
+        for failures in failure_records_of(self.trainer):
+            failures.record(self.trainer, error, ids, batch_idx)
 
     @staticmethod
     def pool(hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Vectors (N, D) in fp32 of hidden states (T, D)."""
         return pool(hidden, batch.pool_tokens, batch.pool_offsets)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Set the dtype of new tensors, which Lightning's true precisions have changed."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -6,15 +6,15 @@ import logging
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor
 
+from virnucpro_pl.contracts import Scores, Tokenizer, source_of
 from virnucpro_pl.embeddings.pairs import EmbeddingPairDataModule, PairBatch
 from virnucpro_pl.errors import UsageError, is_out_of_memory
-from virnucpro_pl.input.contigs import ContigDataModule, OrfBatch
+from virnucpro_pl.input.contigs import OrfBatch
 from virnucpro_pl.input.orfs import POOLING
 from virnucpro_pl.input.tokens import PackedBatch
 from virnucpro_pl.models.classifier import (
@@ -25,7 +25,8 @@ from virnucpro_pl.models.classifier import (
 )
 from virnucpro_pl.predict.embedders import DNABERTSEmbedder, ESM2Embedder
 from virnucpro_pl.predict.lookahead import Launched, LooksAhead, free_memory
-from virnucpro_pl.predict.sequence_embedder import SequenceEmbedder, StaysOnDevice, begin_run
+from virnucpro_pl.predict.module import PredictModule
+from virnucpro_pl.predict.sequence_embedder import SequenceEmbedder
 from virnucpro_pl.stability import (
     FAILED,
     NumericalInstabilityError,
@@ -36,30 +37,13 @@ from virnucpro_pl.stability import (
 log = logging.getLogger(__name__)
 
 
-class Scores(NamedTuple):
-    """What `predict_step` returns."""
-
-    rows: Tensor
-    """(N,) int64 row of each ORF in the input; on the host."""
-    scores: Tensor
-    """(N, 2) fp32: P(others) and P(virus); NaN where an embedding is missing."""
-    outcome: Tensor | None = None
-    """(N,) uint8, the worse of both embeddings', see `stability`; on the host. None if all are
-    fine."""
-    dnabert_s: Tensor | None = None
-    """(N, 768) fp32 embeddings of the nucleotides."""
-    esm2: Tensor | None = None
-    """(N, 2560) fp32 embeddings of the proteins."""
-
-
-class _Caller(StaysOnDevice):
+class ClassifyingModule(PredictModule):
     """What both modules share: the classifier, whose faults are found before all else is loaded.
 
     Attributes:
         classifier: The network, from `configure_model` on.
     """
 
-    data_class: type
     classifier: MLPClassifier
 
     def __init__(self, classifier: str) -> None:
@@ -72,14 +56,6 @@ class _Caller(StaysOnDevice):
         self.classifier_source = classifier
         self._classifier_sha256 = ""
         self._fault: UsageError | None = None
-
-    def configure_callbacks(self) -> Sequence[Callback]:
-        """Bring the precision rule and the failure log along where the Trainer has none.
-
-        Raises:
-            UsageError: On every rank, if the run's devices will not do.
-        """
-        return begin_run(self)
 
     def prepare_data(self) -> None:
         """Look at the classifier on rank 0; a fault is kept for all ranks to raise in setup."""
@@ -101,25 +77,13 @@ class _Caller(StaysOnDevice):
         fault = self.trainer.strategy.broadcast(self._fault)
         if fault is not None:
             raise fault
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, self.data_class):
-            needed, given = self.data_class.__name__, type(data).__name__
-            raise UsageError(f"{type(self).__name__} needs a {needed} as its data, not a {given}")
+        self.check_data(source_of(self.trainer))
 
     @property
     def input_files(self) -> list[Path]:
         """The classifier's file."""
         source = self.classifier_source
         return [] if source == RANDOM else [Path(source).expanduser()]
-
-    @property
-    def tokenizer(self) -> Any:
-        """There is none: only a data module of another model asks for it.
-
-        Raises:
-            UsageError: Always.
-        """
-        raise UsageError(f"{type(self).__name__} needs a {self.data_class.__name__} as its data")
 
     def provenance(self) -> dict[str, Any]:
         """What an output records about the classifier."""
@@ -130,13 +94,14 @@ class _Caller(StaysOnDevice):
         }
 
 
-class VirNucPro(_Caller, LooksAhead):
+class VirNucPro(ClassifyingModule, LooksAhead):
     """ESM-2, DNABERT-S and the classifier in one pass, without a file in between.
 
     The original: Li et al. 2025, Briefings in Bioinformatics 26(3) bbaf224.
     """
 
-    data_class = ContigDataModule
+    columns = ("scores", "dnabert_s", "esm2")
+    data_needed = "ContigDataModule"
 
     def __init__(
         self,
@@ -168,6 +133,16 @@ class VirNucPro(_Caller, LooksAhead):
     def embedders(self) -> tuple[DNABERTSEmbedder, ESM2Embedder]:
         """Both embedders, in the order of their features."""
         return self.dnabert_s, self.esm2
+
+    @property
+    def tokenizers(self) -> tuple[Tokenizer, ...]:
+        """Both embedders', in the order of their features."""
+        return self.dnabert_s.tokenizer, self.esm2.tokenizer
+
+    def width_of(self, column: str) -> int:
+        """Two scores, or D of an embedder."""
+        widths = {"scores": 2, "dnabert_s": self.dnabert_s.width, "esm2": self.esm2.width}
+        return widths[column]
 
     def prepare_data(self) -> None:
         """Look at the classifier, which is small, then find both embedders' weights, on rank 0."""
@@ -279,10 +254,11 @@ class VirNucPro(_Caller, LooksAhead):
         }
 
 
-class VirusClassifier(_Caller):
+class VirusClassifier(ClassifyingModule):
     """The classifier alone, on embeddings that exist already; always FP32."""
 
-    data_class = EmbeddingPairDataModule
+    columns = ("scores",)
+    data_needed = "EmbeddingPairDataModule"
     enable_fp16 = False
 
     def configure_model(self) -> None:
@@ -291,8 +267,18 @@ class VirusClassifier(_Caller):
         Raises:
             WeightsError: If it takes features of another width.
         """
-        width = self.trainer.datamodule.width  # type: ignore[attr-defined]
-        self.classifier = load_classifier(self.classifier_source, width)
+        data = source_of(self.trainer)
+        assert isinstance(data, EmbeddingPairDataModule), "setup has seen to it"
+        self.classifier = load_classifier(self.classifier_source, data.width)
+
+    @property
+    def tokenizers(self) -> tuple[Tokenizer, ...]:
+        """None: it reads features."""
+        return ()
+
+    def width_of(self, column: str) -> int:
+        """Two scores."""
+        return 2
 
     def predict_step(self, batch: PairBatch, batch_idx: int = 0) -> Scores:
         """Classify one block of ORFs; those without an embedding, a row of NaN, get no score.
