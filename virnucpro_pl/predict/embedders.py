@@ -174,7 +174,6 @@ class DNABERTSEmbedder(SequenceEmbedder):
             UsageError: On every rank, what rank 0 found in `prepare_data`.
         """
         super().setup(stage)
-        assert not isinstance(self._found, UsageError)
         self.tokenizer = self.find_tokenizer(self._found)
 
     def load_encoder(
@@ -199,7 +198,6 @@ class DNABERTSEmbedder(SequenceEmbedder):
 
     def provenance(self) -> dict[str, Any]:
         """What an output file records about its model, its origin and its tokenizer."""
-        assert not isinstance(self._found, UsageError)
         return {
             **super().provenance(),
             "weights_revision": dnabert_s.revision(self._found),

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-import time
-from abc import abstractmethod
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,38 +17,19 @@ from virnucpro_pl.contracts import (
     failure_records_of,
     source_of,
 )
-from virnucpro_pl.errors import UsageError, is_out_of_memory
+from virnucpro_pl.errors import is_out_of_memory
 from virnucpro_pl.input.tokens import PackedBatch
-from virnucpro_pl.models.attention import (
-    Attention,
-    BiasedAttention,
-    check_attention,
-    check_device,
-    choose_attention,
-)
-from virnucpro_pl.models.dnabert_s import DNABERTS, DNABERTSConfig
-from virnucpro_pl.models.esm2 import ESM2, ESM2Config
-from virnucpro_pl.models.files import SEED, hash_files
+from virnucpro_pl.models.attention import Attention, BiasedAttention
+from virnucpro_pl.models.dnabert_s import DNABERTS
+from virnucpro_pl.models.esm2 import ESM2
 from virnucpro_pl.models.pace import count_parameters, estimate_pace
 from virnucpro_pl.models.pooling import pool
-from virnucpro_pl.precision import unify_precision
+from virnucpro_pl.predict.encoder_module import EncoderModule
 from virnucpro_pl.predict.lookahead import Launched, LooksAhead, free_memory
-from virnucpro_pl.predict.module import PredictModule
 from virnucpro_pl.predict.recovery import OnInstability, Recovery
 from virnucpro_pl.stability import each_outcome
 
 log = logging.getLogger(__name__)
-
-_MATRIX_DTYPES = {
-    "16-mixed": torch.float16,
-    "16-true": torch.float16,
-    "bf16-mixed": torch.bfloat16,
-    "bf16-true": torch.bfloat16,
-    "64-true": torch.float64,
-}
-"""Linear layers are kept in the dtype that they compute in: autocast would make the same cast of
-the same numbers at every step, from twice the memory."""
-
 
 Compile = Literal["auto"] | bool
 COMPILE_FROM = 400
@@ -63,25 +39,18 @@ SLOW_FROM = 5_000_000
 takes."""
 
 
-class SequenceEmbedder(PredictModule, LooksAhead):
-    """What all embedders share: when weights are loaded, the forward pass, the check, the mean.
+class SequenceEmbedder(EncoderModule, LooksAhead):
+    """What all embedders share: the forward pass, the check, the mean.
 
     A subclass says which tokenizer, weights and network it has.
 
     Attributes:
-        name: What messages and outputs call the model; that of its sizes once they are known.
         tokenizer: Letters, tokens, and which of them are pooled.
-        biased: Whether attention scores have a bias.
-        encoder: The network, from `configure_model` on.
-        attention_used: The attention backend, from `configure_model` on.
     """
 
     columns = ("vectors",)
     data_needed = "SequenceDataModule"
     tokenizer: Tokenizer
-    biased: ClassVar[bool] = False
-    encoder: ESM2 | DNABERTS
-    attention_used: str
 
     def __init__(
         self,
@@ -103,49 +72,16 @@ class SequenceEmbedder(PredictModule, LooksAhead):
             compile: Whether to compile the layers, on a GPU; `auto` does so for long runs.
             on_instability: What becomes of sequences that are not finite, or too large alone.
         """
-        super().__init__()
-        check_attention(attention, biased=self.biased)
-        self.name = name
-        self.layer = layer
-        self.enable_fp16 = enable_fp16
-        self.attention = attention
+        super().__init__(name, layer=layer, enable_fp16=enable_fp16, attention=attention)
         self.compile_layers = compile
         self.on_instability = on_instability
         self._recovery = Recovery(on_instability, self._record, self._embed_in_fp32)
-        self._full_encoder: ESM2 | DNABERTS | None = None
-        self._found: Path | UsageError | None = None
-        self._loaded: object = None
         self._start_over()
-        self._hash: Future[str] | None = None
-
-    @abstractmethod
-    def find_weights(self) -> Path | None:
-        """Find (or download) the weights; None for random ones. Called on rank 0."""
-
-    @abstractmethod
-    def load_encoder(
-        self, path: Path | None, device: torch.device, matrix_dtype: torch.dtype
-    ) -> tuple[ESM2 | DNABERTS, list[Path]]:
-        """Load the network; return it and the files it came from."""
 
     @property
     def tokenizers(self) -> tuple[Tokenizer, ...]:
         """Its only tokenizer."""
         return (self.tokenizer,)
-
-    def prepare_data(self) -> None:
-        """Find the weights on rank 0, for a device that can run what is asked for.
-
-        A fault is kept for all ranks to raise in setup.
-        """
-        data = source_of(self.trainer)
-        if data is not None and data.fault is not None:
-            return  # nothing will be computed: no download of 12 GB first
-        try:
-            check_device(self.attention, self.trainer.strategy.root_device)
-            self._found = self.find_weights()
-        except UsageError as error:
-            self._found = error
 
     def setup(self, stage: str) -> None:
         """Tell every rank where the weights are.
@@ -153,43 +89,15 @@ class SequenceEmbedder(PredictModule, LooksAhead):
         Raises:
             UsageError: On every rank, what rank 0 found in `prepare_data`.
         """
+        super().setup(stage)
         self._start_over()
-        found = self.trainer.strategy.broadcast(self._found)
-        if isinstance(found, UsageError):
-            raise found
-        self._found = found
 
     def _start_over(self) -> None:
         """Forget what a run has found out: another Trainer may have other devices."""
         self._fill_to = 0
         self._budget: int | None = None
         self.start_looking()
-        self._full_encoder = None
-
-    def configure_model(self) -> None:
-        """Load the weights straight to the device, in the dtype they compute in.
-
-        Those that an earlier Trainer has loaded stay if they are the same.
-        """
-        assert not isinstance(self._found, UsageError)
-        device = self.trainer.strategy.root_device
-        wanted = self._found, device, self._matrix_dtype
-        if self._loaded != wanted:
-            began = time.monotonic()
-            self.encoder, files = self.load_encoder(*wanted)
-            self._loaded = wanted
-            self._hash = hash_files(files) if files and self.trainer.is_global_zero else None
-            source = self.origin if files else "random numbers"
-            took = time.monotonic() - began
-            log.info("Loaded %s from %s in %.1f s", self.encoder.config.name, source, took)
-        self.name = self.encoder.config.name
-        self.attention_used = choose_attention(
-            self.attention, device=device, reduced=self.is_reduced, biased=self.biased
-        )
-
-    @property
-    def _matrix_dtype(self) -> torch.dtype:
-        return _MATRIX_DTYPES.get(unify_precision(self.trainer.precision), torch.float32)
+        self._full_encoder: ESM2 | DNABERTS | None = None
 
     def on_predict_start(self) -> None:
         """Compile the layers, where packed attention runs and the run is long enough to gain by it.
@@ -222,33 +130,15 @@ class SequenceEmbedder(PredictModule, LooksAhead):
             log.info(
                 "%s on the CPU: about %s tokens/s by a timed matrix product, so %s for its %s "
                 "tokens",
-                *(self.name, f"{pace:,.0f}" if pace >= 10 else f"{pace:.1f}", time_needed),
+                self.name,
+                f"{pace:,.0f}" if pace >= 10 else f"{pace:.1f}",
+                time_needed,
                 f"{tokens:,.0f}",
             )
 
     def teardown(self, stage: str) -> None:
         """Give back what was queued for a batch that nobody asked for."""
         self.start_looking()
-
-    def check_layer(self, config: ESM2Config | DNABERTSConfig) -> None:
-        """Check that a network has the layer asked for.
-
-        Raises:
-            UsageError: If it has not.
-        """
-        if self.layer is not None and not 0 <= self.layer <= config.layers:
-            raise UsageError(f"{config.name} has layers 0 to {config.layers}, not {self.layer}")
-
-    @property
-    def origin(self) -> str:
-        """Name of the file or folder of the weights, without where it lies; or `random`."""
-        assert not isinstance(self._found, UsageError)
-        return "random" if self._found is None else os.path.basename(os.path.abspath(self._found))
-
-    @property
-    def weights_sha256(self) -> str:
-        """Content hash of the weights; waits for it. Only rank 0 computes it."""
-        return self._hash.result() if self._hash else f"random:{self.name}:{SEED}"
 
     def provenance(self) -> dict[str, Any]:
         """What an output file records about its model."""
@@ -262,15 +152,6 @@ class SequenceEmbedder(PredictModule, LooksAhead):
             "attention": self.attention_used,
             "on_instability": self.on_instability,
         }
-
-    @property
-    def width(self) -> int:
-        """D, numbers of a vector; from `configure_model` on."""
-        return int(self.encoder.config.width)
-
-    def width_of(self, column: str) -> int:
-        """D, numbers of a vector."""
-        return self.width
 
     @property
     def pooling(self) -> str:
@@ -343,11 +224,6 @@ class SequenceEmbedder(PredictModule, LooksAhead):
         outcomes = [each_outcome(half.outcome, len(half.rows)) for half in halves]
         return Embeddings(batch.rows, vectors, torch.cat(outcomes))
 
-    @property
-    def is_reduced(self) -> bool:
-        """Whether matrix products are computed in FP16 or BF16."""
-        return self._matrix_dtype in (torch.float16, torch.bfloat16)
-
     def _embed_in_fp32(self, batch: PackedBatch) -> Tensor | None:
         """Vectors (N, D) from the file's own weights, without autocast; None if these ran by now.
 
@@ -355,7 +231,6 @@ class SequenceEmbedder(PredictModule, LooksAhead):
         """
         if not self.is_reduced:
             return None
-        assert not isinstance(self._found, UsageError)
         device = batch.tokens.device
         torch.set_float32_matmul_precision("highest")
         with torch.autocast(device.type, enabled=False), _default_dtype(torch.float32):
