@@ -199,15 +199,15 @@ class EmbeddingFile:
             return self.rows(np.arange(len(self))[key])
         if isinstance(key, str | int | np.integer):
             return np.asarray(self.rows(np.array([self._row(key)]))[0])
-        return self.rows(np.array([self._row(one) for one in key], np.int64))
+        return self.rows(np.array([self._row(row) for row in key], np.int64))
 
     def _row(self, key: str | int) -> int:
         if isinstance(key, str):
-            found = self._find(key)
-            if len(found) != 1:
-                what = f"{len(found)} rows of" if found else "no"
+            rows = self._find(key)
+            if len(rows) != 1:
+                what = f"{len(rows)} rows of" if rows else "no"
                 raise KeyError(f"{self.path} has {what} id {key!r}")
-            return found[0]
+            return rows[0]
         if not -len(self) <= key < len(self):
             raise IndexError(f"{self.path} has {len(self)} rows, not {key}")
         return int(key) % len(self)
@@ -215,8 +215,8 @@ class EmbeddingFile:
     def _find(self, name: str) -> list[int]:
         """Rows of an id; by hashes, since six million ids in a dictionary take a gigabyte."""
         if self._hashes is None:
-            each = (hash(one) for block in self.id_blocks() for one in block)
-            unsorted = np.fromiter(each, np.int64, len(self))
+            hashed = (hash(name) for block in self.id_blocks() for name in block)
+            unsorted = np.fromiter(hashed, np.int64, len(self))
             order = np.argsort(unsorted, kind="stable")
             self._hashes = unsorted[order], order
         key, (hashes, order) = name.encode(), self._hashes

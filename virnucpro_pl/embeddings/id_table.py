@@ -122,7 +122,7 @@ def match_ids(files: tuple[Ids, Ids], folder: Path) -> tuple[Match, IdTable, IdT
         np.flatnonzero(~np.isin(second_hashes, first_hashes)),
     )
     for start in range(0, len(rows), _ID_BLOCK):
-        some = slice(start, start + _ID_BLOCK)
-        if first(match.first[some]) != second(match.second[some]):  # different ids with one hash
+        block = slice(start, start + _ID_BLOCK)
+        if first(match.first[block]) != second(match.second[block]):  # different ids with one hash
             raise InputError(f"{files[0].path} and {files[1].path} do not hold the same ids")
     return match, first, second

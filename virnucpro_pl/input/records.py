@@ -67,10 +67,10 @@ class RecordStore:
         lasts = np.flatnonzero(np.diff(rows, append=-2) != 1)
         starts = self._id_offsets[rows[firsts]].tolist()
         stops = (self._id_offsets[rows[lasts] + 1] - len(_END_OF_ID)).tolist()
-        found: list[str] = []
+        names: list[str] = []
         for start, stop in zip(starts, stops, strict=True):
-            found += self._id_bytes[start:stop].tobytes().decode().split(_END_OF_ID.decode())
-        return found
+            names += self._id_bytes[start:stop].tobytes().decode().split(_END_OF_ID.decode())
+        return names
 
     def sequences(self, rows: NDArray[np.int64]) -> list[bytes]:
         """Sequences of some rows."""
@@ -123,10 +123,10 @@ class StoreWriter:
     def append(self, ids: list[bytes], sequences: list[bytes]) -> None:
         """Add records, in order."""
         self.lengths.extend(map(len, sequences))
-        self.id_lengths.extend(len(each) + len(_END_OF_ID) for each in ids)
+        self.id_lengths.extend(len(name) + len(_END_OF_ID) for name in ids)
         self.hashes.extend(map(hash, ids))
         self._residues.write(b"".join(sequences))
-        self._ids.writelines(each + _END_OF_ID for each in ids)
+        self._ids.writelines(name + _END_OF_ID for name in ids)
         for pair in zip(ids, sequences, strict=True):
             self._sha256.update(b"\0%b\n%b" % pair)
 

@@ -81,12 +81,12 @@ class LooksAhead(ABC):
 
     def launched(self, batch: Any) -> Launched:
         """The batch's work, which is queued by now, with the next batch's behind it."""
-        mine, self._ahead = self._ahead, None
-        if mine is None or mine.batch.tokens is not batch.tokens:
-            mine = self.launch(batch)
+        queued, self._ahead = self._ahead, None
+        if queued is None or queued.batch.tokens is not batch.tokens:
+            queued = self.launch(batch)
         if batch.following is not None and self._looks_ahead:
             self._look_ahead(batch.following)
-        return mine
+        return queued
 
     def _look_ahead(self, following: Any) -> None:
         if not self.has_room_for(following):
