@@ -1,6 +1,7 @@
 """What holds for all of the code, read as text."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,36 @@ def test_the_reading_of_weights_is_among_what_is_looked_at():
     found = [name for path in MODULES for name, _ in calls(path)]
     assert "torch.load" in found
     assert len(MODULES) > 30
+
+
+def test_tests_named_in_the_documentation_exist():
+    tests = Path(__file__).parent
+    text = (tests / "README.md").read_text()
+    for page in ("README.md", "CONTRIBUTING.md"):
+        text += (tests.parent / page).read_text().replace("tests/", "")
+    names = set(re.findall(r"[\w/]*test_\w+\.py", text))
+    assert len(names) > 20
+    assert not [name for name in names if not (tests / name).is_file()]
+
+
+def names_defined():
+    """`module.Class.method` and every shorter end of it, for all that the package defines."""
+    top = Path(virnucpro_pl.__file__).parent
+    for path in MODULES:
+        module = ".".join(path.relative_to(top).with_suffix("").parts)
+        yield module
+        for node in ast.parse(path.read_text()).body:
+            name = getattr(node, "name", None)
+            if name:
+                yield from (f"{module}.{name}", name)
+                for inner in node.body if isinstance(node, ast.ClassDef) else ():
+                    if isinstance(inner, ast.FunctionDef):
+                        yield from (f"{module}.{name}.{inner.name}", f"{name}.{inner.name}")
+
+
+def test_names_in_contributing_exist():
+    text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+    dotted = re.findall(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)`", text)
+    named = {name for name in dotted if not re.search(r"\.(py|md|h5|tsv|yaml)$", name)}
+    assert len(named) > 25
+    assert not named - set(names_defined())
