@@ -141,7 +141,7 @@ class OrfOrigin(NamedTuple):
     record: NDArray[np.int64]
     """(M,) contig of each ORF."""
     chunk: NDArray[np.int64]
-    """(M,) chunk of each ORF, counted from 1 in its contig."""
+    """(M,) chunk of each ORF, counted from 0 in its contig."""
     letters: dict[Molecule, NDArray[np.int64]]
     """(M,) bases, and residues, of each ORF."""
 
@@ -161,6 +161,11 @@ class RowSource(ABC):
     @abstractmethod
     def input_counts(self) -> dict[str, int]:
         """What a reader of the results should know of the input, by name; after `setup`."""
+
+    @property
+    @abstractmethod
+    def tokens_per_batch(self) -> int:
+        """What the `tokens` of a batch are filled up to, for how full packs are; after `setup`."""
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
