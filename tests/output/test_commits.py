@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from virnucpro_pl.errors import OutputError
-from virnucpro_pl.output import files, store
+from virnucpro_pl.output import files, part
 from virnucpro_pl.output.commits import Commits
 from virnucpro_pl.output.part import read_part
 from virnucpro_pl.output.parts import PartsFolder
@@ -42,10 +42,11 @@ def commits(folder):
 def committed(folder):
     """Rows of each part, checked."""
     parts = [read_part(path) for path in folder.files()]
-    for part in parts:
-        assert part.ids == [f"p{row}" for row in part.rows]
-        np.testing.assert_array_equal(part.columns["embeddings"], part.rows[:, None] * np.ones(3))
-    return [part.rows.tolist() for part in parts]
+    for content in parts:
+        assert content.ids == [f"p{row}" for row in content.rows]
+        expected = content.rows[:, None] * np.ones(3)
+        np.testing.assert_array_equal(content.columns["embeddings"], expected)
+    return [content.rows.tolist() for content in parts]
 
 
 def wait_until_over(commits):
@@ -139,17 +140,17 @@ def fail(request, monkeypatch, folder):
 
     match request.param:
         case "open":
-            monkeypatch.setattr(store, "QuietFile", failing(store.QuietFile))
+            monkeypatch.setattr(part, "QuietFile", failing(part.QuietFile))
         case "write":
 
-            class Failing(store.QuietFile):
+            class Failing(part.QuietFile):
                 def write(self, data):
                     if left[0] and self.error is None:
                         left[0] -= 1
                         self.error = OSError(errno.EIO, "input/output error")
                     return super().write(data)
 
-            monkeypatch.setattr(store, "QuietFile", Failing)
+            monkeypatch.setattr(part, "QuietFile", Failing)
         case "flush file":
             monkeypatch.setattr(files, "flush", failing(files.flush, Path.is_file))
         case "rename":

@@ -39,13 +39,13 @@ from virnucpro_pl.cli.mistakes import (
 from virnucpro_pl.cli.shipped import DEMO, config_names, shipped_configs, with_shipped_configs
 from virnucpro_pl.errors import OutputError, UnwritableError, UsageError
 from virnucpro_pl.output.processes import (
-    Signals,
     announce_rank_0,
     launched_by_rank_0,
     lost_another_rank,
     outlive_rank_0,
     watch_rank_0,
 )
+from virnucpro_pl.output.signals import Signals
 from virnucpro_pl.precision import resolve_precision, should_use_fp16, unify_precision
 
 log = logging.getLogger("virnucpro_pl")

@@ -126,11 +126,13 @@ class Commits:
 
     def _commit(self, packs: list[_Pack]) -> None:
         self._asked.clear()
-        rows, ids, columns = zip(*packs, strict=True)
         part = Part(
-            np.concatenate([each.numpy() for each in rows]),
-            list(chain.from_iterable(ids)),
-            {name: np.concatenate([c[name].numpy() for c in columns]) for name in columns[0]},
+            np.concatenate([pack.rows.numpy() for pack in packs]),
+            list(chain.from_iterable(pack.ids for pack in packs)),
+            {
+                name: np.concatenate([pack.columns[name].numpy() for pack in packs])
+                for name in packs[0].columns
+            },
         )
         self._write(part)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
 
+from virnucpro_pl.contracts import FailureRecord, workspace_of
 from virnucpro_pl.errors import MAX_LISTED, PeerError, UsageError, is_out_of_memory, listed
 from virnucpro_pl.output.processes import lost_another_rank
 from virnucpro_pl.stability import NumericalInstabilityError
@@ -24,7 +24,7 @@ def failures_file(output: Path) -> Path:
     return output.with_name(f"{output.name}.failures.jsonl")
 
 
-class FailureLog(Callback):
+class FailureLog(Callback, FailureRecord):
     """Writes the ids of failing sequences to the log and, beside the writer's output, to a file."""
 
     def __init__(self, path: str | Path | None = None) -> None:
@@ -92,7 +92,9 @@ class FailureLog(Callback):
             listed(sequence_ids, MAX_LISTED) or "none known",
             exception,
         )
-        path = self.path or self._beside_writer(trainer)
+        path, workspace = self.path, workspace_of(trainer)
+        if path is None and workspace is not None:
+            path = failures_file(workspace.path)
         if path is None:
             return
         line = json.dumps(
@@ -112,13 +114,6 @@ class FailureLog(Callback):
                 os.fsync(file.fileno())
         except OSError as error:  # raised here, it would take the place of the failure itself
             log.error("%s cannot be written: %s", path, error)
-
-    @staticmethod
-    def _beside_writer(trainer: Trainer) -> Path | None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, BasePredictionWriter) and hasattr(callback, "path"):
-                return failures_file(Path(callback.path))
-        return None
 
 
 def _status(exception: Exception) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
-import torch
-from lightning.pytorch import LightningModule, Trainer
 
 from virnucpro_pl.embedding_format import FORMAT
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.output.merge import Merge
-from virnucpro_pl.output.streaming import StreamingWriter
+from virnucpro_pl.output.run import Run
+from virnucpro_pl.output.streaming import Published, StreamingWriter
+
+_COLUMN = "embeddings"
+"""What parts call a vector."""
 
 
 class HDF5Writer(StreamingWriter):
@@ -50,43 +53,46 @@ class HDF5Writer(StreamingWriter):
                 "name another --writer.path"
             )
 
-    def columns(self, prediction: Any) -> dict[str, torch.Tensor]:
-        """Keep the vectors (N, D)."""
-        return {"embeddings": prediction.vectors}
+    @property
+    def kept(self) -> dict[str, str]:
+        """The vectors (N, D)."""
+        return {_COLUMN: "vectors"}
 
-    def row_bytes(self, pl_module: LightningModule) -> int:
-        """Bytes of a vector.
+    def check_columns(self, model: str, columns: Sequence[str]) -> None:
+        """Refuse a model that gives no vectors.
 
         Raises:
-            UsageError: If the model gives no vectors.
+            UsageError: If it gives none.
         """
-        width = getattr(pl_module, "width", None)
-        if width is None:
-            model = type(pl_module).__name__
+        if "vectors" not in columns:
             raise UsageError(f"HDF5Writer writes embeddings, {model} gives none: use TableWriter")
-        return 4 * int(width)
 
-    def gather(self, trainer: Trainer, parts: list[Path]) -> bool:
+    def gather(self, run: Run, parts: list[Path]) -> bool:
         """Merge one of the parts that are there; tell whether more are."""
-        return self._begun(trainer).take(parts, most=1)
+        return self._begun_merge(run).take(parts, most=1)
 
-    def publish(self, trainer: Trainer, parts: list[Path], provenance: dict[str, Any]) -> int:
+    def publish(self, run: Run, parts: list[Path], provenance: dict[str, Any]) -> Published:
         """Merge the parts that are not yet, and publish the file.
-
-        Returns:
-            How many rows failed.
 
         Raises:
             IncompleteError: If any row is missing, doubled, or under a wrong id.
         """
-        self._signals.shielded = True  # to the end: a part is merged quickly, the rest is one step
+        run.signals.shielded = True  # to the end: a part is merged quickly, the rest is one step
+        merge, rows = self._begun_merge(run), run.source.store
+        run.take_parts(merge, parts)
         attributes = {key: value for key, value in provenance.items() if key != "max_length"}
-        return self.merge(
-            self._begun(trainer),
-            parts,
-            lengths=trainer.datamodule.store.lengths,  # type: ignore[attr-defined]
+        failed = merge.publish(
+            lengths=rows.lengths,
             attributes={**attributes, "config": self.config},
             max_length=provenance["max_length"],
+        )
+        without = f", {failed:,} without" if failed else ""
+        vectors = f"{len(rows) - failed:,} vectors of {run.model.width_of('vectors'):,} numbers"
+        show = "print(f['sequence_ids'].asstr()[:3], f['embeddings'][:3])"
+        return Published(
+            failed,
+            f"{len(rows):,} {rows.unit}: {vectors}{without}",
+            f"python -c \"import h5py; f = h5py.File('{self.path}'); {show}\"",
         )
 
     def forget(self) -> None:
@@ -95,26 +101,13 @@ class HDF5Writer(StreamingWriter):
         if merge is not None:
             merge.discard()
 
-    def _begun(self, trainer: Trainer) -> Merge:
+    def _begun_merge(self, run: Run) -> Merge:
         if self._merge is None:
-            store = trainer.datamodule.store  # type: ignore[attr-defined]
+            rows = run.source.store
             self._merge = Merge(
-                self.path, self.parts, column="embeddings", count=len(store), ids=store.ids
+                self.path, run.folder.path, column=_COLUMN, count=len(rows), ids=rows.ids
             )
         return self._merge
-
-    def result(self, trainer: Trainer, failed: int) -> str:
-        """How many vectors of how many numbers."""
-        store = trainer.datamodule.store  # type: ignore[attr-defined]
-        width: Any = trainer.lightning_module.width
-        without = f", {failed:,} without" if failed else ""
-        vectors = f"{len(store) - failed:,} vectors of {width:,} numbers"
-        return f"{len(store):,} {store.unit}: {vectors}{without}"
-
-    def look(self) -> str:
-        """A command that shows the file's first rows."""
-        show = "print(f['sequence_ids'].asstr()[:3], f['embeddings'][:3])"
-        return f"python -c \"import h5py; f = h5py.File('{self.path}'); {show}\""
 
 
 def _is_embedding_file(path: Path) -> bool:

@@ -4,6 +4,9 @@ The file holds `/embeddings` (N, D) float32, `/sequence_ids` (N,) and `/lengths`
 being record i of the input; `/failed` and `/recomputed`, the numbers of the rows that have no
 vector (they are NaN) and of those computed again in FP32; and `complete=True` among its attributes,
 written last.
+
+Parts are copied by hand: HDF5's virtual datasets would need the parts forever, and tools that join
+files row behind row do not know which row is which record.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the ranks of a run tell each other through files, so that none waits for the dead.
 
 A rank that fails leaves a marker with its exit code; the others look for it between packs. A rank
-that has finished leaves its counts; only when all have, the merge begins. Files
-work where a barrier does not: after a failure, under any backend, and across nodes.
+that has finished leaves its counts; only when all have, the merge begins. Files work where a
+barrier of torch.distributed hangs: once a rank has died, under any backend and across nodes.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Ranks:
         self._children = {rank + i: child for i, child in enumerate(children, start=1)}
         self._last_check = 0.0
         self._last_progress = 0.0
-        self._last_told = 0.0
+        self._last_written = 0.0
         self._computing = False
         self._seen: dict[int, tuple[int, float]] = {}
         self._stalled: set[int] = set()
@@ -81,8 +81,8 @@ class Ranks:
         """Tell how far this rank is; at most once a second."""
         self._last_progress = now = time.monotonic()
         self._computing = True
-        if now - self._last_told >= 1:
-            self._last_told = now
+        if now - self._last_written >= 1:
+            self._last_written = now
             with contextlib.suppress(OSError):  # a full disk is for the commits to tell
                 write_json(self._file("progress"), counts, durable=False)
 
@@ -107,18 +107,18 @@ class Ranks:
         if now - self._last_check < _CHECK_SECONDS:
             return
         self._last_check = now
-        failure = self._told() or self._found(now)
+        failure = self._marked_failure() or self._silent_failure(now)
         if failure:
             raise PeerError(failure.message, failure.code)
 
-    def _told(self) -> _Failure | None:
+    def _marked_failure(self) -> _Failure | None:
         """The failure that another rank has left a marker for."""
         for rank in self._others:
-            if told := self._read("failed", rank):
-                return _Failure(told["message"], told["code"])
+            if marker := self._read("failed", rank):
+                return _Failure(marker["message"], marker["code"])
         return None
 
-    def _found(self, now: float) -> _Failure | None:
+    def _silent_failure(self, now: float) -> _Failure | None:
         """A failure that another rank cannot tell of; this one does for it."""
         message = "rank 0 died" if rank_0_is_gone() else None
         for rank, child in self._children.items():
@@ -247,7 +247,7 @@ class Ranks:
                 self._mark(message, 1)
                 self._end_here(_Failure(message, 1))
             # While packs are computed the loop itself looks, and commits before it leaves.
-            failure = None if self._computing else self._told()
+            failure = None if self._computing else self._marked_failure()
             since = None if failure is None else since or now
             if failure and since and now - since > _BLOCKED_SECONDS:
                 self._end_here(failure)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import platform
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
+from virnucpro_pl.contracts import RowSource
 from virnucpro_pl.output.files import write_json
 
 log = logging.getLogger(__name__)
@@ -45,23 +47,24 @@ class RunReport:
         self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._began
         self._phase, self._began = phase, now
 
-    def count(self, **more: int) -> None:
-        """Add to the counts."""
-        for name, number in more.items():
-            self.counts[name] += number
-
     def packed(self, records: int, tokens: int, failures: int = 0) -> None:
         """Count one pack; the first ends the phase in which layers are compiled."""
-        self.count(records=records, tokens=tokens, packs=1, failures=failures)
+        pack = {"records": records, "tokens": tokens, "packs": 1, "failures": failures}
+        for name, number in pack.items():
+            self.counts[name] += number
         if self._phase == "first pack":
             self._first_tokens = tokens
             self.begin("compute")
+
+    def add_up(self, per_rank: Sequence[dict[str, int]]) -> dict[str, int]:
+        """Counts of all ranks together; what one has not told counts as 0."""
+        return {name: sum(counts.get(name, 0) for counts in per_rank) for name in self.counts}
 
     def write(
         self,
         output: Path,
         trainer: Trainer,
-        totals: dict[str, int],
+        source: RowSource,
         per_rank: list[dict[str, int]],
         provenance: dict[str, Any],
         failed: int,
@@ -71,24 +74,25 @@ class RunReport:
         Args:
             output: File or folder that was published.
             trainer: The Trainer of the run.
-            totals: Counts of this run, over all ranks.
-            per_rank: The same, of each rank.
+            source: Its data module.
+            per_rank: Counts of each rank in this run.
             provenance: What was run.
             failed: Rows of the whole output, those of earlier runs included, that failed.
         """
         self.begin("done")
+        totals = self.add_up(per_rank)
         speed = self._tokens_per_second(totals["tokens"], len(per_rank))
-        budget = trainer.datamodule.tokens_per_batch  # type: ignore[attr-defined]
-        fill = totals["tokens"] / (budget * totals["packs"]) if totals["packs"] else 0.0
+        room = source.tokens_per_batch * totals["packs"]
+        fill = totals["tokens"] / room if room else 0.0
         content = {
             "output": str(output),
             "started": self._started.isoformat(timespec="milliseconds"),
             "totals": totals,
             "per_rank": per_rank,
             "failed_rows": failed,
-            "failure_rate": failed / max(len(trainer.datamodule.store), 1),  # type: ignore[attr-defined]
+            "failure_rate": failed / max(len(source.store), 1),
             "resumed_records": self.resumed,
-            "input_counts": trainer.datamodule.input_counts,  # type: ignore[attr-defined]
+            "input_counts": source.input_counts,
             "tokens_per_second": round(speed, 1),
             "pack_fill": round(fill, 4),
             "seconds": {phase: round(value, 3) for phase, value in self._seconds.items()},
@@ -98,16 +102,20 @@ class RunReport:
             **provenance,
         }
         write_json(report_file(output), content)
-        unit = trainer.datamodule.store.unit  # type: ignore[attr-defined]
         before = f" ({self.resumed:,} more committed before)" if self.resumed else ""
         log.info(
             "%s %s%s, %s failed: %s tokens at %s tokens/s, packs %.0f %% full",
-            *(f"{totals['records']:,}", unit, before, f"{failed:,}"),
-            *(f"{totals['tokens']:,}", f"{speed:,.0f}", 100 * fill),
+            f"{totals['records']:,}",
+            source.store.unit,
+            before,
+            f"{failed:,}",
+            f"{totals['tokens']:,}",
+            f"{speed:,.0f}",
+            100 * fill,
         )
         phases = ", ".join(f"{name} {value:.1f} s" for name, value in self._seconds.items())
-        ran = (provenance["precision"], provenance["attention"], phases)
-        log.info("Precision %s, attention %s; %s", *ran)
+        precision, attention = provenance["precision"], provenance["attention"]
+        log.info("Precision %s, attention %s; %s", precision, attention, phases)
 
     def _tokens_per_second(self, tokens: int, ranks: int) -> float:
         """Throughput after each rank's first pack, or with it where there was no other."""

@@ -3,42 +3,47 @@
 from __future__ import annotations
 
 import gzip
-import json
-import logging
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 
+from virnucpro_pl.contracts import Contigs, Molecule, OrfOrigin
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.output.files import flush
 from virnucpro_pl.output.merge import Merge
 from virnucpro_pl.output.overlap import is_taken
 from virnucpro_pl.output.part import each_part
 from virnucpro_pl.output.parts import REPLACED
-from virnucpro_pl.output.streaming import StreamingWriter
+from virnucpro_pl.output.run import Run
+from virnucpro_pl.output.streaming import Published, StreamingWriter
+from virnucpro_pl.output.summary import (
+    orf_ledger,
+    orf_result,
+    record_ledger,
+    record_result,
+    write_summary,
+)
 from virnucpro_pl.output.tables import (
-    STATUSES,
-    Contigs,
+    CODON_BASES,
+    ContigCalls,
     blocks,
-    is_scored,
     summarise_contigs,
     write_contigs,
     write_highest_scores,
     write_prediction_results,
 )
 
-log = logging.getLogger(__name__)
-
 _LINE = 60
 """Bases of a line of FASTA."""
 _VIRUSES = 1 << 14
 """Viral contigs whose ids are in memory at a time."""
+_EMBEDDINGS: dict[str, Molecule] = {"dnabert_s": "DNA", "esm2": "protein"}
+"""Columns of embeddings, and what each is of."""
 _OURS = re.compile(
     r"prediction_results\.txt|prediction_results_highestscore\.csv|contigs\.tsv|summary\.json"
     r"|virus\.fasta(\.gz)?|esm2\.h5|dnabert_s\.h5|.*_identified_(nucleotide\.fa|protein\.faa)"
@@ -85,22 +90,27 @@ class TableWriter(StreamingWriter):
         self.threshold = threshold
         self.save_embeddings = save_embeddings
         self.compress = compress
-        self._shown = "prediction_results.txt"
-        self._result = ""
 
     @property
-    def kept(self) -> list[str]:
-        """Names of the columns."""
-        return ["scores", *(["dnabert_s", "esm2"] if self.save_embeddings else [])]
+    def kept(self) -> dict[str, str]:
+        """Scores (N, 2), and embeddings if asked for."""
+        names = ["scores", *(_EMBEDDINGS if self.save_embeddings else ())]
+        return {name: name for name in names}
 
-    def columns(self, prediction: Any) -> dict[str, torch.Tensor]:
-        """Keep scores (N, 2), and embeddings if asked for."""
-        return {name: getattr(prediction, name) for name in self.kept}
+    def settings(self) -> dict[str, Any]:
+        """The columns that parts hold."""
+        return {"columns": list(self.kept)}
 
-    def row_bytes(self, pl_module: LightningModule) -> int:
-        """Bytes of two scores, and of both vectors if asked for."""
-        embedders = getattr(pl_module, "embedders", ()) if self.save_embeddings else ()
-        return 8 + 4 * sum(int(embedder.width) for embedder in embedders)
+    def check_columns(self, model: str, columns: Sequence[str]) -> None:
+        """Refuse a model without scores, or without the embeddings that are asked for.
+
+        Raises:
+            UsageError: If the model gives nothing that this writer could write.
+        """
+        if "scores" not in columns:
+            raise UsageError(f"A TableWriter writes calls, and {model} makes none: use HDF5Writer")
+        if not set(columns).issuperset(self.kept):
+            raise UsageError(f"save_embeddings is not for {model}: its embeddings exist already")
 
     def check_output(self) -> None:
         """Refuse to replace a file, or a folder that holds more than calls.
@@ -118,149 +128,106 @@ class TableWriter(StreamingWriter):
                     f"{listed(others)}. Name another --writer.path"
                 )
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Join the other ranks, and keep predictions out of RAM.
-
-        Raises:
-            UsageError: If the model gives nothing that this writer could write.
-        """
-        model = type(pl_module).__name__
-        if not hasattr(pl_module, "classifier_source"):
-            raise UsageError(f"A TableWriter writes calls, and {model} makes none: use HDF5Writer")
-        if self.save_embeddings and not hasattr(pl_module, "embedders"):
-            raise UsageError(f"save_embeddings is not for {model}: its embeddings exist already")
-        super().setup(trainer, pl_module, stage)
-
-    def provenance(self, trainer: Trainer) -> dict[str, Any]:
-        """What the folder records about input, models and software."""
-        return {**super().provenance(trainer), "columns": self.kept}
-
-    def publish(self, trainer: Trainer, parts: list[Path], provenance: dict[str, Any]) -> int:
+    def publish(self, run: Run, parts: list[Path], provenance: dict[str, Any]) -> Published:
         """Make the folder beside its final place, and rename it.
-
-        Returns:
-            How many ORFs have no score.
 
         Raises:
             IncompleteError: If any row is missing, doubled, or under a wrong id.
         """
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        store = data.store
-        folder = self.parts / "output"
+        rows, origin = run.source.store, run.source.origin
+        folder = run.folder.path / "output"
         folder.mkdir()
-        scores = np.full((len(store), 2), np.nan, np.float32)
-        for part in each_part(parts, len(store), store.ids):
+        scores = np.full((len(rows), 2), np.nan, np.float32)
+        for part in each_part(parts, len(rows), rows.ids):
             scores[part.rows] = part.columns["scores"]
-        write_prediction_results(folder / "prediction_results.txt", store.ids, scores)
+        write_prediction_results(folder / "prediction_results.txt", rows.ids, scores)
         chunks = folder / "prediction_results_highestscore.csv"
-        write_highest_scores(chunks, store.ids, scores, self.parts)
-        ledger = _orf_ledger(scores)
-        self._result = _orf_result(scores)
-        if hasattr(store, "contigs"):
-            contigs = self._write_contigs(folder, store, scores)
-            data.write_orfs(folder)
-            ledger = {**_record_ledger(contigs), **ledger}
-            self._shown = "contigs.tsv"
-            self._result = _record_result(ledger)
+        write_highest_scores(chunks, rows.ids, scores, run.folder.path)
+        ledger, result, shown = orf_ledger(scores), orf_result(scores), "prediction_results.txt"
+        if origin is not None:
+            ledger = {**record_ledger(self._write_contigs(folder, origin, scores)), **ledger}
+            result, shown = record_result(ledger), "contigs.tsv"
+        run.source.write_beside(folder)
         if self.save_embeddings:
-            self._write_embeddings(folder, trainer.lightning_module, store, parts, provenance)
-        ledger["input_counts"] = data.input_counts
-        self._write_summary(folder, ledger, provenance)
-        self._rename(folder)
-        return len(store) - int(ledger["orfs_scored"])
+            self._write_embeddings(folder, run, parts, provenance)
+        ledger["input_counts"] = run.source.input_counts
+        write_summary(
+            folder / "summary.json",
+            ledger,
+            threshold=self.threshold,
+            provenance=provenance,
+            config=self.config,
+        )
+        self._rename(run, folder)
+        failed = len(rows) - int(ledger["orfs_scored"])
+        return Published(failed, result, f"column -t {self.path}/{shown} | head")
 
-    def result(self, trainer: Trainer, failed: int) -> str:
-        """How many are called what."""
-        return self._result
-
-    def look(self) -> str:
-        """A command that shows the calls."""
-        return f"column -t {self.path}/{self._shown} | head"
-
-    def _write_contigs(self, folder: Path, store: Any, scores: NDArray[np.float32]) -> Contigs:
-        columns, records = store.columns, store.contigs
-        contigs = summarise_contigs(
-            records.lengths,
-            columns["n_chunks"],
-            columns["record"],
-            columns["chunk"],
+    def _write_contigs(
+        self, folder: Path, origin: OrfOrigin, scores: NDArray[np.float32]
+    ) -> ContigCalls:
+        contigs = origin.contigs
+        calls = summarise_contigs(
+            contigs.lengths,
+            origin.n_chunks,
+            origin.record,
+            origin.chunk,
             scores,
             self.threshold,
         )
-        write_contigs(folder / "contigs.tsv", records.ids, contigs)
-        self._write_viruses(folder, records, np.flatnonzero(contigs.is_virus))
-        return contigs
+        write_contigs(folder / "contigs.tsv", contigs.ids, calls)
+        self._write_viruses(folder, contigs, np.flatnonzero(calls.is_virus))
+        return calls
 
-    def _write_viruses(self, folder: Path, records: Any, rows: NDArray[np.int64]) -> None:
+    def _write_viruses(self, folder: Path, contigs: Contigs, rows: NDArray[np.int64]) -> None:
         path = folder / ("virus.fasta.gz" if self.compress else "virus.fasta")
         with path.open("wb") as raw:
             # Without name and time, so that the same calls give the same bytes.
             file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if self.compress else raw
             for block in blocks(len(rows), _VIRUSES):
-                for row, name in zip(rows[block], records.ids(rows[block]), strict=True):
-                    [letters] = records.sequences(row[None])
+                for row, name in zip(rows[block], contigs.ids(rows[block]), strict=True):
+                    [letters] = contigs.sequences(row[None])
                     lines = [letters[i : i + _LINE] for i in range(0, len(letters), _LINE)]
                     file.write(b"\n".join([b">%b" % name.encode(), *lines, b""]))
             if self.compress:
                 file.close()
 
     def _write_embeddings(
-        self,
-        folder: Path,
-        model: Any,
-        store: Any,
-        parts: list[Path],
-        provenance: dict[str, Any],
+        self, folder: Path, run: Run, parts: list[Path], provenance: dict[str, Any]
     ) -> None:
-        self._signals.shielded = True  # to the end: there is little behind the last merge
-        for name, kind in (("dnabert_s", "nucleotide"), ("esm2", "protein")):
-            own = {
-                key.removesuffix(f"_{name}"): value
-                for key, value in provenance.items()
-                if key.endswith(f"_{name}")
-            }
-            shared = ("input_sha256", "precision", "package_version", "torch_version")
-            attributes = {**{key: provenance[key] for key in shared}, **own}
+        run.signals.shielded = True  # to the end: there is little behind the last merge
+        rows, origin = run.source.store, run.source.origin
+        assert origin is not None, "only ORFs of contigs have both embeddings"
+        shared = ("input_sha256", "precision", "package_version", "torch_version")
+        residues = provenance["max_length"]
+        longest = {"protein": residues, "DNA": residues and CODON_BASES * residues}
+        for name, molecule in _EMBEDDINGS.items():
+            attributes = {key: provenance[key] for key in shared}
+            for key, value in provenance.items():
+                if key.endswith(f"_{name}"):
+                    attributes[key.removesuffix(f"_{name}")] = value
             merge = Merge(
                 folder / f"{name}.h5",
-                self.parts,
+                run.folder.path,
                 column=name,
-                count=len(store),
-                ids=store.ids,
-                width=getattr(model, name).width,
+                count=len(rows),
+                ids=rows.ids,
+                width=run.model.width_of(name),
             )
             try:
-                self.merge(
-                    merge,
-                    parts,
-                    lengths=store.letter_counts(kind),
+                run.take_parts(merge, parts)
+                merge.publish(
+                    lengths=origin.letters[molecule],
                     attributes={**attributes, "config": self.config},
-                    max_length=_letters(kind, provenance["max_length"]),
+                    max_length=longest[molecule],
                 )
             finally:
                 merge.discard()
 
-    def _write_summary(
-        self, folder: Path, ledger: dict[str, Any], provenance: dict[str, Any]
-    ) -> None:
-        warnings = _warnings(ledger, provenance)
-        for warning in warnings:
-            log.warning("%s", warning)
-        content = {
-            "warnings": warnings,
-            **ledger,
-            "threshold": self.threshold,
-            **provenance,
-            "config": self.config,
-        }
-        text = json.dumps(content, indent=2)
-        (folder / "summary.json").write_text(f"{text}\n", encoding="utf-8")
-
-    def _rename(self, folder: Path) -> None:
+    def _rename(self, run: Run, folder: Path) -> None:
         for file in (*folder.iterdir(), folder):
             flush(file)
-        replaced = self.parts / REPLACED
-        self._signals.shielded = True  # there shall be no moment without either folder
+        replaced = run.folder.path / REPLACED
+        run.signals.shielded = True  # there shall be no moment without either folder
         if (self.overwrite and is_taken(self.path)) or self.path.is_symlink():
             self.path.rename(replaced)
         folder.rename(self.path)  # also in the place of an empty folder
@@ -269,80 +236,3 @@ class TableWriter(StreamingWriter):
             replaced.unlink()
         elif replaced.exists():
             shutil.rmtree(replaced)
-
-
-def _letters(kind: str, residues: int | None) -> int | None:
-    """Letters of a `protein` or `nucleotide` string that code for so many residues."""
-    return residues if residues is None or kind == "protein" else 3 * residues
-
-
-def _orf_ledger(scores: NDArray[np.float32]) -> dict[str, Any]:
-    """Account for every ORF: scored and skipped ones add up to all."""
-    scored = int(is_scored(scores).sum())
-    return {
-        "orfs": len(scores),
-        "orfs_scored": scored,
-        "orfs_skipped": {"embedding_not_finite": len(scores) - scored},
-    }
-
-
-def _record_ledger(contigs: Contigs) -> dict[str, Any]:
-    """Account for every record and chunk: the parts of each add up to all."""
-    chunks, with_orf = int(contigs.n_chunks.sum()), int(contigs.n_orf_chunks.sum())
-    scored = int(contigs.n_scored_chunks.sum())
-    by_status = np.bincount(contigs.status, minlength=len(STATUSES)).tolist()
-    viruses = int(contigs.is_virus.sum())
-    has_score = by_status[STATUSES.index("ok")]
-    partly = (contigs.n_scored_orfs > 0) & (contigs.n_scored_orfs < contigs.n_orfs)
-    return {
-        "records": len(contigs.lengths),
-        "records_scored_in_part": int(partly.sum()),
-        "records_by_status": dict(zip(STATUSES, by_status, strict=True)),
-        "records_by_prediction": {
-            "virus": viruses,
-            "others": has_score - viruses,
-            "NA": len(contigs.lengths) - has_score,
-        },
-        "chunks": chunks,
-        "chunks_by_status": {
-            "ok": scored,
-            "no_orf": chunks - with_orf,
-            "failed": with_orf - scored,
-        },
-    }
-
-
-def _orf_result(scores: NDArray[np.float32]) -> str:
-    """How many ORFs have which label, as in `prediction_results.txt`."""
-    scored = is_scored(scores)
-    viruses = int((scores[scored, 1] > scores[scored, 0]).sum())
-    others = int(scored.sum()) - viruses
-    return _counts("open reading frames", viruses, others, len(scores) - viruses - others)
-
-
-def _record_result(ledger: dict[str, Any]) -> str:
-    """How many records are called what, as in `contigs.tsv`."""
-    calls = ledger["records_by_prediction"]
-    return _counts("records", calls["virus"], calls["others"], calls["NA"])
-
-
-def _counts(unit: str, viruses: int, others: int, without: int) -> str:
-    count = viruses + others + without
-    return f"{count:,} {unit}: {viruses:,} virus, {others:,} others, {without:,} without a score"
-
-
-def _warnings(ledger: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
-    """What a reader of the tables must know before anything else."""
-    random = [str(value) for value in provenance.values() if str(value).startswith("random:")]
-    warnings = []
-    if random:
-        names = listed([value.split(":")[1] for value in random])
-        warnings.append(f"These calls mean nothing: RANDOM weights of {names}")
-    if lost := ledger["orfs_skipped"]["embedding_not_finite"]:
-        warnings.append(
-            f"{lost} of {ledger['orfs']} ORFs have no score (NA in the tables), since their "
-            "embeddings are not finite"
-        )
-    if partly := ledger.get("records_scored_in_part"):
-        warnings.append(f"{partly} records are called without some of their ORFs")
-    return warnings

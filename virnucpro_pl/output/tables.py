@@ -27,7 +27,7 @@ CONTIGS_HEADER = (
 )
 STATUSES = ("ok", "no_orf", "too_short", "failed")
 """Of a record; all but the first are reasons why it has no score."""
-_CODON_BASES = 3
+CODON_BASES = 3
 _ROWS = 1 << 14
 _SORTED_ROWS = 1 << 18
 """ORFs that are sorted at a time; the sorted runs are merged from disk."""
@@ -36,7 +36,7 @@ Ids = Callable[[NDArray[np.int64]], list[str]]
 """Gives the ids of some rows."""
 
 
-class Contigs(NamedTuple):
+class ContigCalls(NamedTuple):
     """What the chunks of each input record say about it."""
 
     lengths: NDArray[np.int64]
@@ -143,7 +143,7 @@ def summarise_contigs(
     chunk: NDArray[np.int64],
     scores: NDArray[np.float32],
     threshold: float = 0.5,
-) -> Contigs:
+) -> ContigCalls:
     """Go from ORFs to records.
 
     The virus_score of a record is the mean over its chunks of the chunk's best score2, the record
@@ -181,7 +181,7 @@ def summarise_contigs(
     mean = np.full(n_records, np.nan)
     np.divide(total, n_scored_chunks, out=mean, where=n_scored_chunks > 0)
     virus_score = mean.astype(np.float32)
-    return Contigs(
+    return ContigCalls(
         lengths=lengths,
         n_chunks=n_chunks,
         n_orf_chunks=np.bincount(owner[has_orf], minlength=n_records),
@@ -192,34 +192,41 @@ def summarise_contigs(
         virus_score=virus_score,
         is_virus=virus_score >= np.float32(threshold),
         status=np.select(
-            [lengths < _CODON_BASES, n_orfs == 0, n_scored_chunks == 0],
+            [lengths < CODON_BASES, n_orfs == 0, n_scored_chunks == 0],
             [np.int8(STATUSES.index(name)) for name in ("too_short", "no_orf", "failed")],
             np.int8(STATUSES.index("ok")),
         ),
     )
 
 
-def write_contigs(path: Path, ids: Ids, contigs: Contigs) -> None:
+def write_contigs(path: Path, ids: Ids, calls: ContigCalls) -> None:
     """Write `contigs.tsv`: one row for every input record, in their order, `NA` without a score.
 
     Args:
         path: The file to write.
         ids: Gives the ids of the records.
-        contigs: Their summary.
+        calls: What their chunks say of them.
     """
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(CONTIGS_HEADER)
-        for rows in blocks(len(contigs.lengths), _ROWS):
-            file.writelines(_contig_lines(ids(rows), contigs, rows))
+        for rows in blocks(len(calls.lengths), _ROWS):
+            file.writelines(_contig_lines(ids(rows), calls, rows))
 
 
-def _contig_lines(ids: Sequence[str], of: Contigs, rows: NDArray[np.int64]) -> Iterator[str]:
-    counts = (of.lengths, of.n_chunks, of.n_orfs, of.n_viral_chunks)
-    columns = (*counts, of.is_virus, of.virus_score, of.status)
+def _contig_lines(ids: Sequence[str], calls: ContigCalls, rows: NDArray[np.int64]) -> Iterator[str]:
+    columns = (
+        calls.lengths,
+        calls.n_chunks,
+        calls.n_orfs,
+        calls.n_viral_chunks,
+        calls.is_virus,
+        calls.virus_score,
+        calls.status,
+    )
     lines = zip(ids, *(column[rows] for column in columns), strict=True)
     for name, length, chunks, orfs, viral, is_virus, score, status in lines:
-        called = "virus" if is_virus else "others"
-        call = "NA\tNA" if np.isnan(score) else f"{called}\t{score!s}"
+        prediction = "virus" if is_virus else "others"
+        call = "NA\tNA" if np.isnan(score) else f"{prediction}\t{score!s}"
         yield f"{name}\t{length}\t{chunks}\t{orfs}\t{viral}\t{call}\t{STATUSES[status]}\n"
 
 

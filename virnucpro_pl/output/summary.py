@@ -1,0 +1,121 @@
+"""How many records, chunks and open reading frames came to what: `summary.json` and the last line.
+
+Every one of them is accounted for: the parts of each ledger add up to all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virnucpro_pl.errors import listed
+from virnucpro_pl.output.tables import STATUSES, ContigCalls, is_scored
+
+log = logging.getLogger(__name__)
+
+
+def orf_ledger(scores: NDArray[np.float32]) -> dict[str, Any]:
+    """Account for every ORF: scored and skipped ones add up to all."""
+    scored = int(is_scored(scores).sum())
+    return {
+        "orfs": len(scores),
+        "orfs_scored": scored,
+        "orfs_skipped": {"embedding_not_finite": len(scores) - scored},
+    }
+
+
+def record_ledger(calls: ContigCalls) -> dict[str, Any]:
+    """Account for every record and chunk: the parts of each add up to all."""
+    chunks, with_orf = int(calls.n_chunks.sum()), int(calls.n_orf_chunks.sum())
+    scored = int(calls.n_scored_chunks.sum())
+    by_status = np.bincount(calls.status, minlength=len(STATUSES)).tolist()
+    viruses = int(calls.is_virus.sum())
+    has_score = by_status[STATUSES.index("ok")]
+    partly = (calls.n_scored_orfs > 0) & (calls.n_scored_orfs < calls.n_orfs)
+    return {
+        "records": len(calls.lengths),
+        "records_scored_in_part": int(partly.sum()),
+        "records_by_status": dict(zip(STATUSES, by_status, strict=True)),
+        "records_by_prediction": {
+            "virus": viruses,
+            "others": has_score - viruses,
+            "NA": len(calls.lengths) - has_score,
+        },
+        "chunks": chunks,
+        "chunks_by_status": {
+            "ok": scored,
+            "no_orf": chunks - with_orf,
+            "failed": with_orf - scored,
+        },
+    }
+
+
+def orf_result(scores: NDArray[np.float32]) -> str:
+    """How many ORFs have which label, as in `prediction_results.txt`."""
+    scored = is_scored(scores)
+    viruses = int((scores[scored, 1] > scores[scored, 0]).sum())
+    others = int(scored.sum()) - viruses
+    return _counts("open reading frames", viruses, others, len(scores) - viruses - others)
+
+
+def record_result(ledger: dict[str, Any]) -> str:
+    """How many records are called what, as in `contigs.tsv`."""
+    counts = ledger["records_by_prediction"]
+    return _counts("records", counts["virus"], counts["others"], counts["NA"])
+
+
+def _counts(unit: str, viruses: int, others: int, without: int) -> str:
+    count = viruses + others + without
+    return f"{count:,} {unit}: {viruses:,} virus, {others:,} others, {without:,} without a score"
+
+
+def write_summary(
+    path: Path,
+    ledger: dict[str, Any],
+    *,
+    threshold: float,
+    provenance: dict[str, Any],
+    config: str,
+) -> None:
+    """Write `summary.json`; what a reader must know before anything else goes to the log, too.
+
+    Args:
+        path: The file to write.
+        ledger: What there is of everything.
+        threshold: Least virus_score of a record that is called virus.
+        provenance: What was run.
+        config: The resolved configuration.
+    """
+    warnings = _warnings(ledger, provenance)
+    for warning in warnings:
+        log.warning("%s", warning)
+    content = {
+        "warnings": warnings,
+        **ledger,
+        "threshold": threshold,
+        **provenance,
+        "config": config,
+    }
+    path.write_text(f"{json.dumps(content, indent=2)}\n", encoding="utf-8")
+
+
+def _warnings(ledger: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
+    """What a reader of the tables must know before anything else."""
+    random = [str(value) for value in provenance.values() if str(value).startswith("random:")]
+    warnings = []
+    if random:
+        names = listed([value.split(":")[1] for value in random])
+        warnings.append(f"These calls mean nothing: RANDOM weights of {names}")
+    if lost := ledger["orfs_skipped"]["embedding_not_finite"]:
+        warnings.append(
+            f"{lost} of {ledger['orfs']} ORFs have no score (NA in the tables), since their "
+            "embeddings are not finite"
+        )
+    if partly := ledger.get("records_scored_in_part"):
+        warnings.append(f"{partly} records are called without some of their ORFs")
+    return warnings
