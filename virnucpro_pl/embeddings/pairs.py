@@ -252,6 +252,11 @@ class EmbeddingPairDataModule(PackedDataModule):
         super().teardown(stage)
 
     @property
+    def tokens_per_batch(self) -> int:
+        """Rows of a block."""
+        return BLOCK
+
+    @property
     def input_counts(self) -> dict[str, int]:
         """Nothing: the files hold no letters."""
         return {}
