@@ -550,13 +550,12 @@ def test_disk_full_at_commit_keeps_earlier_parts(
     output = tmp_path / "out.h5"
     words = predict_words(weights_file, fasta, output, ranks=ranks)
     lines = (
-        "import virnucpro_pl.output.streaming as streaming",
-        "commit = streaming.StreamingWriter._commit",
-        "def often_at_first(self, trainer, **options):",
+        "from virnucpro_pl.output.run import Run",
+        "take = Run.take",
+        "def often_at_first(self, batch, columns, commit_seconds):",
         *(f"    {line}" for line in limit(5)),
-        "    self.commit_seconds = 0 if self._folder._committed < 3 else 1000",
-        "    commit(self, trainer, **options)",
-        "streaming.StreamingWriter._commit = often_at_first",
+        "    take(self, batch, columns, 0 if self.folder._committed < 3 else 1000)",
+        "Run.take = often_at_first",
     )
     more = ("--writer.commit_seconds=0",)
     ended = start(*words, *more, launcher=script(*lines)).wait(60)

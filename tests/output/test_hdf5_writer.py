@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from virnucpro_pl import HDF5Writer, SequenceDataModule
-from virnucpro_pl.contracts import Embeddings
+from virnucpro_pl.contracts import Embeddings, RowModel
 from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.input.tokens import ProteinTokenizer
 from virnucpro_pl.output import parts
@@ -23,15 +23,20 @@ from virnucpro_pl.output.parts import PartsFolder
 from virnucpro_pl.stability import FAILED, FINE
 
 
-class Counting(LightningModule):
+class Counting(LightningModule, RowModel):
     """Its vector is (row, length): a stand-in without weights."""
 
-    width = 2
+    columns = ("vectors",)
+    data_needed = "SequenceDataModule"
+    tokenizers = (ProteinTokenizer(),)
+    input_files = ()
 
     def __init__(self, spoil=None):
         super().__init__()
-        self.tokenizer = ProteinTokenizer()
         self.spoil = spoil
+
+    def width_of(self, column):
+        return {"vectors": 2}[column]
 
     def provenance(self):
         return {"model": "counting", "precision": "32-true", "attention": "none"}
@@ -225,8 +230,8 @@ def test_parts_are_merged_while_packs_are_computed(fasta, tmp_path, monkeypatch)
     gathered = []
 
     class Watched(HDF5Writer):
-        def gather(self, trainer, parts):
-            super().gather(trainer, parts)
+        def gather(self, run, parts):
+            super().gather(run, parts)
             gathered.append(int(self._merge._tally.seen.sum()))
 
         def publish(self, *arguments):
@@ -247,8 +252,8 @@ class Unlucky(HDF5Writer):
 
     error = None
 
-    def gather(self, trainer, parts):
-        super().gather(trainer, parts)
+    def gather(self, run, parts):
+        super().gather(run, parts)
         raise self.error
 
 
@@ -268,9 +273,9 @@ def test_packs_are_computed_while_a_part_is_merged(fasta, tmp_path):
     done, waited = threading.Event(), []
 
     class Slow(HDF5Writer):
-        def gather(self, trainer, parts):
+        def gather(self, run, parts):
             waited.append(done.wait(20))
-            return super().gather(trainer, parts)
+            return super().gather(run, parts)
 
     def step(index, rows, vectors):
         if index == 2:
@@ -288,12 +293,12 @@ def test_run_that_fails_merges_no_more(fasta, tmp_path):
     failed, gathered = [], []
 
     class Watched(HDF5Writer):
-        def gather(self, trainer, parts):
+        def gather(self, run, parts):
             gathered.append(bool(failed))
-            return super().gather(trainer, parts)
+            return super().gather(run, parts)
 
         def on_exception(self, trainer, pl_module, exception):
-            self._commits.rest()
+            self._run.commits.rest()
             failed.append(exception)
             super().on_exception(trainer, pl_module, exception)
 

@@ -48,7 +48,7 @@ def interrupted(folder):
 
     def leave(*parts, manifest=MANIFEST):
         run = folder()
-        run.write_manifest(lambda: manifest)
+        run.manifest.write(lambda: manifest)
         for content in parts:
             run.commit(0, content)
         return folder()
@@ -174,11 +174,11 @@ def test_manifest_is_not_waited_for_while_it_takes_long(folder):
         known.wait(30)
         return MANIFEST
 
-    run.write_manifest_soon(provenance)
-    run.await_manifest(provenance, 0.0)
+    run.manifest.write_soon(provenance)
+    run.manifest.wait(provenance, 0.0)
     assert not (run.path / "manifest.json").exists()
     known.set()
-    run.await_manifest(provenance, 30)
+    run.manifest.wait(provenance, 30)
     assert (run.path / "manifest.json").exists()
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from virnucpro_pl.output import tables as module
 from virnucpro_pl.output.tables import (
     STATUSES,
-    Contigs,
+    ContigCalls,
     Ids,
     summarise_contigs,
     write_contigs,
@@ -138,7 +138,7 @@ def test_tables_wrong_number_of_ids_raises(tmp_path: Path) -> None:
         write_contigs(tmp_path / "c.tsv", lambda rows: ["only one"], contigs_by_hand())
 
 
-def contigs_by_hand() -> Contigs:
+def contigs_by_hand() -> ContigCalls:
     """Summarise six records: two chunks scored, one of three, none, too short, failed, a tie."""
     return summarise_contigs(
         lengths=np.array([700, 1234, 500, 2, 90, 3]),

@@ -8,6 +8,7 @@ from typing import Any
 
 import h5py
 
+from virnucpro_pl.contracts import SequenceSource
 from virnucpro_pl.embedding_format import FORMAT
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.output.merge import Merge
@@ -78,6 +79,7 @@ class HDF5Writer(StreamingWriter):
             IncompleteError: If any row is missing, doubled, or under a wrong id.
         """
         run.signals.shielded = True  # to the end: a part is merged quickly, the rest is one step
+        assert isinstance(run.source, SequenceSource), "vectors are of sequences"
         merge, rows = self._begun_merge(run), run.source.store
         run.take_parts(merge, parts)
         attributes = {key: value for key, value in provenance.items() if key != "max_length"}
