@@ -6,7 +6,13 @@ MAX_LISTED = 20
 """How many offending records or ids a message names before it only counts."""
 
 
-class UsageError(Exception):
+class ExpectedError(Exception):
+    """Ends a run with an exit code of its own and, since its message says all, no traceback."""
+
+    exit_code = 1
+
+
+class UsageError(ExpectedError):
     """Bad usage, configuration, input or weights: nothing was computed."""
 
     exit_code = 2
@@ -20,30 +26,24 @@ class WeightsError(UsageError):
     """Weights that are missing, damaged, or not of the model that was asked for."""
 
 
-class OutputError(Exception):
+class OutputError(ExpectedError):
     """The output cannot be written, or does not hold every row; what is committed is kept."""
-
-    exit_code = 1
 
 
 class UnwritableError(OutputError):
     """HDF5 could not write a file; it crashes if the process then ends in the ordinary way."""
 
 
-class GateError(Exception):
+class GateError(ExpectedError):
     """Two files are further apart than `compare` was told to accept."""
 
-    exit_code = 1
 
-
-class TooLargeError(Exception):
+class TooLargeError(ExpectedError):
     """A single sequence that the device has no memory for.
 
     Attributes:
         sequence_ids: Its id.
     """
-
-    exit_code = 1
 
     def __init__(self, message: str, sequence_ids: list[str]) -> None:
         """Keep the id beside the message.
@@ -56,7 +56,7 @@ class TooLargeError(Exception):
         self.sequence_ids = sequence_ids
 
 
-class PeerError(Exception):
+class PeerError(ExpectedError):
     """Another rank of this run failed, was interrupted, died or stalled.
 
     Attributes:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from virnucpro_pl.errors import MAX_LISTED, listed
+from virnucpro_pl.errors import MAX_LISTED, ExpectedError, listed
 
 FINE, RECOMPUTED, FAILED = 0, 1, 2
 """Outcome of a sequence: finite, finite only after it was computed again in FP32, none."""
 
 
-class NumericalInstabilityError(RuntimeError):
+class NumericalInstabilityError(ExpectedError, RuntimeError):
     """Embeddings hold NaN or Inf.
 
     Attributes:
