@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from virnucpro_pl.output.processes import launched_by_rank_0
+from virnucpro_pl.output.processes import launched_by_rank_0, outlive_rank_0
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class Signals:
         urgent: Whether a second signal has come.
         patient: Whether the first signal is noted only; otherwise it ends the run where it arrives.
         shielded: Whether no signal ends anything where it arrives.
+        abrupt: Whether a signal ends the process itself, as long as there is nothing to put away.
         speaks: Whether this process says that a signal has come; one of a run's does.
     """
 
@@ -40,6 +41,7 @@ class Signals:
         self.urgent = False
         self.patient = False
         self.shielded = False
+        self.abrupt = False
         rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
         self.speaks = not launched_by_rank_0() and rank == "0"
         self._arrived = 0.0
@@ -111,5 +113,8 @@ class Signals:
             with contextlib.suppress(RuntimeError):  # it came in the middle of another line
                 log.warning("%s: %s", _NAMES[number], what)
         if not waits and not self.shielded:
+            if self.abrupt:  # within an import an exception may be caught, or printed and ignored
+                outlive_rank_0()
+                os._exit(128 + number)
             self.shielded = self.patient  # whoever cleans up after a pack shall not be interrupted
             raise SystemExit(self.code)
