@@ -251,14 +251,15 @@ def test_resolve_accelerator_is_never_apples(monkeypatch, cuda):
 
 @pytest.mark.parametrize("command", ["predict", "fit"])
 def test_accelerator_auto_is_resolved_in_the_configuration(command, monkeypatch):
-    from virnucpro_pl.cli import fit
-    from virnucpro_pl.cli import main as cli
+    from virnucpro_pl.cli.fit import FitCLI
+    from virnucpro_pl.cli.main import main
+    from virnucpro_pl.cli.usage import UsageCLI
 
     seen = []
     monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(
-        cli.UsageCLI,
+        UsageCLI,
         "instantiate_classes",
         lambda self: (seen.append(self.config[command].trainer.accelerator), sys.exit(9)),
     )
@@ -268,9 +269,9 @@ def test_accelerator_auto_is_resolved_in_the_configuration(command, monkeypatch)
         "fit": ["--config=train_classifier.yaml", *files],
     }
     with pytest.raises(SystemExit):
-        cli.main([command, *given[command]])
+        main([command, *given[command]])
     assert seen == ["cpu"]
-    assert fit.FitCLI.before_instantiate_classes is cli.UsageCLI.before_instantiate_classes
+    assert FitCLI.before_instantiate_classes is UsageCLI.before_instantiate_classes
 
 
 @pytest.mark.parametrize("asked", ["mps", "tpu", "toaster"])

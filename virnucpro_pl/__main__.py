@@ -2,13 +2,10 @@
 
 import gc
 
-# Some 15 % of the time to import Lightning is garbage collection that finds next to nothing. What
-# is imported stays: frozen, it is in no later collection either.
+# Some 15 % of the time to import Lightning is garbage collection that finds next to nothing; `main`
+# turns it on again once the command is imported.
 gc.disable()
 from virnucpro_pl.cli.main import main  # noqa: E402
-
-gc.freeze()
-gc.enable()
 
 if __name__ == "__main__":
     main()

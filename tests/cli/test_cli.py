@@ -1,8 +1,11 @@
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -13,6 +16,7 @@ import yaml
 from virnucpro_pl.cli.main import main
 from virnucpro_pl.cli.shipped import find_config, shipped_configs
 from virnucpro_pl.errors import UsageError
+from virnucpro_pl.version import __version__
 
 CHECKOUT = Path(__file__).parents[2]
 SMALL = (
@@ -57,32 +61,126 @@ def test_help_names_exit_codes_and_subcommand(capsys):
         assert part in text
 
 
+def seconds(*words, folder):
+    """Median time of a few runs, the first of which is left out: it reads from the disk."""
+    spent = []
+    for _ in range(5):
+        before = time.perf_counter()
+        assert run(sys.executable, *words, folder=folder).returncode == 0
+        spent.append(time.perf_counter() - before)
+    return statistics.median(spent[1:])
+
+
 @pytest.mark.slow
-def test_help_takes_little_longer_than_importing_the_cli(tmp_path):
-    spent = []  # of the processor: other work on the machine counts for little
-    for words in (("-c", "import lightning.pytorch.cli"), ("-m", "virnucpro_pl", "--help")):
-        before = os.times()
-        assert run(sys.executable, *words, folder=tmp_path).returncode == 0
-        after = os.times()
-        spent.append(sum(after[2:4]) - sum(before[2:4]))
-    assert spent[1] <= 1.5 * spent[0]
+def test_version_takes_a_fraction_of_importing_lightning(tmp_path):
+    lightning = seconds("-c", "import lightning.pytorch.cli", folder=tmp_path)
+    assert seconds("-m", "virnucpro_pl", "--version", folder=tmp_path) < lightning / 5
 
 
-def test_import_cli_does_not_import_models():
+IMPORTED = """if True:
+    import atexit, sys
+    heavy = {"lightning", "torch", "jsonargparse", "numpy", "h5py"}
+    atexit.register(lambda: print(*sorted(heavy & set(sys.modules)), file=sys.stderr))
+    from virnucpro_pl.__main__ import main
+    import logging; logging.disable()
+    main()
+"""
+"""Runs the command and says what large packages it has imported."""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--version"], 0),
+        (["--help"], 0),
+        ([], 2),
+        (["typo"], 2),
+        (["--config", "esm2.yaml"], 2),
+        (["predict"], 2),
+        (["predict", "-h"], 0),
+        (["predict", "--config", "absent.yaml"], 2),
+        (["predict", "--config", "train_classifier.yaml"], 2),
+        (["predict", "--config", "demo.yaml", "--data.path"], 2),
+        (["fit", "--help"], 0),
+        (["fit", "--config", "esm2.yaml"], 2),
+        (["export", "--to"], 2),
+        (["compare", "a", "b", "--config", "esm2.yaml"], 2),
+    ],
+)
+def test_what_needs_no_command_imports_nothing_large(tmp_path, words, code):
+    ended = run(sys.executable, "-c", IMPORTED, *words, folder=tmp_path)
+    assert (ended.returncode, ended.stderr.split()) == (code, [])
+
+
+def test_export_imports_neither_lightning_nor_torch(tmp_path, write_embeddings):
+    write_embeddings(tmp_path / "a.h5", ["x", "y"], np.eye(2, dtype=np.float32))
+    words = ("export", "a.h5", "--to", "npy")
+    ended = run(sys.executable, "-c", IMPORTED, *words, folder=tmp_path)
+    assert ended.returncode == 0
+    assert ended.stderr.split() == ["h5py", "jsonargparse", "numpy"]
+    assert np.load(tmp_path / "a.npy").tolist() == [[1, 0], [0, 1]]
+
+
+def test_version_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"virnucpro-pl {__version__}\n"
+
+
+def test_command_collects_garbage_once_it_is_imported_but_nothing_of_the_imports(tmp_path):
     code = """if True:
-        import sys, lightning.pytorch.cli
-        before = set(sys.modules)
-        import virnucpro_pl.cli.main
-        print(*sorted({m.partition(".")[0] for m in set(sys.modules) - before}))
+        import atexit, gc
+        atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 9999))
+        from virnucpro_pl.__main__ import main
+        main(["compare", "absent", "absent"])
     """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ended.stdout.split() == ["virnucpro_pl"]
-
-
-def test_command_collects_garbage_once_it_is_imported_but_nothing_of_the_imports():
-    code = "import gc, virnucpro_pl.__main__; print(gc.isenabled(), gc.get_freeze_count() > 9999)"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ended = run(sys.executable, "-c", code, folder=tmp_path)
+    assert ended.returncode == 2
     assert ended.stdout.split() == ["True", "True"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("wait", [0, 1.5])
+def test_signal_during_imports_ends_the_command_there(start, tmp_path, number, wait):
+    command = start("predict", "--config", "demo.yaml", "--trainer.accelerator=cpu")
+
+    def takes_signals():
+        status = Path(f"/proc/{command.pid}/status").read_text()
+        caught = int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16)
+        return caught >> (signal.SIGTERM - 1) & 1
+
+    command.wait_for(takes_signals)
+    time.sleep(wait)
+    os.kill(command.pid, number)
+    ended = command.wait(10)
+    assert ended.code == 128 + number
+    [line] = ended.log.splitlines()
+    name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
+    assert line.endswith(f"WARNING {name}: stopping")
+    assert list(tmp_path.iterdir()) == [command.log_file]
+
+
+def test_short_help_is_a_page_of_options_that_there_are(capsys):
+    def shown(*words):
+        with suppress(SystemExit):
+            main(list(words))
+        return capsys.readouterr().out
+
+    def options(text):
+        return set(re.findall(r"--[a-z_\d.]+[a-z_\d]", text)) - {"--help", "--version"}
+
+    configs = ("virnucpro.yaml", "esm2.yaml")
+    known = {
+        "fit": shown("fit", "--help-all"),
+        "predict": shown("predict", "--help-all")
+        + "".join(shown("predict", "--config", name, "--help") for name in configs),
+    }
+    for command, listed in known.items():
+        page = shown(command, "--help")
+        assert page.count("\n") <= 50
+        assert f"usage: virnucpro-pl {command} --config NAME" in page
+        assert options(page) - options(listed) <= {"--help-all"}
 
 
 def test_print_config_shows_rule_free_options(capsys, tmp_path, monkeypatch):

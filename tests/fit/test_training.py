@@ -247,7 +247,7 @@ def test_other_data_raise():
 
 def test_help_lists_the_options(capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["fit", "--help"])
+        main(["fit", "--help-all"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     for option in (

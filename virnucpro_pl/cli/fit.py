@@ -10,8 +10,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser
 
-from virnucpro_pl.cli.literal_paths import LiteralPathParser
-from virnucpro_pl.cli.main import UsageCLI
+from virnucpro_pl.cli.usage import UsageCLI
 from virnucpro_pl.devices import announce, check_devices
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.fit.labelled import LabelledPairDataModule
@@ -28,7 +27,7 @@ SEED = 42
 class FitCLI(UsageCLI):
     """The subcommand `fit`: the writer and early stopping beside model and data."""
 
-    help_command = "virnucpro-pl fit --help"
+    help_command = "virnucpro-pl fit --help-all"
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -130,25 +129,9 @@ def fit(words: list[str]) -> None:
     FitCLI(
         ClassifierTraining,
         LabelledPairDataModule,
-        args=words,
-        parser_class=LiteralPathParser,
-        save_config_callback=None,
+        words,
+        {"devices": 1, "max_epochs": 200, "deterministic": True},
         seed_everything_default=SEED,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        trainer_defaults={
-            "logger": False,
-            "enable_model_summary": False,
-            "devices": 1,
-            "max_epochs": 200,
-            "deterministic": True,
-        },
-        parser_kwargs={
-            "exit_on_error": False,
-            "allow_abbrev": False,
-            "prog": "virnucpro-pl",
-            "description": "Train a classifier on embeddings of viral and of other ORFs.",
-        },
     )
 
 

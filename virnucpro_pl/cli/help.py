@@ -1,99 +1,155 @@
-"""What `virnucpro-pl --help` and `virnucpro-pl predict --config NAME --help` say."""
+"""The pages that `virnucpro-pl --help`, `predict --help` and `fit --help` show."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from importlib import import_module
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from jsonargparse import ArgumentParser
+from virnucpro_pl.cli.shipped import config_names, configs_for, shipped_configs
 
-from virnucpro_pl.cli.shipped import (
-    classes_in,
-    config_names,
-    read_config,
-    shipped_configs,
-    with_shipped_configs,
-)
-from virnucpro_pl.errors import UsageError
+ALL = "--help-all"
+"""Asks for every option that Lightning knows."""
+
+
+class Command(NamedTuple):
+    """A command."""
+
+    use: str
+    """What it does, in a line."""
+    module: str
+    """Where it is: a function of its name."""
+
 
 COMMANDS = {
-    "bench": "measure this program on your own card, beside its peers",
-    "compare": "tell how far two embedding files or prediction tables are apart",
-    "export": "write the vectors of an embedding file as other programs read them",
-    "fit": "train a classifier on embedding files",
-    "plot": "draw results or an embedding file",
+    "predict": Command("sequences in, calls or embeddings out", "virnucpro_pl.cli.predict"),
+    "bench": Command(
+        "measure this program on your own card, beside its peers", "virnucpro_pl.bench"
+    ),
+    "compare": Command(
+        "tell how far two embedding files or prediction tables are apart",
+        "virnucpro_pl.compare.command",
+    ),
+    "export": Command(
+        "write the vectors of an embedding file as other programs read them",
+        "virnucpro_pl.embeddings.export",
+    ),
+    "fit": Command("train a classifier on embedding files", "virnucpro_pl.cli.fit"),
+    "plot": Command("draw results or an embedding file", "virnucpro_pl.plot.command"),
 }
-"""Commands beside `predict`: each is the function of that name in the module of that name."""
 
-EPILOG = """exit codes: 0 every row written; 1 unexpected failure, or a gate of compare not met;
-2 bad usage, configuration or input (nothing was computed); 3 numerical instability (committed rows
-are kept); 130 Ctrl-C; 143 SIGTERM.
-An interrupted command continues where it was when it is run again."""
-
-_HELP = """usage: virnucpro-pl COMMAND [options]
+_OVERVIEW = """usage: virnucpro-pl COMMAND [options]
 
 Find viral sequences in sequencing data: VirNucPro as a PyTorch Lightning package.
 
 commands:
-  predict   sequences in, calls or embeddings out
 {commands}
 
   virnucpro-pl COMMAND --help                 options of a command
   virnucpro-pl predict --config NAME --help   options of what a config names
   virnucpro-pl predict --config demo.yaml     a trial without any download
+  virnucpro-pl --version                      the version
 
 shipped configs:
 {configs}
 
-{epilog}"""
+exit codes: 0 every row written; 1 unexpected failure, or a gate of compare not met;
+2 bad usage, configuration or input (nothing was computed); 3 numerical instability (committed rows
+are kept); 130 Ctrl-C; 143 SIGTERM.
+An interrupted command continues where it was when it is run again.
+"""
 
-_TRAINER = """Beside these, Lightning's own: --trainer.devices, --trainer.strategy,
---trainer.precision and more (virnucpro-pl predict --help). --print_config prints what is set."""
+_PREDICT = """usage: virnucpro-pl predict --config NAME [options]
+
+Sequences in, calls or embeddings out. The config says which; options on the command line win.
+
+shipped configs:
+{configs}
+
+options that matter most:
+  --config NAME              a shipped config, or a file of yours
+  --data.path FILE           FASTA or FASTQ, plain or compressed
+  --data.tokens_per_batch N  tokens of a pack: fewer need less memory of the GPU
+  --model.weights FILE       weights of the embedding model, or random for a trial; with
+                             virnucpro.yaml --model.esm2.weights and --model.dnabert_s.weights
+  --model.classifier FILE    VirNucPro's 500_model.pth or 300_model.pth, or what fit has made
+  --model.enable_fp16 false  compute in FP32, as VIRNUCPRO_DISABLE_FP16=1 does
+  --writer.path PATH         file or folder to write
+  --writer.overwrite true    replace an output, or discard an interrupted run
+  --trainer.accelerator A    auto (a GPU where there is one), cuda or cpu
+  --trainer.devices N        GPUs; for more than one also give --trainer.strategy ddp
+  --trainer.precision P      16-mixed, bf16-mixed or 32
+  --print_config             print all options as they are set, and run nothing
+
+examples:
+  virnucpro-pl predict --config demo.yaml
+  virnucpro-pl predict --config virnucpro.yaml --data.path contigs.fasta.gz \\
+    --model.classifier 500_model.pth --writer.path results
+
+more options:
+  virnucpro-pl predict --config NAME --help   those of what a config names
+  virnucpro-pl predict --help-all             all that Lightning knows
+"""
+
+_FIT = """usage: virnucpro-pl fit --config NAME [options]
+
+Train a classifier on embeddings of viral and of other ORFs.
+
+shipped configs:
+{configs}
+
+options that matter most:
+  --config NAME                  a shipped config, or a file of yours
+  --data.viral.dnabert_s FILE    embedding files of the viral ORFs: of their nucleotides,
+  --data.viral.esm2 FILE           and of their proteins
+  --data.other.dnabert_s FILE    the same of other ORFs
+  --data.other.esm2 FILE
+  --data.validation_fraction X   share of the records that are held out for choosing the epoch
+  --data.test_fraction X         share that is held out for the end
+  --model.class_weights W        none, balanced, or [1, 4] for others and virus
+  --model.learning_rate X        how far a step goes at first
+  --early_stopping.patience N    epochs without a better one after which the training ends
+  --trainer.max_epochs N         epochs after which it ends at the latest
+  --seed_everything N            seed of the split and of the training
+  --writer.path FOLDER           folder to write
+  --writer.overwrite true        replace it
+  --print_config                 print all options as they are set, and run nothing
+
+example:
+  virnucpro-pl fit --config train_classifier.yaml --writer.path classifier \\
+    --data.viral.dnabert_s viral/dnabert_s.h5 --data.viral.esm2 viral/esm2.h5 \\
+    --data.other.dnabert_s other/dnabert_s.h5 --data.other.esm2 other/esm2.h5
+
+more options:
+  virnucpro-pl fit --help-all   all that there are, with their defaults
+"""
 
 
-def print_help() -> None:
-    """Print the commands, the shipped configs, each with its first line, and the exit codes."""
-    commands = [f"  {name:<9} {use}" for name, use in COMMANDS.items()]
-    configs = [
-        f"  {path.name:<22} {path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# ')}"
-        for path in sorted(shipped_configs().glob("*.yaml"))
-    ]
-    text = _HELP.format(commands="\n".join(commands), configs="\n".join(configs), epilog=EPILOG)
-    sys.stdout.write(f"{text}\n")
+def asks_help(words: Sequence[str]) -> bool:
+    """Tell whether a command line asks for help."""
+    return "-h" in words or "--help" in words
 
 
-def wants_class_help(words: list[str]) -> bool:
-    """Tell whether a command line asks for help with a config."""
-    asks = "--help" in words or "-h" in words
-    return asks and any(w.partition("=")[0] in ("-c", "--config") for w in words)
+def help_page(words: Sequence[str]) -> str | None:
+    """The page that a command line asks for, if it is one that needs no import.
 
-
-def print_class_help(words: list[str]) -> None:
-    """Print the options of the classes that the config on the command line names.
-
-    Raises:
-        UsageError: If there is no such config, or it names no such class.
+    Args:
+        words: The command line; an empty one asks for the overview.
     """
-    classes: dict[str, str] = {}
-    for name in config_names(with_shipped_configs(words)):
-        classes |= classes_in(read_config(Path(name)))
-    if not classes:
-        raise UsageError("The config names no model: its options are listed by fit --help")
-    parser = ArgumentParser(
-        prog="virnucpro-pl predict",
-        usage="%(prog)s --config NAME [options]",
-        epilog=_TRAINER,
-    )
-    for key, path in classes.items():
-        module, _, name = path.rpartition(".")
-        inner = {other.rpartition(".")[2] for other in classes if other.startswith(f"{key}.")}
-        try:
-            parser.add_class_arguments(getattr(import_module(module), name), key, skip=inner)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UsageError(f"{key}: there is no class {path!r}: {error}") from error
-    for action in parser._actions:
-        if action.dest in classes:  # whole classes can be given by file, which is no help here
-            action.help = argparse.SUPPRESS
-    parser.print_help()
+    if words in ([], ["-h"], ["--help"]):
+        commands = "\n".join(f"  {name:<9} {command.use}" for name, command in COMMANDS.items())
+        configs = _first_lines(sorted(shipped_configs().glob("*.yaml")))
+        return _OVERVIEW.format(commands=commands, configs=configs)
+    if not asks_help(words) or ALL in words:
+        return None
+    if words[0] == "fit":
+        return _FIT.format(configs=_first_lines(configs_for("fit")))
+    if words[0] == "predict" and not config_names(words):
+        return _PREDICT.format(configs=_first_lines(configs_for("predict")))
+    return None
+
+
+def _first_lines(configs: Iterable[Path]) -> str:
+    """Each config with its first line, a comment that says what it is for."""
+    lines = ((p.name, p.read_text(encoding="utf-8").partition("\n")[0]) for p in configs)
+    return "\n".join(f"  {name:<22} {line.lstrip('# ')}" for name, line in lines)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningArgumentParser
 
 _OPTION = re.compile(
     r"--(data|writer)\.path|--data(\.\w+)?\.(dnabert_s|esm2)"
@@ -65,12 +64,3 @@ def _is_path(option: str) -> bool:
 
 def _spell(path: str) -> str:
     return f"path-bytes-{os.fsencode(path).hex()}"
-
-
-class LiteralPathParser(LightningArgumentParser):
-    """Shows a configuration (`--print_config`) with the paths as they are."""
-
-    def dump(self, namespace: Namespace, **options: Any) -> str:
-        """Give a configuration as YAML."""
-        text: str = super().dump(read_paths(namespace), **options)
-        return text

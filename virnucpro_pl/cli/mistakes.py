@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
 
 import yaml
 
-from virnucpro_pl.cli.shipped import classes_in, configs_for, read_config, shipped_configs
-from virnucpro_pl.errors import UsageError, listed
+from virnucpro_pl.cli.shipped import (
+    classes_in,
+    config_names,
+    configs_for,
+    read_config,
+    short_name,
+)
+from virnucpro_pl.errors import UsageError
 
 _KINDS = {
     "int": "a whole number",
@@ -37,66 +42,6 @@ _PURPOSES = {
     "--to": "per-id, anndata or npy",
 }
 """What to give where an option is missing."""
-_SWITCHES = re.compile(r"--help|--print_config|--(\w+\.)+help")
-"""Options that need no value."""
-_DEVICES = re.compile(r"auto|-1|[1-9]\d*|\[\d+(, ?\d+)*\]|\d+,|\d+(,\d+)+")
-
-
-def check_values(words: Sequence[str]) -> None:
-    """Check that each option has a value.
-
-    Raises:
-        UsageError: If one has none.
-    """
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
-        option, equals, _ = word.partition("=")
-        lacks = word.startswith("--") and not equals and following.startswith("--")
-        if (lacks or (word == "-c" and following == "--")) and not _SWITCHES.fullmatch(option):
-            such = "esm2.yaml" if option in ("-c", "--config") else "true or false for a switch"
-            spelt = f"; one that begins with -- as {option}=VALUE" if following != "--" else ""
-            raise UsageError(f"{word} has no value: write one behind it, such as {such}{spelt}")
-
-
-def check_configs(command: str, names: Sequence[str], words: Sequence[str]) -> None:
-    """Check that the configs on a command line are there, are YAML, and are of this command.
-
-    Args:
-        command: `predict` or `fit`.
-        names: Paths of the configs, in order.
-        words: The command line.
-
-    Raises:
-        UsageError: If not.
-    """
-    fitting = configs_for(command)
-    offer = f"the shipped ones of {command} are {listed([path.name for path in fitting])}"
-    shipped = [_shown(name) for name in names if Path(name).parent == shipped_configs()]
-    if len(shipped) > 1:
-        raise UsageError(f"--config takes one shipped config, not {' and '.join(shipped)}")
-    with_classes = [name for name in names if classes_in(read_config(Path(name)))]
-    piped = any(not Path(name).is_file() for name in names)  # read once only, by the parser
-    if command == "fit" and with_classes:
-        raise UsageError(f"{_shown(with_classes[0])} is a config of predict, not of fit: {offer}")
-    by_option = any(re.match(r"--model(\.class_path)?(=|$)", word) for word in words)
-    if command == "predict" and not (with_classes or piped or by_option):
-        if names:
-            raise UsageError(
-                f"{_shown(names[0])} is no config of predict, since it names no model: {offer}"
-            )
-        raise UsageError(f"predict needs a config, such as --config virnucpro.yaml: {offer}")
-
-
-def check_devices_option(devices: Any) -> None:
-    """Check that `--trainer.devices` is one that Lightning knows.
-
-    Raises:
-        UsageError: If it is not.
-    """
-    if not _DEVICES.fullmatch(str(devices)):
-        raise UsageError(
-            "--trainer.devices must be a number of devices, auto, or a list of their numbers such "
-            f"as [0, 2], not {devices}"
-        )
 
 
 def usage_error_in(error: BaseException) -> UsageError | None:
@@ -116,46 +61,41 @@ def describe_failure(error: BaseException) -> str:
     return str(error).replace("`", "").strip()
 
 
-def explain(
-    fault: str, words: Sequence[str], options: Iterable[str], configs: Sequence[str] = ()
-) -> str:
+def explain(fault: str, words: Sequence[str], options: Collection[str]) -> str:
     """Say in a sentence what the parser has found.
 
     Args:
         fault: The parser's message.
         words: The command line.
         options: All options of the command that belong to no class of a config, with their hyphens.
-        configs: Paths of the configs that were given.
     """
-    got = "".join(re.findall(r"(?:Got|Given) value: (.+)", fault)[:1])
+    value = "".join(re.findall(r"(?:Got|Given) value: (.+)", fault)[:1])
     fault = " ".join(fault.split())
+    configs = config_names(words)
     keys = re.findall(r'Parser key "([\w.]+)"', fault)
     place = _option(*dict.fromkeys(keys))
     classes = re.findall(r"given class_path '([^']+)'", fault)
     if missing := re.search(r"arguments are required: ([\w.]+(?:, [\w.]+)*)", fault):
         return _missing(place, missing[1].split(", "), options)
-    if strange := re.search(r"Option '([\w.]+)' is not accepted", fault):
-        return _no_option(f"{place}.{strange[1]}", _options_of(classes[-1], place), configs)
-    if strange := re.search(r"does not accept option '([\w.]+)'", fault):
-        return _no_option(_option(strange[1]), options, configs)
-    if strange := re.search(r"unrecognized arguments: (\S+)", fault):
+    if unknown := re.search(r"Option '([\w.]+)' is not accepted", fault):
+        return _no_option(f"{place}.{unknown[1]}", _options_of(classes[-1], place), configs)
+    if unknown := re.search(r"does not accept option '([\w.]+)'", fault):
+        return _no_option(_option(unknown[1]), options, configs)
+    if unknown := re.search(r"unrecognized arguments: (\S+)", fault):
         of_classes = (option for name in configs for option in _options_in(Path(name)))
-        return _unrecognised(strange[1], [*options, *of_classes], configs)
-    if unknown := re.search(r"given class_path '(\S+)': (No module|module \S+ has no)", fault):
-        return f"{place} names a class that does not exist: {unknown[1]}"
-    if unknown := re.search(r"dot import path string: (\S+)", fault):
-        file = {"--data": "; a file is --data.path", "--writer": "; a file is --writer.path"}
-        return (
-            f"{place} names a class that does not exist: {unknown[1].rstrip('.')}"
-            f"{file.get(place, '')}"
-        )
+        return _unrecognised(unknown[1], [*options, *of_classes], configs)
+    if absent := re.search(r"given class_path '(\S+)': (No module|module \S+ has no)", fault):
+        return f"{place} names a class that does not exist: {absent[1]}"
+    if absent := re.search(r"dot import path string: (\S+)", fault):
+        hint = f"; a file is {place}.path" if place in ("--data", "--writer") else ""
+        return f"{place} names a class that does not exist: {absent[1].rstrip('.')}{hint}"
     if other := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", fault):
         return f"{other[1]} is no {other[2]}, which stands in its place"
     if "Unable to load config" in fault:
         parts = [option for option in options if option.startswith(f"{place}.")]
         return f"{place} is given by its parts, {' and '.join(parts)}"
     if kinds := _kinds(fault):
-        value = _given(place, words) or got
+        value = _given(place, words) or value
         return f"{place} must be {kinds}" + (f", not {value}" if value else "")
     return re.sub(r'Parser key "([\w.]+)": ?', "", fault)
 
@@ -166,26 +106,25 @@ def _option(*keys: str) -> str:
     return "--" + re.sub(r"^(predict|fit)\.", "", joined)
 
 
-def _missing(place: str, names: Sequence[str], options: Iterable[str]) -> str:
-    known = set(options)
+def _missing(place: str, names: Sequence[str], options: Collection[str]) -> str:
     needed = []
     for name in names:
         option = f"{place}.{name}" if place != "--" else _option(name)
-        is_word = place == "--" and option not in known
+        is_word = place == "--" and option not in options
         needed.append(name.upper() if is_word else option)
     purposes = [_PURPOSES[name] for name in needed if name in _PURPOSES]
     what = f": give {purposes[0]}" if len(needed) == len(purposes) == 1 else ""
     return f"{_joined(needed, 'and')} {'is' if len(needed) == 1 else 'are'} missing{what}"
 
 
-def _no_option(option: str, options: Iterable[str], configs: Sequence[str]) -> str:
+def _no_option(option: str, options: Collection[str], configs: Sequence[str]) -> str:
     """Say that there is none, and which may be meant, or which shipped config has it."""
-    where = f" with {_joined([_shown(config) for config in configs], 'and')}" if configs else ""
+    where = f" with {_joined([short_name(config) for config in configs], 'and')}" if configs else ""
     said = f"There is no option {option}{where}"
     having = [path.name for path in configs_for("predict") if option in _options_in(path)]
     if configs and having:
         return f"{said}; {_joined(having, 'and')} {'has' if len(having) == 1 else 'have'} it"
-    close = get_close_matches(option, list(options), 1)
+    close = get_close_matches(option, options, 1)
     return f"{said}: did you mean {close[0]}?" if close else said
 
 
@@ -197,9 +136,8 @@ def _unrecognised(word: str, options: Sequence[str], configs: Sequence[str]) -> 
 
 
 def _options_of(class_path: str, place: str) -> list[str]:
-    module, _, name = class_path.rpartition(".")
     try:
-        parameters = inspect.signature(getattr(import_module(module), name)).parameters
+        parameters = inspect.signature(resolve_name(class_path)).parameters
     except (ImportError, AttributeError):  # there is another mistake, in a config
         return []
     return [f"{place}.{parameter}" for parameter in parameters]
@@ -227,11 +165,6 @@ def _kinds(fault: str) -> str:
 def _joined(words: Sequence[str], last: str) -> str:
     """`a, b or c`."""
     return f" {last} ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
-
-
-def _shown(config: str) -> str:
-    """A shipped config by its bare name, any other by its path."""
-    return Path(config).name if Path(config).parent == shipped_configs() else config
 
 
 def _given(option: str, words: Sequence[str]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -41,37 +41,41 @@ def find_config(name: str) -> str:
     if name and Path(name).name == name and shipped.is_file():
         return str(shipped)
     names = sorted(path.name for path in shipped_configs().glob("*.yaml"))
-    close = [n for n in names if n == f"{name}.yaml"] or get_close_matches(name, names, 1, 0.7)
+    close = [f"{name}.yaml"] if f"{name}.yaml" in names else get_close_matches(name, names, 1, 0.7)
     hint = f"did you mean {close[0]}?" if close else f"the shipped ones are {', '.join(names)}"
     raise UsageError(f"There is no config {name}: {hint}")
 
 
-def with_shipped_configs(words: list[str]) -> list[str]:
+def short_name(config: str) -> str:
+    """A shipped config by its bare name, any other by its path."""
+    return Path(config).name if Path(config).parent == shipped_configs() else config
+
+
+def with_shipped_configs(words: Sequence[str]) -> list[str]:
     """Replace each name after `--config` in a command line by the path of that config.
 
     Raises:
         UsageError: If there is no such config.
     """
     resolved = list(words)
-    for i, word in enumerate(words):
-        flag, equals, name = word.partition("=")
-        if flag not in ("-c", "--config"):
-            continue
-        if equals:
-            resolved[i] = f"{flag}={find_config(name)}"
-        elif i + 1 < len(words):
-            resolved[i + 1] = find_config(words[i + 1])
+    for place, flag, name in _named_configs(words):
+        resolved[place] = f"{flag}{find_config(name)}"
     return resolved
 
 
-def config_names(words: list[str]) -> list[str]:
+def config_names(words: Sequence[str]) -> list[str]:
     """What stands after each `--config` in a command line."""
-    names = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    return [name for _, _, name in _named_configs(words)]
+
+
+def _named_configs(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """The place of each word that names a config, what it begins with, and the name."""
+    for place, word in enumerate(words):
         flag, equals, name = word.partition("=")
-        if flag in ("-c", "--config"):
-            names.append(name if equals else following)
-    return names
+        if flag in ("-c", "--config") and equals:
+            yield place, f"{flag}=", name
+        elif word in ("-c", "--config") and place + 1 < len(words):
+            yield place + 1, "", words[place + 1]
 
 
 def configs_for(command: str) -> list[Path]:
