@@ -109,7 +109,12 @@ class FitCLI(UsageCLI):
         log.info(
             "Wrote %s (epoch %d; the last was %d) and %s. On the held-out %s records: %s. "
             "Use it with: virnucpro-pl predict --config virnucpro.yaml --model.classifier %s",
-            *(writer.best, best["epoch"], history[-1]["epoch"], path.name, part, _line(metrics)),
+            writer.best,
+            best["epoch"],
+            history[-1]["epoch"],
+            path.name,
+            part,
+            _line(metrics),
             writer.best,
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from virnucpro_pl.cli.shipped import config_names, configs_for, shipped_configs
+from virnucpro_pl.cli.shipped import config_files, config_names, configs_for
 
 ALL = "--help-all"
 """Asks for every option that Lightning knows."""
@@ -138,8 +138,7 @@ def help_page(words: Sequence[str]) -> str | None:
     """
     if words in ([], ["-h"], ["--help"]):
         commands = "\n".join(f"  {name:<9} {command.use}" for name, command in COMMANDS.items())
-        configs = _first_lines(sorted(shipped_configs().glob("*.yaml")))
-        return _OVERVIEW.format(commands=commands, configs=configs)
+        return _OVERVIEW.format(commands=commands, configs=_first_lines(config_files()))
     if not asks_help(words) or ALL in words:
         return None
     if words[0] == "fit":

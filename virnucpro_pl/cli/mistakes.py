@@ -78,11 +78,11 @@ def explain(fault: str, words: Sequence[str], options: Collection[str]) -> str:
     if missing := re.search(r"arguments are required: ([\w.]+(?:, [\w.]+)*)", fault):
         return _missing(place, missing[1].split(", "), options)
     if unknown := re.search(r"Option '([\w.]+)' is not accepted", fault):
-        return _no_option(f"{place}.{unknown[1]}", _options_of(classes[-1], place), configs)
+        return _no_option(f"{place}.{unknown[1]}", _class_options(classes[-1], place), configs)
     if unknown := re.search(r"does not accept option '([\w.]+)'", fault):
         return _no_option(_option(unknown[1]), options, configs)
     if unknown := re.search(r"unrecognized arguments: (\S+)", fault):
-        of_classes = (option for name in configs for option in _options_in(Path(name)))
+        of_classes = (option for name in configs for option in _config_options(Path(name)))
         return _unrecognised(unknown[1], [*options, *of_classes], configs)
     if absent := re.search(r"given class_path '(\S+)': (No module|module \S+ has no)", fault):
         return f"{place} names a class that does not exist: {absent[1]}"
@@ -95,7 +95,7 @@ def explain(fault: str, words: Sequence[str], options: Collection[str]) -> str:
         parts = [option for option in options if option.startswith(f"{place}.")]
         return f"{place} is given by its parts, {' and '.join(parts)}"
     if kinds := _kinds(fault):
-        value = _given(place, words) or value
+        value = _value_of(place, words) or value
         return f"{place} must be {kinds}" + (f", not {value}" if value else "")
     return re.sub(r'Parser key "([\w.]+)": ?', "", fault)
 
@@ -119,11 +119,11 @@ def _missing(place: str, names: Sequence[str], options: Collection[str]) -> str:
 
 def _no_option(option: str, options: Collection[str], configs: Sequence[str]) -> str:
     """Say that there is none, and which may be meant, or which shipped config has it."""
-    where = f" with {_joined([short_name(config) for config in configs], 'and')}" if configs else ""
+    where = f" with {_joined([*map(short_name, configs)], 'and')}" if configs else ""
     said = f"There is no option {option}{where}"
-    having = [path.name for path in configs_for("predict") if option in _options_in(path)]
-    if configs and having:
-        return f"{said}; {_joined(having, 'and')} {'has' if len(having) == 1 else 'have'} it"
+    others = [path.name for path in configs_for("predict") if option in _config_options(path)]
+    if configs and others:
+        return f"{said}; {_joined(others, 'and')} {'has' if len(others) == 1 else 'have'} it"
     close = get_close_matches(option, options, 1)
     return f"{said}: did you mean {close[0]}?" if close else said
 
@@ -135,7 +135,7 @@ def _unrecognised(word: str, options: Sequence[str], configs: Sequence[str]) -> 
     return f"{word} is one word too many{hint}"
 
 
-def _options_of(class_path: str, place: str) -> list[str]:
+def _class_options(class_path: str, place: str) -> list[str]:
     try:
         parameters = inspect.signature(resolve_name(class_path)).parameters
     except (ImportError, AttributeError):  # there is another mistake, in a config
@@ -143,9 +143,9 @@ def _options_of(class_path: str, place: str) -> list[str]:
     return [f"{place}.{parameter}" for parameter in parameters]
 
 
-def _options_in(config: Path) -> list[str]:
+def _config_options(config: Path) -> list[str]:
     classes = classes_in(read_config(config))
-    return [option for key, path in classes.items() for option in _options_of(path, f"--{key}")]
+    return [option for key, path in classes.items() for option in _class_options(path, f"--{key}")]
 
 
 def _kinds(fault: str) -> str:
@@ -167,7 +167,7 @@ def _joined(words: Sequence[str], last: str) -> str:
     return f" {last} ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
-def _given(option: str, words: Sequence[str]) -> str | None:
+def _value_of(option: str, words: Sequence[str]) -> str | None:
     """The value of an option on the command line."""
     for word, following in reversed(list(zip(words, [*words[1:], ""], strict=True))):
         flag, equals, value = word.partition("=")

@@ -22,6 +22,11 @@ def shipped_configs() -> Path:
     return packed if packed.is_dir() else package.parent / "configs"
 
 
+def config_files() -> list[Path]:
+    """The shipped configs."""
+    return sorted(shipped_configs().glob("*.yaml"))
+
+
 def find_config(name: str) -> str:
     """Resolve a config given on the command line.
 
@@ -40,7 +45,7 @@ def find_config(name: str) -> str:
         return name
     if name and Path(name).name == name and shipped.is_file():
         return str(shipped)
-    names = sorted(path.name for path in shipped_configs().glob("*.yaml"))
+    names = [path.name for path in config_files()]
     close = [f"{name}.yaml"] if f"{name}.yaml" in names else get_close_matches(name, names, 1, 0.7)
     hint = f"did you mean {close[0]}?" if close else f"the shipped ones are {', '.join(names)}"
     raise UsageError(f"There is no config {name}: {hint}")
@@ -80,8 +85,8 @@ def _named_configs(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
 
 def configs_for(command: str) -> list[Path]:
     """The shipped configs of `predict` or `fit`."""
-    paths = sorted(shipped_configs().glob("*.yaml"))
-    return [path for path in paths if bool(classes_in(read_config(path))) == (command == "predict")]
+    predicting = command == "predict"
+    return [path for path in config_files() if bool(classes_in(read_config(path))) == predicting]
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -66,7 +66,9 @@ def export(file: Path, *, to: Format, output: Path | None = None, overwrite: boo
                 _write_npy(embeddings, *outputs)
         log.info(
             "Wrote %s: %d vectors of %d numbers",
-            *(" and ".join(map(str, outputs)), len(embeddings), embeddings.width),
+            " and ".join(map(str, outputs)),
+            len(embeddings),
+            embeddings.width,
         )
 
 
@@ -106,13 +108,14 @@ def dataset_name(name: str) -> str:
     UniProt's readers look a record up by this name, those of bio_embeddings and biotrainer by the
     attribute; the letters that HDF5 does not allow are escaped as in an address.
     """
-    return _UNSAFE.sub(lambda found: "".join(f"%{ord(letter):02X}" for letter in found[0]), name)
+    return _UNSAFE.sub(lambda unsafe: "".join(f"%{ord(letter):02X}" for letter in unsafe[0]), name)
 
 
 def _write_npy(embeddings: EmbeddingFile, output: Path, ids: Path) -> None:
     shape = len(embeddings), embeddings.width
     with published(ids) as names_file, published(output) as temporary:
         with temporary.open("wb") as matrix, names_file.open("w", encoding="utf-8") as text:
+            # Not by open_memmap: a mapped file on a full disk kills the program.
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(matrix, header)
             for names, vectors in embeddings.row_blocks():
