@@ -19,7 +19,6 @@ from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.input.tokens import ProteinTokenizer
 from virnucpro_pl.output import parts
 from virnucpro_pl.output.part import IncompleteError, read_part
-from virnucpro_pl.output.parts import PartsFolder
 from virnucpro_pl.stability import FAILED, FINE
 
 
@@ -578,68 +577,12 @@ def test_failure_with_nothing_kept_says_nothing_of_it(fasta, tmp_path):
     assert not hasattr(failed.value, "__notes__")
 
 
-# The folder of parts --------------------------------------------------------------------------
+# The end ------------------------------------------------------------------------------------
 
 
 def test_folder_is_no_place_for_a_file(tmp_path):
     with pytest.raises(UsageError, match="is a folder"):
         HDF5Writer(tmp_path, overwrite=True).claim([])
-
-
-def test_claim_refuses_existing_output(tmp_path):
-    (tmp_path / "out.h5").touch()
-    with pytest.raises(UsageError, match="exists already"):
-        PartsFolder(tmp_path / "out.h5", overwrite=False).claim()
-    assert [path.name for path in tmp_path.iterdir()] == ["out.h5"]
-
-
-def test_claim_then_discard_leaves_nothing(tmp_path):
-    folder = PartsFolder(tmp_path / "a" / "b" / "out.h5", overwrite=False)
-    assert folder.claim().is_dir()
-    folder.discard()
-    folder.release()
-    assert not list(tmp_path.iterdir())
-
-
-def test_discard_keeps_parts_of_an_earlier_run(tmp_path):
-    earlier = tmp_path / "out.h5.parts"
-    earlier.mkdir()
-    (earlier / "part-00000-0-0.h5").touch()
-    (earlier / "manifest.json").write_text("{}")
-    folder = PartsFolder(tmp_path / "out.h5", overwrite=True)
-    folder.claim()
-    folder.discard()
-    folder.release()
-    assert {path.name for path in earlier.iterdir()} == {
-        *("part-00000-0-0.h5", "manifest.json", "lock"),
-    }
-
-
-def test_discard_without_claim_touches_nothing(tmp_path):
-    (tmp_path / "out.h5.parts").mkdir()
-    PartsFolder(tmp_path / "out.h5", overwrite=False).discard()
-    assert (tmp_path / "out.h5.parts").is_dir()
-
-
-def test_parts_without_manifest_are_not_trusted(tmp_path, caplog):
-    earlier = tmp_path / "out.h5.parts"
-    earlier.mkdir()
-    (earlier / "part-00000-0-0.h5").touch()
-    folder = PartsFolder(tmp_path / "out.h5", overwrite=False)
-    folder.claim()
-    assert not folder.resume(5, dict).any()
-    assert "unknown run" in caplog.text
-    assert not folder.files()
-
-
-def test_stale_manifest_without_parts_is_removed(tmp_path):
-    earlier = tmp_path / "out.h5.parts"
-    earlier.mkdir()
-    (earlier / "manifest.json").write_text('{"model": "other"}')
-    folder = PartsFolder(tmp_path / "out.h5", overwrite=False)
-    folder.claim()
-    folder.resume(5, dict)
-    assert not (earlier / "manifest.json").exists()
 
 
 class Interrupted(Callback):

@@ -191,3 +191,58 @@ def test_weights_of_another_name_are_no_other_run_but_those_of_another_hash_are(
     assert folder().resume(2, lambda: before | {key: "b.pt"}).tolist() == [True, False]
     with pytest.raises(UsageError, match=rf"run: {key}_sha256 was '1'"):
         folder().resume(2, lambda: before | {f"{key}_sha256": "2"})
+
+
+def test_claim_refuses_existing_output(tmp_path):
+    (tmp_path / "out.h5").touch()
+    with pytest.raises(UsageError, match="exists already"):
+        PartsFolder(tmp_path / "out.h5", overwrite=False).claim()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.h5"]
+
+
+def test_claim_then_discard_leaves_nothing(tmp_path):
+    folder = PartsFolder(tmp_path / "a" / "b" / "out.h5", overwrite=False)
+    assert folder.claim().is_dir()
+    folder.discard()
+    folder.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_discard_keeps_parts_of_an_earlier_run(tmp_path):
+    earlier = tmp_path / "out.h5.parts"
+    earlier.mkdir()
+    (earlier / "part-00000-0-0.h5").touch()
+    (earlier / "manifest.json").write_text("{}")
+    folder = PartsFolder(tmp_path / "out.h5", overwrite=True)
+    folder.claim()
+    folder.discard()
+    folder.release()
+    names = sorted(path.name for path in earlier.iterdir())
+    assert names == ["lock", "manifest.json", "part-00000-0-0.h5"]
+
+
+def test_discard_without_claim_touches_nothing(tmp_path):
+    (tmp_path / "out.h5.parts").mkdir()
+    PartsFolder(tmp_path / "out.h5", overwrite=False).discard()
+    assert (tmp_path / "out.h5.parts").is_dir()
+
+
+def test_parts_without_manifest_are_not_trusted(tmp_path, caplog):
+    earlier = tmp_path / "out.h5.parts"
+    earlier.mkdir()
+    (earlier / "part-00000-0-0.h5").touch()
+    folder = PartsFolder(tmp_path / "out.h5", overwrite=False)
+    folder.claim()
+    assert not folder.resume(5, dict).any()
+    assert "unknown run" in caplog.text
+    assert not folder.files()
+
+
+def test_stale_manifest_without_parts_is_removed(tmp_path):
+    earlier = tmp_path / "out.h5.parts"
+    earlier.mkdir()
+    (earlier / "manifest.json").write_text('{"model": "other"}')
+    folder = PartsFolder(tmp_path / "out.h5", overwrite=False)
+    folder.claim()
+    folder.resume(5, dict)
+    assert not (earlier / "manifest.json").exists()

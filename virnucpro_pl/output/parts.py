@@ -1,7 +1,7 @@
 """The folder in which the parts of an output lie until it is published.
 
-One file for each commit, since HDF5 has no append that survives a kill, and writing one file from
-several processes at once needs MPI.
+One file for each commit: a kill while HDF5 appends to a file can leave one that does not open, and
+several processes write to one file through MPI only.
 """
 
 from __future__ import annotations

@@ -264,7 +264,7 @@ class Run:
         self.commits.settle()  # one that has failed is tried once more
         self._commit_all()
 
-    def kept(self, interrupted: bool) -> str:
+    def describe_kept(self, interrupted: bool) -> str:
         """Say how many rows are committed, and how the run goes on; nothing if nothing is new."""
         folder = self.folder
         kept = folder.count_kept()

@@ -323,7 +323,7 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
         try:
             run.fail(exception, code)
             if trainer.is_global_zero and code != UsageError.exit_code and not self._published:
-                kept = run.kept(code in INTERRUPTED)
+                kept = run.describe_kept(code in INTERRUPTED)
         finally:
             self._end(run)
         if isinstance(exception, Exception) and kept:
