@@ -175,10 +175,10 @@ def test_manifest_is_not_waited_for_while_it_takes_long(folder):
         return MANIFEST
 
     run.manifest.write_soon(provenance)
-    run.manifest.wait(provenance, 0.0)
+    run.manifest.wait()
     assert not (run.path / "manifest.json").exists()
     known.set()
-    run.manifest.wait(provenance, 30)
+    run.manifest.wait(30)
     assert (run.path / "manifest.json").exists()
 
 

@@ -22,7 +22,7 @@ _ORPHAN_SECONDS = 15.0
 
 
 class Locks:
-    """The locks that this process holds: rank 0's is that of the run."""
+    """The locks that this process holds."""
 
     def __init__(self, folder: Path, output: Path) -> None:
         """Hold none yet.
@@ -35,37 +35,23 @@ class Locks:
         self.output = output
         self._held: list[IO[str]] = []
 
-    def take_run(self) -> None:
-        """Lock the output for this run, once no rank of a killed one is left. Called on rank 0.
+    def take(self, rank: int) -> None:
+        """Lock the output for this run, once no rank of a killed one is left.
+
+        Rank 0 comes first. Each other rank locks a file of its own: no other run begins while any
+        rank may still commit.
 
         Raises:
             UsageError: If another run is writing it.
         """
-        self._held.append(
-            _lock(self.folder / "lock", f"Another run is writing {self.output}: wait for it")
-        )
-        self._await_orphans()
-
-    def take_rank(self, rank: int) -> None:
-        """Lock another rank's own file: no other run begins while any rank may still commit.
-
-        Raises:
-            UsageError: If another run is writing the output.
-        """
-        path = self.folder / f"lock-{rank}"
-        self._held.append(_lock(path, f"Another run is writing {self.output}"))
-
-    def release(self) -> None:
-        """Give the locks back."""
-        for file in self._held:
-            file.close()
-        self._held.clear()
-
-    def _await_orphans(self) -> None:
-        """Wait for the other ranks of a killed run: they end when they miss their launcher."""
+        refusal = f"Another run is writing {self.output}"
+        if rank > 0:
+            self._held.append(_lock(self.folder / f"lock-{rank}", refusal))
+            return
+        self._held.append(_lock(self.folder / "lock", f"{refusal}: wait for it"))
         deadline = time.monotonic() + _ORPHAN_SECONDS
         for path in self.folder.glob("lock-*"):
-            while True:
+            while True:  # ranks of a killed run end when they miss their launcher
                 try:
                     _lock(path, f"A rank of another run is still writing {self.output}").close()
                     break
@@ -73,6 +59,12 @@ class Locks:
                     if time.monotonic() > deadline:
                         raise
                     time.sleep(0.2)
+
+    def release(self) -> None:
+        """Give the locks back."""
+        for file in self._held:
+            file.close()
+        self._held.clear()
 
 
 def _lock(path: Path, refusal: str) -> IO[str]:

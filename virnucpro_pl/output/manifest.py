@@ -37,7 +37,7 @@ class Manifest:
         self._written = False
         self._closed = False
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._begun: tuple[threading.Thread, Provenance] | None = None
 
     def read(self) -> dict[str, Any]:
         """Read what an earlier run wrote.
@@ -53,6 +53,38 @@ class Manifest:
                 "are of: start over with --writer.overwrite true"
             ) from error
         return content
+
+    def check_same_run(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        """Refuse to go on with rows that depend on anything else.
+
+        Raises:
+            UsageError: With all that differs.
+        """
+        different = [
+            f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and not _MAY_DIFFER.fullmatch(key)
+        ]
+        if different:
+            raise UsageError(
+                f"{self.path.parent} holds parts of another run: {'; '.join(different)}. "
+                "Give back what it was, name another --writer.path, or start over with "
+                "--writer.overwrite true"
+            )
+
+    def check_same_policy(self, before: dict[str, Any], now: dict[str, Any], failed: int) -> None:
+        """Refuse to go on with so many rows that were left out under another policy.
+
+        Raises:
+            UsageError: If there are any, and the policy is another.
+        """
+        for key in sorted(key for key in now if key.startswith("on_instability")):
+            if failed and before.get(key) != now[key]:
+                raise UsageError(
+                    f"{self.path.parent} holds {failed} rows that were left out since they "
+                    f"failed: {key} was {before.get(key)!r} and is {now[key]!r}. Give back what it "
+                    "was, or start over with --writer.overwrite true"
+                )
 
     def write(self, provenance: Provenance) -> None:
         """Tell a continuation what the parts depend on; once."""
@@ -75,20 +107,22 @@ class Manifest:
             with contextlib.suppress(OSError, UsageError):  # the next commit tells why not
                 self.write(provenance)
 
-        self._thread = threading.Thread(target=write, name="manifest", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=write, name="manifest", daemon=True)
+        self._begun = thread, provenance
+        thread.start()
 
-    def wait(self, provenance: Provenance, seconds: float) -> None:
-        """Wait so long for the thread; where it has failed, do its work.
+    def wait(self, seconds: float = 0.0) -> None:
+        """Wait so long for the thread, if there is one; where it has failed, do its work.
 
         Raises:
             OutputError: If the manifest cannot be written.
             UsageError: If the weights are not what they should be.
         """
-        if self._thread is None:
+        if self._begun is None:
             return  # nothing of this run can have been committed
-        self._thread.join(seconds)
-        if self._thread.is_alive():
+        thread, provenance = self._begun
+        thread.join(seconds)
+        if thread.is_alive():
             return
         try:
             self.write(provenance)
@@ -102,50 +136,3 @@ class Manifest:
         """Keep the thread, which may still wait for a hash, from writing any more."""
         with self._lock:
             self._closed = True
-
-
-def check_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to go on with rows that depend on anything else.
-
-    Args:
-        folder: Where the parts are, for the message.
-        before: Manifest of the interrupted run.
-        now: That of this run.
-
-    Raises:
-        UsageError: With all that differs.
-    """
-    different = [
-        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not _MAY_DIFFER.fullmatch(key)
-    ]
-    if different:
-        raise UsageError(
-            f"{folder} holds parts of another run: {'; '.join(different)}. "
-            "Give back what it was, name another --writer.path, or start over with "
-            "--writer.overwrite true"
-        )
-
-
-def check_same_policy(
-    folder: Path, before: dict[str, Any], now: dict[str, Any], failed: int
-) -> None:
-    """Refuse to go on with rows that were left out under another policy.
-
-    Args:
-        folder: Where the parts are, for the message.
-        before: Manifest of the interrupted run.
-        now: That of this run.
-        failed: Rows that were left out.
-
-    Raises:
-        UsageError: If there are any, and the policy is another.
-    """
-    for key in sorted(key for key in now if key.startswith("on_instability")):
-        if failed and before.get(key) != now[key]:
-            raise UsageError(
-                f"{folder} holds {failed} rows that were left out since they failed: {key} "
-                f"was {before.get(key)!r} and is {now[key]!r}. Give back what it was, or start "
-                "over with --writer.overwrite true"
-            )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,26 +146,6 @@ class Tally:
         if len(missing):
             count, names = len(self.seen), listed(self.ids(missing[:1000]))
             raise IncompleteError(f"{len(missing)} of {count} records have no result: {names}")
-
-
-def each_part(
-    paths: Iterable[Path], count: int, ids: Callable[[NDArray[np.int64]], list[str]]
-) -> Iterator[Part]:
-    """Yield all parts, making sure that together they hold every row exactly once.
-
-    Args:
-        paths: Part files.
-        count: N, rows of the input.
-        ids: Gives the ids of some rows of the input.
-
-    Raises:
-        IncompleteError: If a row is missing, there twice, damaged, or under another id. A missing
-            row shows after the last part.
-    """
-    tally = Tally(count, ids)
-    for path in paths:
-        yield tally.read(path)
-    tally.finish()
 
 
 def runs(rows: NDArray[np.int64]) -> list[slice]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.output.failures import failures_file
 from virnucpro_pl.output.locks import Locks
-from virnucpro_pl.output.manifest import Manifest, Provenance, check_same_policy, check_same_run
+from virnucpro_pl.output.manifest import Manifest, Provenance
 from virnucpro_pl.output.overlap import is_taken
 from virnucpro_pl.output.part import Part, count_rows, read_part, write_part
 from virnucpro_pl.stability import FAILED
@@ -30,11 +30,6 @@ _OVERHEAD = 64
 """Bytes of a row beside its numbers: id, row number, length."""
 
 
-def parts_folder(output: Path) -> Path:
-    """Name of the folder of parts that belongs to an output file or folder."""
-    return output.with_name(f"{output.name}.parts")
-
-
 class PartsFolder:
     """`<output>.parts/` in one run: committed parts, their manifest, locks, scratch.
 
@@ -43,6 +38,7 @@ class PartsFolder:
         path: The folder.
         overwrite: Whether an existing output is replaced, and an earlier run's parts discarded.
         manifest: What the parts depend on.
+        locks: Those of this rank.
     """
 
     def __init__(self, output: Path, overwrite: bool) -> None:
@@ -53,10 +49,10 @@ class PartsFolder:
             overwrite: Whether to start over.
         """
         self.output = output
-        self.path = parts_folder(output)
+        self.path = output.with_name(f"{output.name}.parts")
         self.overwrite = overwrite
         self.manifest = Manifest(self.path)
-        self._locks = Locks(self.path, output)
+        self.locks = Locks(self.path, output)
         self._claimed = False
         self._made: list[Path] = []
         self._committed = 0
@@ -90,7 +86,7 @@ class PartsFolder:
         try:
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            self._locks.take_run()
+            self.locks.take(rank=0)
             self._claimed = True
             self._restore()
             self._sweep()
@@ -99,15 +95,6 @@ class PartsFolder:
         except OSError as error:
             raise UsageError(f"{self.output} cannot be written: {error}") from error
         return records
-
-    def join(self, rank: int) -> None:
-        """Make it known that this rank may commit.
-
-        Raises:
-            UsageError: If another run is writing the output.
-        """
-        if rank > 0:
-            self._locks.take_rank(rank)
 
     def _restore(self) -> None:
         """Put an output back that an interrupted run was about to replace."""
@@ -149,7 +136,7 @@ class PartsFolder:
     ) -> NDArray[np.bool_]:
         """Check the parts of an earlier run, and remove those that cannot be used."""
         before, now = self.manifest.read(), provenance()
-        check_same_run(self.path, before, now)
+        self.manifest.check_same_run(before, now)
         done, failed = np.zeros(count, np.bool_), 0
         for file in files:
             part = read_part(file)
@@ -159,7 +146,7 @@ class PartsFolder:
             else:
                 done[part.rows] = True
                 failed += int((part.columns["outcome"] == FAILED).sum())
-        check_same_policy(self.path, before, now, failed)
+        self.manifest.check_same_policy(before, now, failed)
         log.info("Continuing: %d of %d records are committed already", done.sum(), count)
         return done
 
@@ -230,7 +217,7 @@ class PartsFolder:
 
     def release(self) -> None:
         """Give the locks back; from here on nothing is written."""
-        self._locks.release()
+        self.locks.release()
         self.manifest.close()
 
 

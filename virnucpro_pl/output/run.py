@@ -110,7 +110,8 @@ class Run:
         self.signals.speaks = trainer.is_global_zero
         self.signals.remember()  # and no more: Lightning gives back what it finds
         watch_rank_0()
-        self.folder.join(self.rank)
+        if self.rank > 0:  # rank 0 has claimed it
+            self.folder.locks.take(self.rank)
         self.commits = Commits(partial(self.folder.commit, self.rank), self._gather_more)
         self.ranks = Ranks(
             self.folder.path / "ranks",
@@ -163,17 +164,13 @@ class Run:
         self.commits.check()
         late = time.monotonic() - self.commits.held_since >= commit_seconds
         if late or self.commits.held_bytes >= _COMMIT_BYTES:
-            self._await_manifest()
+            self.folder.manifest.wait()
             self.commits.begin()
         self.ranks.progress(self.report.counts)
         if self._progress is not None:
             self._progress.update(self.ranks.totals)
         self.signals.check()
         self.ranks.check()
-
-    def _await_manifest(self, seconds: float = 0.0) -> None:
-        if self.rank == 0:
-            self.folder.manifest.wait(self.provenance, seconds)
 
     def _gather_more(self) -> bool:
         if self.rank > 0 or not self._gathers:
@@ -214,7 +211,7 @@ class Run:
         return per_rank
 
     def _commit_all(self) -> None:
-        self._await_manifest()
+        self.folder.manifest.wait()
         self.commits.finish()
 
     def take_parts(self, merge: Merge, parts: Iterable[Path]) -> None:
@@ -248,7 +245,7 @@ class Run:
             self.ranks.fail(f"{type(exception).__name__}: {exception}", code)
         try:
             self.signals.hurry(self._commit_rest)
-            self._await_manifest(_MANIFEST_SECONDS)
+            self.folder.manifest.wait(_MANIFEST_SECONDS)
         except (OutputError, UsageError, OSError) as error:
             if type(error) is not type(exception):
                 log.error("Rank %d: %s", self.rank, error)

@@ -29,7 +29,6 @@ from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.output.failures import failures_file
 from virnucpro_pl.output.overlap import is_or_holds, refuse_inputs
 from virnucpro_pl.output.part import IncompleteError
-from virnucpro_pl.output.parts import parts_folder
 from virnucpro_pl.output.processes import announce_rank_0, close_gloo_at_exit
 from virnucpro_pl.output.report import report_file
 from virnucpro_pl.output.run import INTERRUPTED, Run, exit_code
@@ -168,7 +167,7 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
         run = self._begun()
         run.signals.remember()
         self._published = False
-        beside = parts_folder(self.path), report_file(self.path), failures_file(self.path)
+        beside = run.folder.path, report_file(self.path), failures_file(self.path)
         refuse_inputs((self.path, *beside), inputs)
         try:
             self.check_output()
@@ -249,13 +248,10 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Take a pack's vectors, commit when it is time, and look whether the run goes on.
+        """Take a pack's columns, commit when it is time, and look whether the run goes on.
 
         Raises:
-            SystemExit: If a signal has asked to leave.
-            PeerError: If another rank failed, died or stalled.
             IncompleteError: If the prediction is not of the batch's rows, one each.
-            OutputError: If earlier rows could not be committed.
         """
         given: dict[str, torch.Tensor] = prediction._asdict()
         given["outcome"] = each_outcome(prediction.outcome, len(batch.rows))
@@ -273,7 +269,7 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
 
         Raises:
             IncompleteError: If any row is missing, doubled, or under a wrong id.
-            PeerError: If another rank failed, died or stalled.
+            OutputError: If the output cannot be written.
         """
         run = self._run
         if stage != "predict" or run is None or not run.joined:

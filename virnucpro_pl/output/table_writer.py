@@ -17,7 +17,7 @@ from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.output.files import flush
 from virnucpro_pl.output.merge import Merge
 from virnucpro_pl.output.overlap import is_taken
-from virnucpro_pl.output.part import each_part
+from virnucpro_pl.output.part import Tally
 from virnucpro_pl.output.parts import REPLACED
 from virnucpro_pl.output.run import Run
 from virnucpro_pl.output.streaming import Published, StreamingWriter
@@ -137,9 +137,10 @@ class TableWriter(StreamingWriter):
         rows, origin = run.source.store, run.source.origin
         folder = run.folder.path / "output"
         folder.mkdir()
-        scores = np.full((len(rows), 2), np.nan, np.float32)
-        for part in each_part(parts, len(rows), rows.ids):
+        scores, tally = np.full((len(rows), 2), np.nan, np.float32), Tally(len(rows), rows.ids)
+        for part in map(tally.read, parts):
             scores[part.rows] = part.columns["scores"]
+        tally.finish()
         write_prediction_results(folder / "prediction_results.txt", rows.ids, scores)
         chunks = folder / "prediction_results_highestscore.csv"
         write_highest_scores(chunks, rows.ids, scores, run.folder.path)
