@@ -2,7 +2,7 @@
 
 import pytest
 
-from virnucpro_pl.compare.command import score_table
+from virnucpro_pl.compare import score_table
 from virnucpro_pl.compare.score_table import ScoreTable, compare_tables, is_score_table
 from virnucpro_pl.errors import InputError
 

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from virnucpro_pl.compare.command import joined, neighbours
+from virnucpro_pl.compare import joined, neighbours
 from virnucpro_pl.compare.vectors import compare_vectors
 from virnucpro_pl.embeddings import embedding_file, id_table
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
