@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from virnucpro_pl import DNABERTSEmbedder, ESM2Embedder, PrecisionFromEnv, SequenceDataModule
 from virnucpro_pl.input.dna_tokens import DNATokenizer
 from virnucpro_pl.input.tokens import ProteinTokenizer, pack
-from virnucpro_pl.models.dnabert_s import alibi_slopes, load_dnabert_s
-from virnucpro_pl.models.esm2 import load_esm2
+from virnucpro_pl.models.dnabert_s import alibi_slopes
+from virnucpro_pl.models.dnabert_s_files import load_dnabert_s
+from virnucpro_pl.models.esm2_files import load_esm2
 from virnucpro_pl.models.pooling import pool
 from virnucpro_pl.stability import check_numerical_stability
 

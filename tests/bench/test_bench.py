@@ -17,7 +17,7 @@ from virnucpro_pl.bench.peers import (
 from virnucpro_pl.bench.processes import difference, write_weights
 from virnucpro_pl.cli.main import main
 from virnucpro_pl.errors import OutputError, UsageError
-from virnucpro_pl.models.esm2 import load_esm2
+from virnucpro_pl.models.esm2_files import load_esm2
 
 SMALL = "esm2_t6_8M_UR50D"
 

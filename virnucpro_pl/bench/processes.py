@@ -20,7 +20,7 @@ import torch
 
 from virnucpro_pl.bench.case import DNA, FEWEST, Case, write_fasta
 from virnucpro_pl.errors import OutputError
-from virnucpro_pl.models.esm2 import fair_esm_names
+from virnucpro_pl.models.esm2_files import fair_esm_names
 
 log = logging.getLogger(__name__)
 

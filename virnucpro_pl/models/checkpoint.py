@@ -45,6 +45,28 @@ class Checkpoint(NamedTuple):
     files: list[Path]
     """Files that the content hash covers."""
 
+    @property
+    def config_file(self) -> Path:
+        """Where a config.json lies, or would."""
+        return self.files[0].parent / "config.json"
+
+
+def require(content: dict[str, Any], needed: dict[str, Any], where: Path, model: str) -> None:
+    """Refuse the config.json of another architecture; an entry that is not there is as needed.
+
+    Args:
+        content: Of the file.
+        needed: What its entries must be; null does for False.
+        where: The file, for the message.
+        model: What it is to be, such as `an ESM-2`.
+
+    Raises:
+        WeightsError: Names the entry, what it is and what it must be.
+    """
+    for key, value in needed.items():
+        if content.get(key, value) not in (value, value or None):
+            raise WeightsError(f"{where} is not {model}: {key} is {content[key]!r}, not {value!r}")
+
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read weights: a transformers folder, safetensors, or whatever torch has saved.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from virnucpro_pl.errors import WeightsError, listed
 from virnucpro_pl.models.checkpoint import read_torch_file
 from virnucpro_pl.models.files import hash_of
-from virnucpro_pl.models.weights import assign_random
+from virnucpro_pl.models.weights import assign_random, on_meta
 
 log = logging.getLogger(__name__)
 
@@ -134,8 +134,7 @@ def _check_width(taken: int, given: int, source: str) -> None:
 
 
 def _random(features: int) -> MLPClassifier:
-    with torch.device("meta"):
-        classifier = MLPClassifier(features)
+    classifier = on_meta(lambda: MLPClassifier(features))
     assign_random(classifier, device=torch.device("cpu"), matrix_dtype=torch.float32)
     classifier.bn1 = nn.BatchNorm1d(classifier.bn1.num_features, dtype=torch.float32)  # identity
     return classifier.eval().requires_grad_(False)

@@ -26,6 +26,18 @@ SEED = 0
 """Of random weights."""
 
 
+def named_weights(weights: str) -> Path:
+    """The file or folder that a user has named.
+
+    Raises:
+        WeightsError: If there is none.
+    """
+    path = Path(weights).expanduser()
+    if not path.exists():
+        raise WeightsError(f"{path}: no such weights file or folder")
+    return path
+
+
 def download(url: str, path: Path) -> None:
     """Download a published file, with a progress bar, to a temporary name, then rename.
 

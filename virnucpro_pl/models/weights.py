@@ -10,6 +10,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,16 @@ _ENCODER = re.compile(r"embed_|embeddings\.|emb_layer_norm|encoder\.|layers?\.")
 """How tensors of an encoder begin, behind their prefix; heads never do."""
 _ADAPTER = re.compile(r"lora_|adapter", re.IGNORECASE)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_Network = TypeVar("_Network", bound=nn.Module)
 _TENSORFLOW = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
 """Names under which transformers saves the norms of ESM, and saved those of BERT."""
+
+
+def on_meta(make: Callable[[], _Network]) -> _Network:
+    """Make a network without its numbers, for inference; `assign` or `assign_random` fill it."""
+    with torch.device("meta"):
+        network = make()
+    return network.eval().requires_grad_(False)
 
 
 def assign(

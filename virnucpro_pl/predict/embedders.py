@@ -10,7 +10,7 @@ import torch
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.input.dna_tokens import DNATokenizer
 from virnucpro_pl.input.tokens import ProteinTokenizer
-from virnucpro_pl.models import dnabert_s, esm2
+from virnucpro_pl.models import dnabert_s, dnabert_s_files, esm2, esm2_files
 from virnucpro_pl.models.attention import Attention, BiasedAttention
 from virnucpro_pl.predict.recovery import OnInstability
 from virnucpro_pl.predict.sequence_embedder import Compile, SequenceEmbedder
@@ -64,9 +64,9 @@ class ESM2Embedder(SequenceEmbedder):
         Raises:
             UsageError: If they are missing, damaged, or another model's than the one asked for.
         """
-        path = esm2.find_weights(self.wanted, self.weights)
+        path = esm2_files.find_weights(self.wanted, self.weights)
         if path is not None:
-            self.name = esm2.read_config(self.wanted, path).name
+            self.name = esm2_files.read_config(self.wanted, path).name
         return path
 
     def load_encoder(
@@ -77,7 +77,9 @@ class ESM2Embedder(SequenceEmbedder):
         Raises:
             UsageError: If it has not.
         """
-        encoder, files = esm2.load_esm2(self.wanted, path, device=device, matrix_dtype=matrix_dtype)
+        encoder, files = esm2_files.load_esm2(
+            self.wanted, path, device=device, matrix_dtype=matrix_dtype
+        )
         self.check_layer(encoder.config)
         return encoder, files
 
@@ -85,7 +87,7 @@ class ESM2Embedder(SequenceEmbedder):
     def input_files(self) -> list[Path]:
         """The file or folder of the weights, unless they are random."""
         if self.weights is None:
-            return [esm2.published_file(self.name)]
+            return [esm2_files.published_file(self.name)]
         return [] if self.weights == "random" else [Path(self.weights).expanduser()]
 
 
@@ -136,7 +138,7 @@ class DNABERTSEmbedder(SequenceEmbedder):
         self.size = size
         self.named_tokenizer = tokenizer
         # Where the authors' lies in the cache is known in `setup`; its letters are needed before.
-        expected = None if weights == "random" else Path(weights or dnabert_s.REPOSITORY)
+        expected = None if weights == "random" else Path(weights or dnabert_s_files.REPOSITORY)
         self.tokenizer: DNATokenizer = self.find_tokenizer(expected)
 
     def find_tokenizer(self, weights: Path | None) -> DNATokenizer:
@@ -156,16 +158,16 @@ class DNABERTSEmbedder(SequenceEmbedder):
         Raises:
             UsageError: If they or their tokenizer are missing or damaged.
         """
-        path = dnabert_s.find_weights(self.size, self.weights)
+        path = dnabert_s_files.find_weights(self.size, self.weights)
         self.find_tokenizer(path).load()
         if path is not None:
-            self.name = dnabert_s.read_config(path).name
+            self.name = dnabert_s_files.read_config(path).name
         return path
 
     @property
     def origin(self) -> str:
         """Name of the repository, file or folder of the weights; or `random`."""
-        return dnabert_s.REPOSITORY if self.weights is None else super().origin
+        return dnabert_s_files.REPOSITORY if self.weights is None else super().origin
 
     def setup(self, stage: str) -> None:
         """Tell every rank where weights and tokenizer are.
@@ -184,7 +186,7 @@ class DNABERTSEmbedder(SequenceEmbedder):
         Raises:
             UsageError: If it has not.
         """
-        encoder, files = dnabert_s.load_dnabert_s(
+        encoder, files = dnabert_s_files.load_dnabert_s(
             self.size, path, device=device, matrix_dtype=matrix_dtype
         )
         self.check_layer(encoder.config)
@@ -200,13 +202,13 @@ class DNABERTSEmbedder(SequenceEmbedder):
         """What an output file records about its model, its origin and its tokenizer."""
         return {
             **super().provenance(),
-            "weights_revision": dnabert_s.revision(self._found),
+            "weights_revision": dnabert_s_files.revision(self._found),
             "tokenizer_sha256": self.tokenizer.sha256,
         }
 
     @property
     def input_files(self) -> list[Path]:
         """The files or folders of weights and tokenizer, unless they are random and built in."""
-        weights = str(dnabert_s.cache_folder()) if self.weights is None else self.weights
+        weights = str(dnabert_s_files.cache_folder()) if self.weights is None else self.weights
         sources = (None if weights == "random" else weights, self.named_tokenizer)
         return [Path(source).expanduser() for source in sources if source is not None]
