@@ -135,7 +135,7 @@ def test_many_names_are_drawn_together(embeddings, tmp_path):
         (["s0\ta\t1"], "id", UsageError, "has no column 'id' after the ids; it has kind, value"),
         (["x\ta\t1"], "kind", UsageError, r"has none of the ids of .*e\.h5, such as s0"),
         (["s0\ta\t1", "s0\tb\t2"], "kind", InputError, "line 3: s0 is there twice"),
-        (["s0\ta"], "kind", InputError, "line 2: not 3 columns"),
+        (["s0\ta"], "kind", InputError, "line 2: 2 columns, not 3"),
     ],
 )
 def test_bad_tables_raise(embeddings, tmp_path, rows, column, error, message):

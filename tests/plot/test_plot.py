@@ -161,14 +161,17 @@ def test_bad_usage_exits_2_with_a_message(results, embeddings, tmp_path, capfd, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_without_matplotlib_the_message_tells_how_to_install_it(
-    results, tmp_path, monkeypatch, capfd
+@pytest.mark.parametrize("library", ["matplotlib", "pandas"])
+def test_without_the_extra_the_message_tells_how_to_install_it(
+    results, tmp_path, monkeypatch, capfd, library
 ):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not there
+    monkeypatch.setitem(sys.modules, library, None)  # as if it were not there
     with pytest.raises(SystemExit) as ended:
         plot("results")
     assert ended.value.code == 2
-    assert "pip install 'virnucpro-pl[plot]'" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert f"Pictures need {library}, which is not installed" in said
+    assert "pip install 'virnucpro-pl[plot]'" in said
     assert not (tmp_path / "results.pictures").exists()
 
 

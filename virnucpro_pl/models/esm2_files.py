@@ -60,7 +60,7 @@ def fair_esm_names(name: str) -> list[str]:
         (".out.", [".self_attn.out_proj."]),
     ):
         if ours in name:
-            return [name.replace(ours, theirs_) for theirs_ in theirs]
+            return [name.replace(ours, published) for published in theirs]
     return [name]
 
 
@@ -78,7 +78,7 @@ def transformers_names(name: str) -> list[str]:
         (".fc2.", [".output.dense."]),
     ):
         if ours in name:
-            return [name.replace(ours, theirs_) for theirs_ in theirs]
+            return [name.replace(ours, published) for published in theirs]
     return [name]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -14,14 +15,14 @@ from numpy.typing import NDArray
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 from virnucpro_pl.errors import InputError, UsageError
 from virnucpro_pl.plot.figures import COLORS, new_figure, ratio
+from virnucpro_pl.plot.tables import read_table
 
 MAX_ROWS = 20_000
 """Rows of which the components are computed, and that are drawn."""
 _BLOCK = 512
-_CATEGORY_COLORS = (
-    *("#0072B2", "#D55E00", "#009E73", "#CC79A7"),
-    *("#E69F00", "#56B4E9", "#000000"),
-)
+_RANK, _ITERATIONS = 32, 4
+"""Of the random projection that finds the components: far more than two of them need."""
+_CATEGORY_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito (2008), less the yellow, which is hard to see on white."""
 _MARKERS = "o^sDvP*"
 _MISSING = frozenset(("", "NA", "nan", "NaN", "None"))
@@ -86,17 +87,17 @@ def principal_components(
     The sign of a component is chosen so that its largest weight is positive: the same vectors give
     the same picture anywhere.
     """
-    centred = vectors - vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-    if len(vectors) < vectors.shape[1]:  # the smaller of both products has the same eigenvalues
-        values, left = np.linalg.eigh((centred @ centred.T).astype(np.float64))
-        axes = (centred.T @ left[:, :-3:-1]).astype(np.float64)
-        axes /= np.maximum(np.linalg.norm(axes, axis=0), 1e-30)
-    else:
-        values, axes = np.linalg.eigh((centred.T @ centred).astype(np.float64))
-        axes = axes[:, :-3:-1]
-    axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), [0, 1]] < 0, -1, 1)
-    shares = np.maximum(values[:-3:-1], 0) / max(float(values.clip(0).sum()), 1e-30)
-    return (centred @ axes).astype(np.float64), shares
+    means = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = torch.from_numpy(vectors - means)
+    rank = min(_RANK, *centred.shape)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        _, values, axes = torch.pca_lowrank(centred, rank, center=False, niter=_ITERATIONS)
+    axes = axes[:, :2]  # (D, 2)
+    largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
+    points = centred @ torch.where(largest < 0, -axes, axes)
+    variance = centred.square().sum(dtype=torch.float64).clamp(min=1e-30)
+    return points.double().numpy(), (values[:2].double().square() / variance).numpy()
 
 
 def color_by_length(file: EmbeddingFile, sample: Sample) -> Color:
@@ -110,8 +111,8 @@ def color_by_length(file: EmbeddingFile, sample: Sample) -> Color:
         raise UsageError(
             f"{file.path} does not tell lengths: give --color COLUMN --table FILE.tsv instead"
         )
-    unit = "residues" if "esm" in str(file.file.attrs.get("model", "")).lower() else "letters"
-    unit = "bases" if "dnabert" in str(file.file.attrs.get("model", "")).lower() else unit
+    model = str(file.file.attrs.get("model", "")).lower()
+    unit = "bases" if "dnabert" in model else "residues" if "esm" in model else "letters"
     return Color(f"Length ({unit})", lengths[()][sample.rows].astype(np.float64))
 
 
@@ -131,39 +132,32 @@ def color_by_table(file: EmbeddingFile, sample: Sample, table: Path, column: str
         block = stored[sample.rows[start : start + _BLOCK]].tolist()
         ids.extend(name.decode() for name in block)
     keys = ids
-    found = _column(table, column, frozenset(keys))
-    if not found:
+    texts = _column(table, column, set(keys))
+    if not texts:
         keys = [name.rpartition("_chunk_")[0] for name in ids]
-        found = _column(table, column, frozenset(keys) - {""})
-    if not found:
+        texts = _column(table, column, set(keys) - {""})
+    if not texts:
         raise UsageError(f"{table} has none of the ids of {file.path}, such as {ids[0]}")
-    return _color(column, [found.get(key, "") for key in keys])
+    return _color(column, [texts.get(key, "") for key in keys])
 
 
-def _column(table: Path, column: str, ids: frozenset[str]) -> dict[str, str]:
-    """Texts of one column by id, of some ids only."""
-    found: dict[str, str] = {}
-    try:
-        with table.open(encoding="utf-8") as lines:
-            header = lines.readline().rstrip("\r\n").split("\t")
-            if column not in header[1:]:
-                raise UsageError(
-                    f"{table} has no column {column!r} after the ids; it has "
-                    f"{', '.join(header[1:]) or 'none'}"
-                )
-            at = header.index(column, 1)
-            for number, line in enumerate(lines, 2):
-                cells = line.rstrip("\r\n").split("\t")
-                if cells[0] not in ids:
-                    continue
-                if len(cells) != len(header):
-                    raise InputError(f"{table}, line {number}: not {len(header)} columns")
-                if cells[0] in found:
-                    raise InputError(f"{table}, line {number}: {cells[0]} is there twice")
-                found[cells[0]] = cells[at].strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{table} cannot be read: {error}") from error
-    return found
+def _column(table: Path, column: str, ids: set[str]) -> dict[str, str]:
+    """Texts of one column by id, of these ids only."""
+
+    def places(header: list[str]) -> list[int]:
+        if column not in header[1:]:
+            names = ", ".join(header[1:]) or "none"
+            raise UsageError(f"{table} has no column {column!r} after the ids; it has {names}")
+        return [0, header.index(column, 1)]
+
+    texts: dict[str, str] = {}
+    for block in read_table(table, places):
+        for line, name, text in block.itertuples(name=None):
+            if name in texts:
+                raise InputError(f"{table}, line {line}: {name} is there twice")
+            if name in ids:
+                texts[name] = text.strip()
+    return texts
 
 
 def _color(label: str, texts: list[str]) -> Color:
@@ -194,43 +188,42 @@ def draw_map(sample: Sample, color: Color, title: str) -> tuple[Figure, str]:
     points, shares = principal_components(sample.vectors)
     figure, [axis] = new_figure(5.6)
     size = float(np.clip(20_000 / len(points), 4, 40))
+    x, y = points.T
     missing = np.isnan(color.values)
     if missing.any():
         label = f"none ({int(missing.sum()):,})"
-        axis.scatter(
-            *points[missing].T, size, COLORS["NA"], marker="x", linewidths=0.8, label=label
-        )
-    if color.names:
-        for i, name in enumerate(color.names):
-            mine = color.values == i
-            label = f"{name} ({int(mine.sum()):,})"
-            style = {"c": _CATEGORY_COLORS[i], "marker": _MARKERS[i], "linewidths": 0}
-            axis.scatter(*points[mine].T, size, label=label, **style)
-    elif not missing.all():
+        style = {"c": COLORS["NA"], "marker": "x", "linewidths": 0.8}
+        axis.scatter(x[missing], y[missing], size, label=label, **style)
+    for i, name in enumerate(color.names):
+        inside = color.values == i
+        label = f"{name} ({int(inside.sum()):,})"
+        style = {"c": _CATEGORY_COLORS[i], "marker": _MARKERS[i], "linewidths": 0}
+        axis.scatter(x[inside], y[inside], size, label=label, **style)
+    if not color.names and not missing.all():
         known = color.values[~missing]
         bounds = (float(known.min()), float(known.max()))
         norm = LogNorm(*bounds) if ratio(known) > _LOG_RATIO else Normalize(*bounds)
         style = {"c": known, "cmap": "viridis", "norm": norm, "linewidths": 0}
-        drawn = axis.scatter(*points[~missing].T, size, **style)
-        figure.colorbar(drawn, ax=axis, label=color.label)
+        figure.colorbar(
+            axis.scatter(x[~missing], y[~missing], size, **style), ax=axis, label=color.label
+        )
     if color.names or missing.any():
-        named = {"title": color.label} if color.names else {}
         figure.legend(
+            title=color.label if color.names else None,
             loc="outside lower center",
             ncols=2,
             frameon=False,
             markerscale=max(1.0, 5 / size**0.5),
-            **named,
         )
-    said = f"{len(points):,} rows"
+    words = f"{len(points):,} rows"
     if len(points) + sample.lost < sample.total:
-        said = f"a random sample of {len(points):,} of {sample.total:,} rows"
+        words = f"a random sample of {len(points):,} of {sample.total:,} rows"
     if sample.lost:
-        said += f", {sample.lost:,} not finite left out"
-    axis.set_title(f"{title}\n{said}", fontsize=11)
+        words += f", {sample.lost:,} not finite left out"
+    axis.set_title(f"{title}\n{words}", fontsize=11)
     labels = [f"PC {i + 1} ({100 * share:.1f} % of variance)" for i, share in enumerate(shares)]
     axis.set(xlabel=labels[0], ylabel=labels[1])
     return figure, (
-        f"Map of {said} by their first two principal components, which hold "
+        f"Map of {words} by their first two principal components, which hold "
         f"{100 * shares.sum():.1f} % of the variance, coloured by {color.label}."
     )

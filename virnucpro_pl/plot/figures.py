@@ -106,16 +106,14 @@ def draw_track(track: Track) -> tuple[Figure, str]:
     scale = 1.0 if track.bases is None else 1e3
     many = len(track.scores) > 200
     size = float(np.clip(6000 / len(track.scores), 3, 30))
-    for call, mine in (("others", ~track.viral), ("virus", track.viral)):
-        rows = np.flatnonzero(mine & scored)
+    for call, called in (("others", ~track.viral), ("virus", track.viral)):
+        rows = np.flatnonzero(called & scored)
         begins, ends = track.places[rows].T / scale
         axis.hlines(track.scores[rows, 1], begins, ends, COLORS[call], linewidth=1 if many else 4)
         middle = (begins + ends) / 2
-        marker, label = ("^" if call == "virus" else "o"), f"{call} ({len(rows):,})"
-        axis.scatter(
-            *(middle, track.scores[rows, 1], size, COLORS[call]),
-            **{"marker": marker, "label": label, "linewidths": 0},
-        )
+        style = {"c": COLORS[call], "marker": "^" if call == "virus" else "o", "linewidths": 0}
+        label = f"{call} ({len(rows):,})"
+        axis.scatter(middle, track.scores[rows, 1], size, label=label, **style)
     empty = track.places[~scored] / scale
     if len(empty):
         axis.hlines(np.full(len(empty), -0.06), *empty.T, COLORS["NA"], linewidth=5)
@@ -129,13 +127,16 @@ def draw_track(track: Track) -> tuple[Figure, str]:
     if track.bases is None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(
-        **{"loc": "outside lower center", "ncols": 3, "frameon": False},
-        **{"title": "Chunks called", "markerscale": 7 / size**0.5},
+        title="Chunks called",
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        markerscale=7 / size**0.5,
     )
     viral = int((track.viral & scored).sum())
-    told = f", called {track.call}" if track.call else ""
+    call = f", called {track.call}" if track.call else ""
     return figure, (
-        f"P(virus) along {track.name}{told}, dashed at 0.5. Chunks called virus: {viral:,} of "
+        f"P(virus) along {track.name}{call}, dashed at 0.5. Chunks called virus: {viral:,} of "
         f"{int(scored.sum()):,} with a score; {len(empty):,} more have none. "
         f"{_longest_run(track)}"
     )
@@ -146,8 +147,8 @@ def _longest_run(track: Track) -> str:
 
     Chunks without a score do not end a run.
     """
-    places = track.places[np.isfinite(track.scores).all(axis=1)]
-    viral = track.viral[np.isfinite(track.scores).all(axis=1)].astype(np.int8)
+    scored = np.isfinite(track.scores).all(axis=1)
+    places, viral = track.places[scored], track.viral[scored].astype(np.int8)
     runs = np.flatnonzero(np.diff(viral, prepend=0, append=0)).reshape(-1, 2)
     if not len(runs):
         return "No chunk is called virus."
@@ -212,8 +213,8 @@ def draw_phases(seconds: dict[str, float]) -> tuple[Figure, str]:
     axis.set_title(f"Wall time: {values.sum():,.1f} s")
     axis.set(xlabel="Seconds", xlim=(0, max(1e-3, float(values.max(initial=0)) * 1.25)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    told = ", ".join(f"{name} {value:,.1f} s" for name, value in seconds.items())
-    return figure, f"Bars of the wall time of each phase: {told}."
+    phases = ", ".join(f"{name} {value:,.1f} s" for name, value in seconds.items())
+    return figure, f"Bars of the wall time of each phase: {phases}."
 
 
 def ratio(values: NDArray[np.float64]) -> float:

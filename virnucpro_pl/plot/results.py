@@ -1,27 +1,28 @@
-"""What is drawn of a folder of results, read a line at a time into columns of numbers.
+"""What is drawn of a folder of results, read a block of lines at a time into columns of numbers.
 
 Ids are kept of the records whose scores are drawn along their length, and of no others.
 """
 
 from __future__ import annotations
 
-import heapq
 import json
-from array import array
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from virnucpro_pl.errors import InputError, UsageError
 from virnucpro_pl.input.orfs import plan_chunks
+from virnucpro_pl.plot.tables import parse, read_table
 
 CALLS = ("others", "virus", "NA")
 """Of a record; an index into it is its call."""
-_PREDICTIONS = "prediction_results.txt"
+PREDICTIONS = "prediction_results.txt"
+_ORF = r"(?s)\A(?P<record>.*)_chunk_(?P<chunk>\d+)..\Z"
+"""Id of an ORF: behind its record and the chunk's number stands the frame."""
 
 
 class Records(NamedTuple):
@@ -76,13 +77,6 @@ class Results(NamedTuple):
         return float(self.summary.get("threshold", 0.5))
 
 
-class _Chosen(NamedTuple):
-    name: str
-    call: str
-    bases: int | None
-    n_chunks: int
-
-
 def read_results(path: Path, longest: int) -> Results:
     """Read a folder of results.
 
@@ -94,24 +88,23 @@ def read_results(path: Path, longest: int) -> Results:
         UsageError: If there are no results in it.
         InputError: If a table is damaged.
     """
-    table = path / _PREDICTIONS
+    table = path / PREDICTIONS
     if not table.is_file():
         raise UsageError(
-            f"{path} holds no results: it has no {_PREDICTIONS}. Give a folder that virnucpro.yaml "
+            f"{path} holds no results: it has no {PREDICTIONS}. Give a folder that virnucpro.yaml "
             "or classify.yaml has written, or an embedding file (.h5)"
         )
     summary = _read_json(path / "summary.json")
     beside = path.absolute()
     run = _read_json(beside.with_name(f"{beside.name}.run.json"))
     contigs = path / "contigs.tsv"
+    records = None
     if contigs.is_file():
-        records, chosen = _read_contigs(contigs, longest)
+        size = int(summary.get("chunk_length") or 0)
+        records, tracks = _read_contigs(contigs, longest, size)
     else:
-        records, chosen = None, _most_chunks(table, longest)
-    size = int(summary.get("chunk_length") or 0)
-    scores, best = _read_scores(table, chosen)
-    tracks = [_track(of, best[of.name], size) for of in chosen]
-    return Results(path, scores, records, tracks, summary, run)
+        tracks = _most_chunks(table, longest)
+    return Results(path, _read_scores(table, tracks), records, tracks, summary, run)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -126,102 +119,95 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
-    """Yield line number and these columns of a tab-separated table with a header.
+def _columns(path: Path, *names: str) -> Iterator[pd.DataFrame]:
+    """Yield these columns of a table, a block of lines at a time.
 
     Raises:
-        InputError: If a column is missing, or a line has another number of columns.
+        InputError: If a column is missing, or the table is damaged.
     """
-    try:
-        with path.open(encoding="utf-8") as file:
-            header = file.readline().rstrip("\n").split("\t")
-            lacking = [name for name in columns if name not in header]
-            if lacking:
-                raise InputError(
-                    f"{path} has no column {', '.join(lacking)}; it has {', '.join(header)}"
-                )
-            places = [header.index(name) for name in columns]
-            for number, line in enumerate(file, 2):
-                cells = line.rstrip("\n").split("\t")
-                if len(cells) != len(header):
-                    raise InputError(
-                        f"{path}, line {number}: {len(cells)} columns, not {len(header)}"
-                    )
-                yield number, [cells[place] for place in places]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+
+    def places(header: list[str]) -> list[int]:
+        if lacking := [name for name in names if name not in header]:
+            given = ", ".join(header)
+            raise InputError(f"{path} has no column {', '.join(lacking)}; it has {given}")
+        return [header.index(name) for name in names]
+
+    return read_table(path, places)
 
 
-def _read_contigs(path: Path, longest: int) -> tuple[Records, list[_Chosen]]:
-    lengths, scores, calls = array("q"), array("f"), array("b")
-    top: list[tuple[int, int, _Chosen]] = []
-    names = ("seq_name", "length", "n_chunks", "n_orfs", "prediction", "virus_score")
-    for number, (name, bases, chunks, orfs, call, score) in _rows(path, names):
-        try:
-            lengths.append(int(bases))
-            scores.append(float("nan") if score == "NA" else float(score))
-            calls.append(CALLS.index(call))
-            entry = (int(bases), -number, _Chosen(name, call, int(bases), int(chunks)))
-            has_orf = int(orfs) > 0
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: {error}") from error
-        if has_orf and longest:
-            (heapq.heappush if len(top) < longest else heapq.heappushpop)(top, entry)
+def _read_contigs(path: Path, longest: int, size: int) -> tuple[Records, list[Track]]:
+    """The columns of all records, and the longest ones with an ORF, their scores still NaN."""
+    kinds: dict[str, Callable[[str], float]] = {
+        "length": int,
+        "n_chunks": int,
+        "n_orfs": int,
+        "prediction": CALLS.index,
+        "virus_score": lambda text: float("nan") if text == "NA" else float(text),
+    }
+    blocks, top = [], []
+    for block in _columns(path, "seq_name", *kinds):
+        numbers = block.assign(**{name: parse(path, block[name], kinds[name]) for name in kinds})
+        blocks.append(numbers[["length", "virus_score", "prediction"]])
+        top.append(numbers[numbers["n_orfs"] > 0].nlargest(longest, "length"))
+    columns = pd.concat(blocks)
     records = Records(
-        np.asarray(lengths, np.int64), np.asarray(scores, np.float32), np.asarray(calls, np.int8)
+        columns["length"].to_numpy(np.int64),
+        columns["virus_score"].to_numpy(np.float32),
+        columns["prediction"].to_numpy(np.int8),
     )
-    return records, [chosen for _, _, chosen in sorted(top, reverse=True)]
+    return records, [
+        _track(row.seq_name, CALLS[row.prediction], int(row.length), int(row.n_chunks), size)
+        for row in pd.concat(top).nlargest(longest, "length").itertuples()
+    ]
 
 
-def _most_chunks(path: Path, longest: int) -> list[_Chosen]:
-    """Choose the records with most chunks where no table tells lengths."""
-    last: Counter[str] = Counter()
-    for _, (orf,) in _rows(path, ("Sequence_ID",)):
-        record, chunk = _place(orf)
-        if chunk:
-            last[record] = max(last[record], chunk)
-    return [_Chosen(name, "", None, chunks) for name, chunks in last.most_common(longest)]
+def _most_chunks(path: Path, longest: int) -> list[Track]:
+    """The records with most chunks, where no table tells lengths; their scores still NaN."""
+    last = [
+        _places(block["Sequence_ID"]).groupby("record", sort=False)["chunk"].max()
+        for block in _columns(path, "Sequence_ID")
+    ]
+    chunks = pd.concat(last).groupby(level=0, sort=False).max().nlargest(longest)
+    return [_track(name, "", None, int(number), 0) for name, number in chunks.items()]
 
 
-def _place(orf: str) -> tuple[str, int]:
-    """Record and chunk number, from 1, of an ORF; chunk 0 where the id does not tell."""
-    record, _, chunk = orf[:-2].rpartition("_chunk_")
-    return (record, int(chunk)) if chunk.isdecimal() else (orf, 0)
-
-
-def _read_scores(
-    path: Path, chosen: list[_Chosen]
-) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-    """P(virus) of every ORF, and the best two scores (n, 2) of each chunk of some records."""
-    scores = array("f")
-    best = {of.name: np.full((of.n_chunks, 2), np.nan, np.float32) for of in chosen}
-    for number, (orf, others, virus) in _rows(path, ("Sequence_ID", "score1", "score2")):
-        try:
-            pair = (float(others), float(virus))
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: {error}") from error
-        scores.append(pair[1])
-        record, chunk = _place(orf)
-        if record in best and chunk:
-            if chunk > len(best[record]):
-                raise InputError(
-                    f"{path}, line {number}: {orf} lies outside the {len(best[record])} chunks "
-                    "that contigs.tsv gives its record"
-                )
-            row = best[record][chunk - 1]
-            np.fmax(row, pair, out=row)
-    return np.asarray(scores, np.float32), best
-
-
-def _track(of: _Chosen, scores: NDArray[np.float32], size: int) -> Track:
-    chunks = np.arange(of.n_chunks, dtype=np.float64)
-    places = np.stack([chunks + 0.5, chunks + 1.5], axis=1)
-    if of.bases is None or not size:
-        return Track(of.name, of.call, None, places, scores)
-    plan = plan_chunks(of.bases, size).astype(np.float64)
-    if len(plan) != of.n_chunks:
+def _track(name: str, call: str, bases: int | None, n_chunks: int, size: int) -> Track:
+    scores = np.full((n_chunks, 2), np.nan, np.float32)
+    if bases is None or not size:
+        begins = np.arange(n_chunks) + 0.5
+        return Track(name, call, None, np.stack([begins, begins + 1], axis=1), scores)
+    places = plan_chunks(bases, size).astype(np.float64)
+    if len(places) != n_chunks:
         raise InputError(
-            f"{of.name} has {of.n_chunks} chunks in contigs.tsv, but {len(plan)} of {size} bases"
+            f"{name} has {n_chunks} chunks in contigs.tsv, but {len(places)} of {size} bases"
         )
-    plan[:, 1] += plan[:, 0]
-    return Track(of.name, of.call, of.bases, plan, scores)
+    places[:, 1] += places[:, 0]
+    return Track(name, call, bases, places, scores)
+
+
+def _places(orfs: pd.Series) -> pd.DataFrame:
+    """`record` and `chunk`, from 1, of the ORFs whose ids tell; indexed as they are."""
+    places = orfs.str.extract(_ORF).dropna()
+    places = places.assign(chunk=places["chunk"].map(int).astype(np.int64))
+    return places[places["chunk"] > 0]
+
+
+def _read_scores(path: Path, tracks: list[Track]) -> NDArray[np.float32]:
+    """P(virus) (M,) of every ORF; the best scores of each chunk are entered into the tracks."""
+    tracked = {track.name: track.scores for track in tracks}
+    viral = []
+    for block in _columns(path, "Sequence_ID", "score1", "score2"):
+        columns = [parse(path, block[name], float) for name in ("score1", "score2")]
+        scores = pd.DataFrame(np.stack(columns, axis=1).astype(np.float32), block.index)
+        viral.append(scores[1].to_numpy())
+        places = _places(block["Sequence_ID"])
+        for name, chunks in places[places["record"].isin(list(tracked))].groupby("record")["chunk"]:
+            best = tracked[name]
+            if len(outside := chunks[chunks > len(best)]):
+                line = outside.index[0]
+                raise InputError(
+                    f"{path}, line {line}: {block['Sequence_ID'][line]} lies outside the "
+                    f"{len(best)} chunks that contigs.tsv gives its record"
+                )
+            np.fmax.at(best, chunks.to_numpy() - 1, scores.loc[chunks.index].to_numpy())
+    return np.concatenate(viral)

@@ -1,0 +1,65 @@
+"""Tab-separated tables with a header, read a block of lines at a time.
+
+Not by `pandas.read_csv`: it fills short lines up without a word, and a table that was cut off must
+be refused. Every cell is the text that it is, ids such as NA and 007 included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from virnucpro_pl.errors import InputError
+
+_LINES = 65_536
+
+
+def read_table(path: Path, choose: Callable[[list[str]], list[int]]) -> Iterator[pd.DataFrame]:
+    """Yield some columns, a block of lines at a time: one block at least, indexed by line numbers.
+
+    Args:
+        path: The table.
+        choose: Gives the places of these columns in the header, or refuses it.
+
+    Raises:
+        InputError: If the file cannot be read, or a line has another number of columns.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            header = file.readline().rstrip("\n").split("\t")
+            places = choose(header)
+            for first in count(2, _LINES):
+                rows = [line.rstrip("\n").split("\t") for line in islice(file, _LINES)]
+                for number, cells in enumerate(rows, first):
+                    if len(cells) != len(header):
+                        raise InputError(
+                            f"{path}, line {number}: {len(cells)} columns, not {len(header)}"
+                        )
+                block = pd.DataFrame(rows, columns=range(len(header)), dtype=object)[places]
+                block.index += first
+                yield block.set_axis([header[place] for place in places], axis=1)
+                if len(rows) < _LINES:
+                    return
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def parse(path: Path, texts: pd.Series, kind: Callable[[str], float]) -> NDArray[Any]:
+    """Numbers of a column of a block; `kind` gives that of a text, or raises a ValueError.
+
+    Raises:
+        InputError: Names the line whose text is no number.
+    """
+    numbers = []
+    for line, text in texts.items():
+        try:
+            numbers.append(kind(text))
+        except ValueError as error:
+            raise InputError(f"{path}, line {line}: {error}") from error
+    return np.asarray(numbers)
