@@ -171,8 +171,8 @@ def _unmet(result: VectorDifference | TableDifference, gates: dict[str, float | 
             continue
         spread: Spread = getattr(result.classes["all"], name)
         if not spread.min >= least:  # NaN is not met
-            found = "undefined" if math.isnan(spread.min) else f"{spread.min:.7f}"
-            reasons.append(f"the lowest {name.replace('_', ' ')} is {found}, less than {least}")
+            lowest = "undefined" if math.isnan(spread.min) else f"{spread.min:.7f}"
+            reasons.append(f"the lowest {name.replace('_', ' ')} is {lowest}, less than {least}")
     if reasons and result.worst:
         reasons[-1] += f" (furthest apart: {', '.join(worst.id for worst in result.worst[:3])})"
     return reasons
@@ -183,7 +183,7 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

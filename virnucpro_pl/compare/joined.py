@@ -20,26 +20,21 @@ class Vectors(Ids, Protocol):
 
     def __len__(self) -> int:
         """Count the rows."""
-        ...
 
     @property
     def width(self) -> int:
         """Numbers of a vector."""
-        ...
 
     @property
     def lengths(self) -> NDArray[np.int32] | None:
         """(N,) letters of each record, if known."""
-        ...
 
     @property
     def failed(self) -> NDArray[np.int64]:
         """Rows that have no vector, as the file says itself."""
-        ...
 
     def rows(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors of some rows."""
-        ...
 
 
 class Joined(NamedTuple):
@@ -54,8 +49,8 @@ class Joined(NamedTuple):
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield which pairs, and their vectors (n, D) float32 in A and in B."""
         for start in range(0, len(self.first), _BLOCK):
-            some = slice(start, min(start + _BLOCK, len(self.first)))
-            yield some, *self.chosen(some).vectors()
+            block = slice(start, min(start + _BLOCK, len(self.first)))
+            yield block, *self.chosen(block).vectors()
 
     def chosen(self, keep: NDArray[np.generic] | slice) -> Joined:
         """Some of the pairs, by index, mask or slice."""

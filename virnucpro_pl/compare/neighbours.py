@@ -48,11 +48,11 @@ def compare_neighbours(pairs: Joined, seed: int) -> Neighbours:
     a, b = a - a.mean(dim=0), b - b.mean(dim=0)
     same = 0
     for start in range(0, len(a), _BLOCK):
-        some = torch.arange(start, min(start + _BLOCK, len(a)))
+        block = torch.arange(start, min(start + _BLOCK, len(a)))
         near = []
         for vectors in (a, b):
-            cosines = pairwise_cosine_similarity(vectors[some], vectors).nan_to_num(nan=-1.0)
-            cosines[torch.arange(len(some)), some] = -torch.inf
+            cosines = pairwise_cosine_similarity(vectors[block], vectors).nan_to_num(nan=-1.0)
+            cosines[torch.arange(len(block)), block] = -torch.inf
             near.append(cosines)
         best, chosen = near[0].max(dim=1).values, near[1].argmax(dim=1, keepdim=True)
         same += int((near[0].gather(1, chosen).squeeze(1) >= best - _TIE).sum())

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from virnucpro_pl.compare.rows import Rows
 from virnucpro_pl.compare.score_table import TableDifference
-from virnucpro_pl.compare.vectors import CLASSES, FENCE, Figures, VectorDifference
+from virnucpro_pl.compare.vectors import FENCE, Figures, VectorDifference
 from virnucpro_pl.errors import MAX_LISTED
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,25 @@ _PLAIN_PROVES_NOTHING = (
     "subtracted from both."
 )
 _RANGES = {"short": "short, < 50", "medium": "medium, 50-200", "long": "long, > 200"}
+_FIGURES = (
+    ("records", "{0.records:,}"),
+    ("plain cosine: min", "{0.cosine.min:.7f}"),
+    ("  1 % quantile", "{0.cosine.percentile_1:.7f}"),
+    ("  median", "{0.cosine.median:.7f}"),
+    ("centred cosine: min", "{0.centred_cosine.min:.7f}"),
+    ("  1 % quantile", "{0.centred_cosine.percentile_1:.7f}"),
+    ("  median", "{0.centred_cosine.median:.7f}"),
+    ("largest difference", "{0.largest_difference:.3g}"),
+    ("norm of B over A: mean", "{0.norm_ratio:.6f}"),
+    ("  range", "{0.norm_ratio_range[0]:.5f}-{0.norm_ratio_range[1]:.5f}"),
+    ("mean, A | B", "{0.mean[0]:.1e} | {0.mean[1]:.1e}"),
+    (
+        "st. deviation, A | B",
+        "{0.standard_deviation[0]:.5f} | {0.standard_deviation[1]:.5f}",
+    ),
+    (f"outliers (> {FENCE:g} sd), A | B", "{0.outliers[0]:,} | {0.outliers[1]:,}"),
+)
+"""Lines of the table of figures: a label, and how a class's `Figures` are shown."""
 
 
 def print_difference(
@@ -37,13 +56,15 @@ def print_difference(
         kinds: What they hold, if known.
     """
     console = Console(file=sys.stdout, width=120, highlight=False, markup=False)
-    for name, path, kind, total in zip("AB", paths, kinds, result.rows.total, strict=True):
-        console.print(f"{name}: {path} ({kind or 'embeddings'}, {total} rows)", soft_wrap=True)
-    for line in _row_lines(result.rows):
-        console.print(line, soft_wrap=True)
+    lines = [
+        f"{name}: {path} ({kind or 'embeddings'}, {total} rows)"
+        for name, path, kind, total in zip("AB", paths, kinds, result.rows.total, strict=True)
+    ]
+    lines += _row_lines(result.rows)
     if isinstance(result, TableDifference):
-        for line in _table_lines(result):
-            console.print(line, soft_wrap=True)
+        lines += _table_lines(result)
+    console.print("\n".join(lines), soft_wrap=True)
+    if isinstance(result, TableDifference):
         return
     if result.other_lengths:
         log.warning(
@@ -64,9 +85,9 @@ def _row_lines(rows: Rows) -> list[str]:
         ("Failed, so listed in the file, not compared, in", rows.failed),
         ("NaN or Inf, though not listed as failed, not compared, in", rows.not_finite),
     ):
-        for name, some in zip("AB", both, strict=True):
-            if some.number:
-                lines.append(f"{what} {name}: {some.number}: {some.listed(5)}")
+        for name, named in zip("AB", both, strict=True):
+            if named.number:
+                lines.append(f"{what} {name}: {named.number}: {named.listed(5)}")
     return lines
 
 
@@ -106,28 +127,8 @@ def _neighbour_lines(result: VectorDifference) -> list[str]:
 def _figure_table(classes: dict[str, Figures]) -> Table:
     table = Table()
     table.add_column("")
-    for name in CLASSES:
-        if name in classes:
-            table.add_column(_RANGES.get(name, name), justify="right")
-
-    def row(label: str, *values: str) -> None:
-        table.add_row(label, *values)
-
-    of = [classes[name] for name in CLASSES if name in classes]
-    row("records", *(f"{each.records:,}" for each in of))
-    for label, spreads in (
-        ("plain cosine", [each.cosine for each in of]),
-        ("centred cosine", [each.centred_cosine for each in of]),
-    ):
-        row(f"{label}: min", *(f"{spread.min:.7f}" for spread in spreads))
-        row("  1 % quantile", *(f"{spread.percentile_1:.7f}" for spread in spreads))
-        row("  median", *(f"{spread.median:.7f}" for spread in spreads))
-    row("largest difference", *(f"{each.largest_difference:.3g}" for each in of))
-    row("norm of B over A: mean", *(f"{each.norm_ratio:.6f}" for each in of))
-    row("  range", *("{:.5f}-{:.5f}".format(*each.norm_ratio_range) for each in of))
-    row("mean, A | B", *("{:.1e} | {:.1e}".format(*each.mean) for each in of))
-    row(
-        "st. deviation, A | B", *("{:.5f} | {:.5f}".format(*each.standard_deviation) for each in of)
-    )
-    row(f"outliers (> {FENCE:g} sd), A | B", *("{:,} | {:,}".format(*each.outliers) for each in of))
+    for name in classes:
+        table.add_column(_RANGES.get(name, name), justify="right")
+    for label, shown in _FIGURES:
+        table.add_row(label, *(shown.format(figures) for figures in classes.values()))
     return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,29 +40,26 @@ def describe_rows(
     totals: tuple[int, int],
     match: Match,
     ids: tuple[IdTable, IdTable],
-    finite: Sequence[NDArray[np.bool_]],
-    listed: Sequence[NDArray[np.bool_]],
-) -> Rows:
-    """Count rows by what became of them.
+    finite: NDArray[np.bool_],
+    listed: NDArray[np.bool_],
+) -> tuple[Rows, NDArray[np.bool_]]:
+    """Count rows by what became of them, and tell which (S,) of the shared rows are compared.
 
     Args:
         totals: Rows of A and B.
         match: How they belong together.
         ids: Of A and B.
-        finite: (S,) each, which of the shared rows have finite numbers in A and in B.
-        listed: (S,) each, which of them the file itself lists as failed.
+        finite: (2, S) which of the shared rows have finite numbers in A and in B.
+        listed: (2, S) which of them the file itself lists as failed.
     """
-    sides = list(zip(ids, (match.first, match.second), finite, listed, strict=True))
-    failed = [named(table, rows[of]) for table, rows, _, of in sides]
-    strange = [named(table, rows[~fine & ~of]) for table, rows, fine, of in sides]
-    fine = finite[0] & finite[1] & ~listed[0] & ~listed[1]
-    return Rows(
-        totals,
-        int(np.count_nonzero(fine)),
-        (named(ids[0], match.only_first), named(ids[1], match.only_second)),
-        (failed[0], failed[1]),
-        (strange[0], strange[1]),
-    )
+
+    def both(flags: NDArray[np.bool_]) -> tuple[Named, Named]:
+        return named(ids[0], match.first[flags[0]]), named(ids[1], match.second[flags[1]])
+
+    compared = np.all(finite & ~listed, axis=0)
+    only = named(ids[0], match.only_first), named(ids[1], match.only_second)
+    count = int(np.count_nonzero(compared))
+    return Rows(totals, count, only, both(listed), both(~finite & ~listed)), compared
 
 
 def named(table: IdTable, rows: NDArray[np.int64]) -> Named:

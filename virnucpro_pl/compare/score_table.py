@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchmetrics import MaxMetric, MeanMetric
 
 from virnucpro_pl.compare.rows import Named, Rows, describe_rows, named
 from virnucpro_pl.embeddings.id_table import match_ids
@@ -89,13 +88,8 @@ class ScoreTable:
 
     def id_blocks(self) -> Iterator[list[bytes]]:
         """Yield all ids in order, a block at a time."""
-        block: list[bytes] = []
-        for _, fields in self._lines():
-            block.append(fields[0].encode())
-            if len(block) == _ID_BLOCK:
-                yield block
-                block = []
-        if block:
+        ids = (fields[0].encode() for _, fields in self._lines())
+        while block := list(islice(ids, _ID_BLOCK)):
             yield block
 
 
@@ -130,25 +124,25 @@ def compare_tables(a: ScoreTable, b: ScoreTable, scratch: Path) -> TableDifferen
         InputError: If an id stands twice in a table.
     """
     match, first_ids, second_ids = match_ids((a, b), scratch)
-    sides = ((a, match.first), (b, match.second))
-    listed = [np.equal(table.labels[rows], _NOT_SCORED) for table, rows in sides]
-    finite = [np.asarray(np.isfinite(table.scores[rows]).all(axis=1)) for table, rows in sides]
-    rows = describe_rows((len(a), len(b)), match, (first_ids, second_ids), finite, listed)
-    keep = finite[0] & finite[1] & ~listed[0] & ~listed[1]
-    first, second = match.first[keep], match.second[keep]
-    before, after = a.labels[first], b.labels[second]
-    changes = np.abs(a.scores[first] - b.scores[second])
+    labels = np.stack([a.labels[match.first], b.labels[match.second]])  # (2, S)
+    scores = np.stack([a.scores[match.first], b.scores[match.second]])  # (2, S, 2), or (2, S, 0)
+    rows, compared = describe_rows(
+        (len(a), len(b)),
+        match,
+        (first_ids, second_ids),
+        np.all(np.isfinite(scores), axis=2),
+        labels == _NOT_SCORED,
+    )
+    first = match.first[compared]
+    before, after = labels[:, compared]
+    changes = np.abs(scores[0, compared] - scores[1, compared])
     worst = int(changes.max(axis=1).argmax()) if changes.size else None
-    largest, mean = MaxMetric(), MeanMetric()
-    if changes.size:
-        largest.update(torch.from_numpy(changes))
-        mean.update(torch.from_numpy(changes))
     return TableDifference(
         rows,
         named(first_ids, first[before != after]),
         int(np.count_nonzero(before < after)),
         int(np.count_nonzero(before > after)),
-        None if worst is None else float(largest.compute()),
+        None if worst is None else float(changes.max()),
         None if worst is None else first_ids(first[worst : worst + 1])[0],
-        None if worst is None else float(mean.compute()),
+        None if worst is None else float(changes.mean(dtype=np.float64)),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import MaxMetric, MeanMetric, MinMetric, SumMetric
 
 from virnucpro_pl.compare.joined import Joined, Vectors
 from virnucpro_pl.compare.neighbours import Neighbours, compare_neighbours
@@ -26,6 +24,18 @@ FENCE = 3.0
 _ROUNDING = 1e-12
 """Share of its norm that is left of a float64 vector when the same vector is subtracted."""
 _WORST = 5
+_MEASURES = np.dtype(
+    [
+        ("cosine", np.float64),
+        ("centred_cosine", np.float64),
+        ("difference", np.float64),  # the largest
+        ("norm_ratio", np.float64),
+        ("mean", np.float64, 2),  # of A's numbers and of B's, as all that follows
+        ("square", np.float64, 2),  # the mean of them
+        ("outliers", np.int64, 2),
+    ]
+)
+"""What is kept of each pair of records."""
 
 
 class Spread(NamedTuple):
@@ -102,24 +112,27 @@ def compare_vectors(a: Vectors, b: Vectors, scratch: Path, seed: int = 0) -> Vec
     match, first_ids, second_ids = match_ids((a, b), scratch)
     shared = Joined((a, b), match.first, match.second)
     finite = _finite(shared)
-    listed = [np.isin(rows, f.failed) for f, rows in ((a, match.first), (b, match.second))]
-    rows = describe_rows((len(a), len(b)), match, (first_ids, second_ids), list(finite), listed)
-    pairs = shared.chosen(finite.all(axis=0) & ~listed[0] & ~listed[1])
+    failed = np.stack([np.isin(match.first, a.failed), np.isin(match.second, b.failed)])
+    ids = first_ids, second_ids
+    rows, compared = describe_rows((len(a), len(b)), match, ids, finite, failed)
+    pairs = shared.chosen(compared)
     lengths, other_lengths = _lengths(pairs)
-    members = _classes(lengths, len(pairs.first))
-    classes, cosines = _figures(pairs, members) if len(pairs.first) else ({}, np.empty((2, 0)))
-    worst = np.argsort(np.nan_to_num(cosines[1], nan=-2.0), kind="stable")[:_WORST]
+    measures = _measure(pairs)
+    worst = np.argsort(np.nan_to_num(measures["centred_cosine"], nan=-2.0), kind="stable")[:_WORST]
     return VectorDifference(
         rows,
         a.width,
-        classes,
+        {
+            name: _figures(measures[members])
+            for name, members in _classes(lengths, len(measures)).items()
+        },
         compare_neighbours(pairs, seed),
         [
             Worst(
                 name,
                 None if lengths is None else int(lengths[row]),
-                float(cosines[0, row]),
-                float(cosines[1, row]),
+                float(measures["cosine"][row]),
+                float(measures["centred_cosine"][row]),
             )
             for name, row in zip(first_ids(pairs.first[worst]), worst, strict=True)
         ],
@@ -130,9 +143,8 @@ def compare_vectors(a: Vectors, b: Vectors, scratch: Path, seed: int = 0) -> Vec
 def _finite(pairs: Joined) -> NDArray[np.bool_]:
     """Tell for A and B which vectors are finite; (2, S)."""
     finite = np.empty((2, len(pairs.first)), np.bool_)
-    for some, *vectors in pairs.blocks():
-        for own, of in zip(finite, vectors, strict=True):
-            own[some] = of.isfinite().all(dim=1).numpy()
+    for block, *vectors in pairs.blocks():
+        finite[:, block] = [side.isfinite().all(dim=1).numpy() for side in vectors]
     return finite
 
 
@@ -149,121 +161,60 @@ def _lengths(pairs: Joined) -> tuple[NDArray[np.int32] | None, int]:
 
 def _classes(lengths: NDArray[np.int32] | None, count: int) -> dict[str, NDArray[np.bool_]]:
     """Members of each class that has any; (S,) each."""
-    if lengths is None:
-        return {"all": np.ones(count, np.bool_)}
-    members = {
-        name: (lengths >= low) & (lengths < (np.inf if high is None else high))
-        for name, (low, high) in CLASSES.items()
-    }
-    return {name: of for name, of in members.items() if of.any()}
+    classes = {"all": np.ones(count, np.bool_)}
+    if lengths is not None:
+        for name, (low, high) in CLASSES.items():
+            classes[name] = (lengths >= low) & (lengths < (np.inf if high is None else high))
+    return {name: members for name, members in classes.items() if members.any()}
 
 
-class _Moments:
-    """Mean and standard deviation of all numbers of A or B in one class, streamed in float64."""
-
-    def __init__(self) -> None:
-        self.mean = MeanMetric(nan_strategy="error").set_dtype(torch.float64)
-        self.square = MeanMetric(nan_strategy="error").set_dtype(torch.float64)
-
-    def update(self, means: Tensor, squares: Tensor) -> None:
-        """Add records by the means (n,) of their numbers and of their squares."""
-        self.mean.update(means)
-        self.square.update(squares)
-
-    def compute(self) -> tuple[float, float]:
-        mean = float(self.mean.compute())
-        return mean, max(0.0, float(self.square.compute()) - mean**2) ** 0.5
-
-
-class _Differences:
-    """What the second pass adds up of one class."""
-
-    def __init__(self) -> None:
-        self.largest, self.most, self.least = (
-            metric().set_dtype(torch.float64) for metric in (MaxMetric, MaxMetric, MinMetric)
-        )
-        self.ratio = MeanMetric(nan_strategy="error").set_dtype(torch.float64)
-        self.outliers = [SumMetric().set_dtype(torch.float64) for _ in "AB"]
-
-    def update(self, largest: Tensor, ratios: Tensor, outliers: tuple[Tensor, Tensor]) -> None:
-        """Add records: largest difference, norm ratio, outliers in A and in B, (n,) each."""
-        self.largest.update(largest)
-        known = ratios[ratios.isfinite()]  # a zero vector has no ratio
-        if len(known):
-            for metric in (self.ratio, self.least, self.most):
-                metric.update(known)
-        for metric, counts in zip(self.outliers, outliers, strict=True):
-            metric.update(counts)
-
-
-def _figures(
-    pairs: Joined, members: dict[str, NDArray[np.bool_]]
-) -> tuple[dict[str, Figures], NDArray[np.float64]]:
-    """Give the figures of each class, and plain and centred cosines (2, S)."""
-    centre, moments = _first_pass(pairs, members)
-    mean, deviation = moments["all"][0]
-    cosines = np.empty((2, len(pairs.first)))
-    differences = {name: _Differences() for name in members}
-    for some, a32, b32 in pairs.blocks():
-        a, b = a32.double(), b32.double()
-        cosines[0, some] = cosine(a, b, torch.zeros_like(centre)).numpy()
-        cosines[1, some] = cosine(a, b, centre).numpy()
-        largest = (a - b).abs().amax(dim=1)
-        ratios = b.norm(dim=1) / a.norm(dim=1)
-        beyond = [(x - mean).abs().gt(FENCE * deviation).sum(dim=1) for x in (a, b)]
-        for name, inside in _inside(members, some):
-            differences[name].update(
-                largest[inside], ratios[inside], (beyond[0][inside], beyond[1][inside])
-            )
-    return {
-        name: _summary(differences[name], cosines[:, of], *moments[name])
-        for name, of in members.items()
-    }, cosines
-
-
-def _first_pass(
-    pairs: Joined, members: dict[str, NDArray[np.bool_]]
-) -> tuple[Tensor, dict[str, list[tuple[float, float]]]]:
-    """Give the mean vector (D,) of A; by class, mean and deviation of the numbers of A and B."""
-    moments = {name: (_Moments(), _Moments()) for name in members}
+def _measure(pairs: Joined) -> NDArray[np.void]:
+    """Measure each pair by itself, in two passes over both files: (S,) of _MEASURES."""
+    measures = np.empty(len(pairs.first), _MEASURES)
+    if not len(measures):
+        return measures
     centre = torch.zeros(pairs.files[0].width, dtype=torch.float64)
-    for some, *both in pairs.blocks():
-        wide = [vectors.double() for vectors in both]
-        centre += wide[0].sum(dim=0) / len(pairs.first)
-        means = [(x.mean(dim=1), x.square().mean(dim=1)) for x in wide]
-        for name, inside in _inside(members, some):
-            for own, (mean, square) in zip(moments[name], means, strict=True):
-                own.update(mean[inside], square[inside])
-    return centre, {name: [own.compute() for own in both] for name, both in moments.items()}
+    for block, *vectors in pairs.blocks():
+        for side, x in enumerate(vector.double() for vector in vectors):
+            measures["mean"][block, side] = x.mean(dim=1)
+            measures["square"][block, side] = x.square().mean(dim=1)
+            if side == 0:
+                centre += x.sum(dim=0) / len(measures)
+    mean, deviation = (float(both[0]) for both in _moments(measures))
+    for block, *vectors in pairs.blocks():
+        a, b = (vector.double() for vector in vectors)
+        measures["cosine"][block] = cosine(a, b, torch.zeros_like(centre))
+        measures["centred_cosine"][block] = cosine(a, b, centre)
+        measures["difference"][block] = (a - b).abs().amax(dim=1)
+        measures["norm_ratio"][block] = b.norm(dim=1) / a.norm(dim=1)
+        for side, x in enumerate((a, b)):
+            outlying = (x - mean).abs() > FENCE * deviation
+            measures["outliers"][block, side] = outlying.sum(dim=1)
+    return measures
 
 
-def _inside(members: dict[str, NDArray[np.bool_]], some: slice) -> Iterator[tuple[str, Tensor]]:
-    """Yield the classes that have members in a block, and a mask (n,) of these."""
-    for name, of in members.items():
-        if of[some].any():
-            yield name, torch.from_numpy(of[some])
+def _moments(measures: NDArray[np.void]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of all numbers, (2,) each: of A and of B."""
+    mean = measures["mean"].mean(axis=0)
+    return mean, np.sqrt(np.maximum(0, measures["square"].mean(axis=0) - mean**2))
 
 
-def _summary(
-    differences: _Differences,
-    cosines: NDArray[np.float64],
-    a: tuple[float, float],
-    b: tuple[float, float],
-) -> Figures:
-    of = differences
-    known = of.ratio.update_called
+def _figures(measures: NDArray[np.void]) -> Figures:
+    """What is said of the records of a class."""
+    mean, deviation = (tuple(both.tolist()) for both in _moments(measures))
+    ratios = measures["norm_ratio"][np.isfinite(measures["norm_ratio"])]
+    if not len(ratios):  # a zero vector has none
+        ratios = np.array([math.nan])
     return Figures(
-        records=cosines.shape[1],
-        cosine=_spread(cosines[0]),
-        centred_cosine=_spread(cosines[1]),
-        largest_difference=float(of.largest.compute()),
-        norm_ratio=float(of.ratio.compute()) if known else math.nan,
-        norm_ratio_range=(
-            (float(of.least.compute()), float(of.most.compute())) if known else (math.nan, math.nan)
-        ),
-        mean=(a[0], b[0]),
-        standard_deviation=(a[1], b[1]),
-        outliers=(int(of.outliers[0].compute()), int(of.outliers[1].compute())),
+        records=len(measures),
+        cosine=_spread(measures["cosine"]),
+        centred_cosine=_spread(measures["centred_cosine"]),
+        largest_difference=float(measures["difference"].max()),
+        norm_ratio=float(ratios.mean()),
+        norm_ratio_range=(float(ratios.min()), float(ratios.max())),
+        mean=mean,
+        standard_deviation=deviation,
+        outliers=tuple(measures["outliers"].sum(axis=0).tolist()),
     )
 
 
