@@ -161,13 +161,15 @@ def test_training_stops_early(sets, fit, tmp_path):
     ("weights", "expected"),
     [("none", None), ("balanced", [0.6, 3.0]), ([1.0, 4.0], [1.0, 4.0])],
 )
-def test_class_weights_enter_the_loss(weights, expected, monkeypatch):
+def test_class_weights_enter_the_loss(weights, expected):
     model = ClassifierTraining(class_weights=weights, hidden=4)
     data = LabelledPairDataModule.__new__(LabelledPairDataModule)
     data.width = 3
     data.rows = type("Rows", (), {"labels": np.array([0, 0, 0, 0, 0, 1, 1])})
     data.split = type("Split", (), {"train": np.arange(6)})
-    monkeypatch.setattr(ClassifierTraining, "_data", data)
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.datamodule = data
+    model.trainer = trainer
     model.configure_model()
     if expected is None:
         assert model.loss_weights is None

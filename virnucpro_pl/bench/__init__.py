@@ -4,6 +4,4 @@ All weights are random, of the real sizes. The limit is the time of the encoder'
 alone; since cards throttle under load, it is measured before and after everything else.
 """
 
-from virnucpro_pl.bench.command import bench
-
-__all__ = ["bench"]
+from virnucpro_pl.bench.command import bench as bench

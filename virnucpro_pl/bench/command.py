@@ -7,6 +7,7 @@ import math
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -64,68 +65,86 @@ def bench(
     Raises:
         UsageError: If an option makes no sense, or there is no such package.
     """
-    gpus = torch.cuda.device_count()
-    known = {"--model": (model, (FUSED, DNA, *SIZES)), "--esm2": (esm2, tuple(SIZES))}
-    for option, (name, names) in known.items():
-        if name not in names:
-            raise UsageError(f"{option} must be one of {', '.join(names)}, not {name}")
-    for refused, why in (
-        (seconds <= 0 or tokens_per_batch < 1, "--seconds and --tokens_per_batch are above 0"),
-        (num_workers < 0 or devices < 0, "--num_workers and --devices are at least 0"),
-        (gpus and devices > gpus, f"--devices {devices}, but there are {gpus} GPUs"),
-        (output.is_dir(), f"--output {output} is a folder: name a file for the figures"),
-        (not output.parent.is_dir(), f"--output {output}: {output.parent} is no folder"),
-        (
-            model == FUSED and (devices or workload != "500-base"),
-            "--model virnucpro is measured on 500-base only, and not with --devices",
-        ),
-        (
-            authors_code is not None and (model != DNA or devices or not peers),
-            "--authors_code is for --model dnabert_s, with --peers true and without --devices",
-        ),
-    ):
-        if refused:
-            raise UsageError(why)
-    refuse_inputs([output], [Path(workload)])
-    refuse_foreign_report(output)
+    _check_model(model, esm2, workload, devices)
+    _check_numbers(seconds, tokens_per_batch, num_workers, devices)
+    if authors_code is not None and (model != DNA or devices or not peers):
+        raise UsageError(
+            "--authors_code is for --model dnabert_s, with --peers true and without --devices"
+        )
+    _check_output(output, workload)
     theirs = None if authors_code is None else import_authors_code(authors_code)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="virnucpro-pl-bench-") as scratch:
         name = esm2 if model == FUSED else model
         case = Case(name, [], seconds, tokens_per_batch, num_workers, device, Path(scratch))
-        runs: list[ProcessRow] = []
         case = case._replace(sample=draw(workload, case.embedder(), case.scratch))
         if model == FUSED:
-            rows = [*fused(case), *six_frames(case, peers)]
+            rows, runs = [*fused(case), *six_frames(case, peers)], list[ProcessRow]()
         else:
-            rows = [encoder_alone(case)]
-            rate = rows[0].sequences_per_second
-            if devices:
-                runs = list(processes(case, devices, rate))
-            else:
-                rows += [end_to_end(case, rate), tokenising(case)]
-                rows += measure_peers(case, theirs) if peers else []
+            rows, runs = _measure(case, devices, peers, theirs)
     _print(rows, f"{model}, {workload}, on {device}")
     _print_processes(runs)
-    content = {
-        "model": model,
-        "workload": workload,
-        "seconds": seconds,
-        "tokens_per_batch": tokens_per_batch,
-        "num_workers": num_workers,
-        "authors_code": authors_code,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "torch_version": str(torch.__version__),
-        "rows": [_known(row._asdict()) for row in rows],
-        "processes": [_known(row._asdict()) for row in runs],
-    }
-    write_json(output, content)
+    asked = {"model": model, "workload": workload, "authors_code": authors_code}
+    write_json(output, asked | _figures(case, rows, runs))
     log.info("Wrote %s", output)
 
 
-def _known(figures: dict[str, Any]) -> dict[str, Any]:
-    """Without what was not measured: JSON knows no NaN."""
-    return {name: None if figure != figure else figure for name, figure in figures.items()}
+def _check_model(model: str, esm2: str, workload: str, devices: int) -> None:
+    for option, name, names in (
+        ("--model", model, (FUSED, DNA, *SIZES)),
+        ("--esm2", esm2, tuple(SIZES)),
+    ):
+        if name not in names:
+            raise UsageError(f"{option} must be one of {', '.join(names)}, not {name}")
+    if model == FUSED and (devices or workload != "500-base"):
+        raise UsageError("--model virnucpro is measured on 500-base only, and not with --devices")
+
+
+def _check_numbers(seconds: float, tokens_per_batch: int, num_workers: int, devices: int) -> None:
+    gpus = torch.cuda.device_count()
+    if seconds <= 0 or tokens_per_batch < 1:
+        raise UsageError("--seconds and --tokens_per_batch are above 0")
+    if num_workers < 0 or devices < 0:
+        raise UsageError("--num_workers and --devices are at least 0")
+    if gpus and devices > gpus:
+        raise UsageError(f"--devices {devices}, but there are {gpus} GPUs")
+
+
+def _check_output(output: Path, workload: str) -> None:
+    if output.is_dir():
+        raise UsageError(f"--output {output} is a folder: name a file for the figures")
+    if not output.parent.is_dir():
+        raise UsageError(f"--output {output}: {output.parent} is no folder")
+    refuse_inputs([output], [Path(workload)])
+    refuse_foreign_report(output)
+
+
+def _measure(
+    case: Case, devices: int, peers: bool, authors_code: ModuleType | None
+) -> tuple[list[Row], list[ProcessRow]]:
+    """Measure one encoder: in processes on so many devices, or in this one beside its peers."""
+    alone = encoder_alone(case)
+    rate = alone.sequences_per_second
+    if devices:
+        return [alone], list(processes(case, devices, rate))
+    rows = [alone, end_to_end(case, rate), tokenising(case)]
+    return [*rows, *(measure_peers(case, authors_code) if peers else [])], []
+
+
+def _figures(case: Case, rows: list[Row], runs: list[ProcessRow]) -> dict[str, Any]:
+    def known(row: Row | ProcessRow) -> dict[str, Any]:
+        """Without what was not measured: JSON knows no NaN."""
+        return {name: None if value != value else value for name, value in row._asdict().items()}
+
+    return {
+        "seconds": case.seconds,
+        "tokens_per_batch": case.budget,
+        "num_workers": case.workers,
+        "device": torch.cuda.get_device_name() if case.cuda else "cpu",
+        "torch_version": str(torch.__version__),
+        "rows": [known(row) for row in rows],
+        "processes": [known(row) for row in runs],
+    }
 
 
 def _print(rows: list[Row], title: str) -> None:

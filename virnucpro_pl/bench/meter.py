@@ -62,16 +62,16 @@ class Measured:
 @contextmanager
 def measured(case: Case) -> Iterator[Measured]:
     """Measure the limit before and after, and the peak memory in between."""
-    found = Measured()
+    timed = Measured()
     before = limit(case)
     if case.cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    yield found
+    yield timed
     if case.cuda:
-        found.gib = torch.cuda.max_memory_allocated() / 2**30
+        timed.gib = torch.cuda.max_memory_allocated() / 2**30
         torch.cuda.empty_cache()
-    found.limit = (before + limit(case)) / 2
+    timed.limit = (before + limit(case)) / 2
 
 
 def limit(case: Case) -> float:

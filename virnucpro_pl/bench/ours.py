@@ -46,14 +46,14 @@ def encoder_alone(case: Case, name: str = "virnucpro-pl, encoder alone") -> Row:
     reduced = torch.float16 if case.cuda else torch.bfloat16
     is_reduced = case.cuda or devices.has_bf16_units()
     with (
-        measured(case) as found,
+        measured(case) as timed,
         torch.inference_mode(),
         torch.autocast(case.device.type, reduced, enabled=is_reduced),
     ):
-        found.warm_up, times = repeat(case, step, min(case.seconds / 3, 10.0))
-        found.seconds = statistics.median(times)
-        found.tokens, found.sequences = len(batch.tokens), len(batch.rows)
-    return found.row(name)
+        timed.warm_up, times = repeat(case, step, min(case.seconds / 3, 10.0))
+        timed.seconds = statistics.median(times)
+        timed.tokens, timed.sequences = len(batch.tokens), len(batch.rows)
+    return timed.row(name)
 
 
 def end_to_end(case: Case, rate: float) -> Row:
@@ -73,8 +73,11 @@ def end_to_end(case: Case, rate: float) -> Row:
 
 def fused(case: Case) -> Iterator[Row]:
     """VirNucPro in one pass beside both of its encoders alone, for the same ORFs."""
-    cases = case, case._replace(model=DNA, sample=draw_genes())
-    alone = [encoder_alone(one, f"{one.model}, encoder alone") for one in cases]
+    genes = draw_genes()
+    alone = [
+        encoder_alone(case, f"{case.model}, encoder alone"),
+        encoder_alone(case._replace(model=DNA, sample=genes), f"{DNA}, encoder alone"),
+    ]
     yield from alone
     rate = 1 / sum(1 / row.sequences_per_second for row in alone)
     count = max(FEWEST, int(rate * case.seconds))
@@ -87,7 +90,7 @@ def fused(case: Case) -> Iterator[Row]:
             "random",
         ),
         ContigDataModule(
-            write_fasta(case.scratch / "input.fasta", draw_genes(), count),
+            write_fasta(case.scratch / "input.fasta", genes, count),
             tokens_per_batch=case.budget,
             num_workers=case.workers,
         ),
@@ -109,13 +112,13 @@ def _predict(
         enable_progress_bar=False,
         callbacks=[writer],
     )
-    with measured(case) as found:
+    with measured(case) as timed:
         trainer.predict(model, data)
     report = json.loads(writer.path.with_name(f"{writer.path.name}.run.json").read_text())
     phases, totals = report["seconds"], report["totals"]
     log.info("Phases end to end: %s", phases)
-    found.tokens = min(report["tokens_per_second"] * phases["compute"], totals["tokens"])
-    found.sequences = totals["records"] * found.tokens / totals["tokens"]
-    found.seconds = phases["compute"] + phases["merge"]
-    found.warm_up = phases["first pack"]
-    return found.row(name)
+    timed.tokens = min(report["tokens_per_second"] * phases["compute"], totals["tokens"])
+    timed.sequences = totals["records"] * timed.tokens / totals["tokens"]
+    timed.seconds = phases["compute"] + phases["merge"]
+    timed.warm_up = phases["first pack"]
+    return timed.row(name)

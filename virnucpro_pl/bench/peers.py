@@ -107,21 +107,21 @@ def _in_turn(
     seconds: float,
 ) -> Row:
     """A peer on batches (n, L), each with its number of tokens, copied to the device in turn."""
-    with measured(case) as found, torch.inference_mode():
+    with measured(case) as timed, torch.inference_mode():
         began = time.perf_counter()
         forward(batches[0][0].to(case.device))
         case.wait()
-        found.warm_up = time.perf_counter() - began
+        timed.warm_up = time.perf_counter() - began
         began = time.perf_counter()
         for batch, tokens in cycle(batches):
             forward(batch.to(case.device))
             case.wait()
-            found.seconds = time.perf_counter() - began
-            found.tokens += tokens
-            found.sequences += len(batch)
-            if found.seconds >= seconds:
+            timed.seconds = time.perf_counter() - began
+            timed.tokens += tokens
+            timed.sequences += len(batch)
+            if timed.seconds >= seconds:
                 break
-    return found.row(name)
+    return timed.row(name)
 
 
 def _padded_batches(sample: list[bytes], budget: int) -> Iterator[Tensor]:

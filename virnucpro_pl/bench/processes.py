@@ -64,10 +64,10 @@ def processes(case: Case, devices: int, rate: float) -> Iterator[ProcessRow]:
     """
     weights = "random" if case.model == DNA else str(write_weights(case))
     floor = float("nan") if weights == "random" else read_and_copy(case, Path(weights))
-    each = max(FEWEST, int(rate * case.seconds))
+    share = max(FEWEST, int(rate * case.seconds))
     alone: ProcessRow | None = None
     for count in sorted({1, devices}):
-        records = each * count
+        records = share * count
         fasta = write_fasta(case.scratch / f"{count}.fasta", case.sample, records)
         output = case.scratch / f"{count}.h5"
         importing = time_import()

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -147,7 +147,9 @@ class LabelledPairDataModule(LightningDataModule):
             if lost := int((of_class & ~finite).sum()):
                 log.warning(
                     "%s: %d of %d ORFs are left out, since their embeddings are not finite",
-                    *(name, lost, of_class.sum()),
+                    name,
+                    lost,
+                    of_class.sum(),
                 )
         seed = torch.initial_seed()
         self.split = split_records(self.rows.labels, records, finite, self.fractions, seed)
@@ -201,13 +203,13 @@ class LabelledPairDataModule(LightningDataModule):
 
     def provenance(self) -> dict[str, Any]:
         """What the metrics record about their input."""
-        told: dict[str, Any] = {}
-        for name, store in zip(CLASSES, self.rows.stores, strict=True):
-            told[name] = {
-                key: {"path": str(file.path), **_attributes(file)}
-                for key, file in (("dnabert_s", store.dnabert_s), ("esm2", store.esm2))
+        return {
+            name: {
+                model: {"path": str(file.path), **_attributes(file)}
+                for model, file in (("dnabert_s", store.dnabert_s), ("esm2", store.esm2))
             }
-        return told
+            for name, store in zip(CLASSES, self.rows.stores, strict=True)
+        }
 
     def close(self) -> None:
         """Close all files and remove the joins; otherwise that is done when the process ends."""
@@ -216,6 +218,21 @@ class LabelledPairDataModule(LightningDataModule):
             store.esm2.close()
         if self._scratch is not None:
             self._scratch.cleanup()
+
+
+def labelled_data(trainer: Trainer) -> LabelledPairDataModule:
+    """The data of a training.
+
+    Raises:
+        UsageError: If they are no labelled embeddings.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, LabelledPairDataModule):
+        raise UsageError(
+            f"ClassifierTraining needs a LabelledPairDataModule as its data, not a "
+            f"{type(data).__name__}"
+        )
+    return data
 
 
 def _joined(folder: Path, dnabert_s: Path, esm2: Path) -> PairStore:
@@ -248,14 +265,14 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 def _each_record(store: PairStore, pattern: re.Pattern[str]) -> Iterator[str]:
     for start in range(0, len(store), _BLOCK):
         for name in store.ids(np.arange(start, min(start + _BLOCK, len(store)))):
-            found = pattern.fullmatch(name)
-            if found is None or not found[1]:
+            match = pattern.fullmatch(name)
+            if match is None or not match[1]:
                 raise InputError(
                     f"{store.dnabert_s.path}: the id {name!r} does not tell its record: it "
                     f"does not match {pattern.pattern!r}. Give --data.record_pattern, whose first "
                     "group is the record ('(.+)' if each row is a record of its own)"
                 )
-            yield found[1]
+            yield match[1]
 
 
 def _attributes(file: EmbeddingFile) -> dict[str, str]:
@@ -275,17 +292,19 @@ def _check_alike(others: PairStore, viral: PairStore) -> None:
                 f"{first.path} has vectors of {first.width} numbers, {second.path} of "
                 f"{second.width}: both sets must be embedded by one model"
             )
-        told = [_attributes(file) for file in (first, second)]
-        shared = told[0].keys() & told[1].keys()
-        differ = [key for key in sorted(shared) if told[0][key] != told[1][key]]
+        one, other = _attributes(first), _attributes(second)
+        shared = sorted(one.keys() & other.keys())
+        differ = {key: f"{one[key]} and {other[key]}" for key in shared if one[key] != other[key]}
         if fields := [key for key in differ if key in _SAME]:
-            pairs = ", ".join(f"{key} ({told[0][key]} and {told[1][key]})" for key in fields)
+            pairs = ", ".join(f"{key} ({differ[key]})" for key in fields)
             raise InputError(
                 f"{first.path} and {second.path} differ in {pairs}: a classifier would learn to "
                 "tell the models apart; embed both sets in the same way"
             )
         if "precision" in differ:
             log.warning(
-                "%s and %s were computed in %s and %s: best embed both sets alike",
-                *(first.path, second.path, told[0]["precision"], told[1]["precision"]),
+                "%s and %s were computed in %s: best embed both sets alike",
+                first.path,
+                second.path,
+                differ["precision"],
             )

@@ -71,9 +71,11 @@ class LabelledRows(Dataset[LabelledBatch]):
             return self.held[rows]
         features = np.empty((len(rows), self.stores[0].width), np.float32)
         viral = rows >= self.border
-        for store, mine, first in zip(self.stores, (~viral, viral), (0, self.border), strict=True):
-            if mine.any():
-                features[mine] = store.features(rows[mine] - first)
+        for store, chosen, first in zip(
+            self.stores, (~viral, viral), (0, self.border), strict=True
+        ):
+            if chosen.any():
+                features[chosen] = store.features(rows[chosen] - first)
         return features
 
     def __getitem__(self, rows: list[int]) -> LabelledBatch:

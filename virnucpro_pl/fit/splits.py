@@ -57,15 +57,15 @@ def split_records(
     names = ("train", "validation", *(["test"] if fractions[1] > 0 else []))
     part_of = np.full(int(records.max(initial=-1)) + 1, -1)  # index into names
     for label, name in enumerate(CLASSES):
-        mine = np.unique(records[usable & (labels == label)])
-        if len(mine) < len(names):
+        members = np.unique(records[usable & (labels == label)])
+        if len(members) < len(names):
             raise UsageError(
-                f"The class {name} has {len(mine)} record(s) with finite embeddings, too few to "
+                f"The class {name} has {len(members)} record(s) with finite embeddings, too few to "
                 f"split into {', '.join(names)}: it needs at least {len(names)}, better hundreds"
             )
-        drawn = generator.permutation(mine)
-        sizes = [max(1, round(share * len(mine))) for share in fractions[: len(names) - 1]]
-        while sum(sizes) >= len(mine):  # rounding must leave something to learn from
+        drawn = generator.permutation(members)
+        sizes = [max(1, round(share * len(members))) for share in fractions[: len(names) - 1]]
+        while sum(sizes) >= len(members):  # rounding must leave something to learn from
             sizes[sizes.index(max(sizes))] -= 1
         part_of[drawn] = 0
         for part, (stop, size) in enumerate(zip(np.cumsum(sizes), sizes, strict=True), 1):
@@ -73,11 +73,11 @@ def split_records(
     parts = [np.flatnonzero(usable & (part_of[records] == part)) for part in range(3)]
     counts = {
         name: {
-            of: {
+            kind: {
                 "records": len(np.unique(records[rows[labels[rows] == label]])),
                 "orfs": int(np.count_nonzero(labels[rows] == label)),
             }
-            for label, of in enumerate(CLASSES)
+            for label, kind in enumerate(CLASSES)
         }
         for name, rows in zip(names, parts, strict=False)
     }

@@ -25,7 +25,7 @@ from torchmetrics.classification import (
 )
 
 from virnucpro_pl.errors import UsageError, WeightsError
-from virnucpro_pl.fit.labelled import LabelledPairDataModule
+from virnucpro_pl.fit.labelled import LabelledPairDataModule, labelled_data
 from virnucpro_pl.fit.labelled_rows import LabelledBatch
 from virnucpro_pl.models.classifier import MLPClassifier, load_classifier
 from virnucpro_pl.output.files import write_json
@@ -34,10 +34,16 @@ from virnucpro_pl.stability import NumericalInstabilityError, are_finite
 
 log = logging.getLogger(__name__)
 
-METRIC_NAMES = (
-    *("loss", "accuracy", "precision", "recall"),
-    *("f1", "mcc", "auroc", "average_precision"),
-)
+_METRICS = {
+    "accuracy": BinaryAccuracy,
+    "precision": BinaryPrecision,
+    "recall": BinaryRecall,
+    "f1": BinaryF1Score,
+    "mcc": BinaryMatthewsCorrCoef,
+    "auroc": BinaryAUROC,
+    "average_precision": BinaryAveragePrecision,
+}
+METRIC_NAMES = ("loss", *_METRICS)
 """What is measured of held-out ORFs."""
 BEST = "best.ckpt"
 METRICS = "metrics.json"
@@ -81,8 +87,13 @@ class ClassifierTraining(LightningModule):
                 weights by which both classes count the same; `none` as the authors do.
         """
         super().__init__()
-        positive = {"learning_rate": learning_rate, "step_size": step_size, "gamma": gamma}
-        for name, value in {**positive, "hidden": hidden}.items():
+        positive = {
+            "learning_rate": learning_rate,
+            "step_size": step_size,
+            "gamma": gamma,
+            "hidden": hidden,
+        }
+        for name, value in positive.items():
             if value <= 0:
                 raise UsageError(f"--model.{name} must be above 0, not {value}")
         for name, value in {"momentum": momentum, "dropout": dropout}.items():
@@ -94,17 +105,7 @@ class ClassifierTraining(LightningModule):
         self.options = dict(self.hparams)
         self.history: list[dict[str, float]] = []
         self.loss_weights: Tensor | None = None
-        metrics = MetricCollection(
-            {
-                "accuracy": BinaryAccuracy(),
-                "precision": BinaryPrecision(),
-                "recall": BinaryRecall(),
-                "f1": BinaryF1Score(),
-                "mcc": BinaryMatthewsCorrCoef(),
-                "auroc": BinaryAUROC(),
-                "average_precision": BinaryAveragePrecision(),
-            }
-        )
+        metrics = MetricCollection({name: metric() for name, metric in _METRICS.items()})
         self.val_metrics = metrics.clone(prefix="val_")
         self.test_metrics = metrics.clone(prefix="test_")
 
@@ -116,7 +117,7 @@ class ClassifierTraining(LightningModule):
         """
         if hasattr(self, "classifier"):
             return
-        data = self._data
+        data = labelled_data(self.trainer)
         self.classifier = MLPClassifier(data.width, self.options["hidden"])
         self.classifier.dropout.p = self.options["dropout"]
         for layer in (self.classifier.hidden_layer, self.classifier.output_layer):
@@ -128,16 +129,6 @@ class ClassifierTraining(LightningModule):
         if weights != "none":
             self.loss_weights = torch.tensor(weights, dtype=torch.float32)
             log.info("Weights in the loss: others %.4g, virus %.4g", *weights)
-
-    @property
-    def _data(self) -> LabelledPairDataModule:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, LabelledPairDataModule):
-            raise UsageError(
-                f"ClassifierTraining needs a LabelledPairDataModule as its data, not a "
-                f"{type(data).__name__}"
-            )
-        return data
 
     def configure_optimizers(self) -> Any:
         """SGD, and its learning rate lowered by steps."""
@@ -209,10 +200,10 @@ class ClassifierTraining(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Tell how the epoch went."""
-        told = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        self.history.append({"epoch": self.current_epoch, **told})
-        shown = [name for name in ("train_loss", "val_loss", "val_auroc") if name in told]
-        line = ", ".join(f"{name} {told[name]:.4f}" for name in shown)
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        self.history.append({"epoch": self.current_epoch, **metrics})
+        shown = [name for name in ("train_loss", "val_loss", "val_auroc") if name in metrics]
+        line = ", ".join(f"{name} {metrics[name]:.4f}" for name in shown)
         log.info("Epoch %d: %s", self.current_epoch, line)
 
 
@@ -283,7 +274,7 @@ class ClassifierWriter(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Claim the folder before anything is computed."""
         if stage == "fit":
-            data = trainer.datamodule  # type: ignore[attr-defined]
+            data = getattr(trainer, "datamodule", None)
             self.claim(data.input_files if isinstance(data, LabelledPairDataModule) else [])
         super().setup(trainer, pl_module, stage)
 
