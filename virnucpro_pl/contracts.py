@@ -218,8 +218,11 @@ class RowModel(ABC):
             UsageError: If neither its class nor one that it is made from has the name needed.
         """
         if self.data_needed not in (kind.__name__ for kind in type(data).__mro__):
-            here, given = type(self).__name__, type(data).__name__
-            raise UsageError(f"{here} needs a {self.data_needed} as its data, not a {given}")
+            article = "an" if self.data_needed[0] in "AEIOU" else "a"
+            raise UsageError(
+                f"{type(self).__name__} needs {article} {self.data_needed} as its data, "
+                f"not {type(data).__name__}"
+            )
 
     @property
     @abstractmethod

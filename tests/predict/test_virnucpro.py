@@ -23,7 +23,7 @@ from virnucpro_pl import (
 )
 from virnucpro_pl.errors import UsageError, WeightsError
 from virnucpro_pl.input.dna_tokens import DNATokenizer
-from virnucpro_pl.models import dnabert_s, esm2
+from virnucpro_pl.models import dnabert_s_files, esm2_files
 from virnucpro_pl.predict.sequence_embedder import SequenceEmbedder
 
 FEATURES = 48 + 32
@@ -194,8 +194,8 @@ def test_virnucpro_bad_classifier_is_found_before_weights_are(
     def never(*arguments):
         raise AssertionError("weights were looked for")
 
-    monkeypatch.setattr(esm2, "find_weights", never)
-    monkeypatch.setattr(dnabert_s, "find_weights", never)
+    monkeypatch.setattr(esm2_files, "find_weights", never)
+    monkeypatch.setattr(dnabert_s_files, "find_weights", never)
     (tmp_path / "damaged.pth").write_bytes(b"junk")
     model = tiny(classifier=tmp_path / source)
     with pytest.raises(WeightsError, match=source):
@@ -248,9 +248,9 @@ def test_virnucpro_unstable_encoder_names_itself_and_exactly_its_orfs(
 def test_models_refuse_data_of_other_models(tiny, contigs):
     with pytest.raises(UsageError, match="VirNucPro needs a ContigDataModule"):
         predict(tiny(), SequenceDataModule(contigs))
-    with pytest.raises(UsageError, match="is for VirNucPro, not for VirusClassifier"):
+    with pytest.raises(UsageError, match="VirusClassifier needs an EmbeddingPairDataModule"):
         predict(VirusClassifier("random"), ContigDataModule(contigs))
-    with pytest.raises(UsageError, match="is for VirNucPro, not for ESM2Embedder"):
+    with pytest.raises(UsageError, match="ESM2Embedder needs a SequenceDataModule"):
         predict(ESM2Embedder(weights="random", name="esm2_t6_8M_UR50D"), ContigDataModule(contigs))
 
 
