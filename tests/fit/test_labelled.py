@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from virnucpro_pl.errors import InputError, UsageError
 from virnucpro_pl.fit.labelled import EmbeddingPair, LabelledPairDataModule
-from virnucpro_pl.fit.labelled_rows import Batches
+from virnucpro_pl.fit.labelled_rows import batches
 from virnucpro_pl.fit.splits import split_records
 
 DNA, PROTEIN = 2, 3
@@ -128,10 +128,10 @@ def test_split_any_rows_is_whole(labels, validation, test, seed):
     ],
 )
 def test_batches_hold_each_row_once(count, size, shuffle, sizes):
-    batches = Batches(np.arange(10, 10 + count), size, shuffle)
-    drawn = list(batches)
+    sampler = batches(np.arange(10, 10 + count), size, shuffle)
+    drawn = list(sampler)
     assert [len(rows) for rows in drawn] == sizes
-    assert len(batches) == len(sizes)
+    assert len(sampler) == len(sizes)
     rows = [row for batch in drawn for row in batch]
     assert len(set(rows)) == sum(sizes)
     assert set(rows) <= set(range(10, 10 + count))

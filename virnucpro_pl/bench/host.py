@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
 import numpy as np
 
 from virnucpro_pl.bench.case import Case
-from virnucpro_pl.bench.meter import Row
+from virnucpro_pl.bench.meter import Row, repeat
 from virnucpro_pl.input.orfs import find_orfs
 
 log = logging.getLogger(__name__)
@@ -59,12 +58,8 @@ def six_frames(case: Case, peers: bool) -> Iterator[Row]:
 
 def _rate(case: Case, step: Callable[[], object], sequences: int) -> float:
     """Sequences per second of a step, over a tenth of the time, after a first one."""
-    step()
-    began, turns = time.perf_counter(), 0
-    while (took := time.perf_counter() - began) < case.seconds / 10 or not turns:
-        step()
-        turns += 1
-    return turns * sequences / took
+    _, times = repeat(case, step, case.seconds / 10)
+    return len(times) * sequences / sum(times)
 
 
 def _row(name: str, rate: float, tokens: float = math.nan) -> Row:

@@ -64,38 +64,31 @@ def compare(
         GateError: If a gate is not met.
         OutputError: If the JSON file cannot be written.
     """
-    gates = {"cosine": min_cosine, "centred_cosine": min_centred_cosine}
+    asked = {"cosine": min_cosine, "centred_cosine": min_centred_cosine}
+    gates = {name: least for name, least in asked.items() if least is not None}
     _check_options((a, b), gates, output)
     sources = _open(a), _open(b)
     kinds = [_kind(source) for source in sources]
-    _check_kinds(sources, kinds, gates)
-    with tempfile.TemporaryDirectory() as scratch:
-        result: VectorDifference | TableDifference
-        if isinstance(sources[0], ScoreTable) and isinstance(sources[1], ScoreTable):
-            result = compare_tables(sources[0], sources[1], Path(scratch))
-        else:
-            result = compare_vectors(*sources, Path(scratch), seed)  # type: ignore[arg-type]
+    result = _difference(*sources, kinds, gates, seed)
     unmet = _unmet(result, gates)
     print_difference(result, (a, b), kinds)
     if output is not None:
         content = {"a": str(a), "b": str(b), "kinds": kinds, **_plain(result)}
-        gated = {f"min_{name}": least for name, least in gates.items() if least is not None}
+        content["gates"] = {f"min_{name}": least for name, least in gates.items()}
         try:
-            write_json(output, content | {"gates": gated, "gates_unmet": unmet})
+            write_json(output, content | {"gates_unmet": unmet})
         except OSError as error:
             raise OutputError(f"{output} cannot be written: {error}") from error
         log.info("Wrote %s", output)
     if unmet:
         raise GateError(f"{b} is not accepted against {a}: {'; '.join(unmet)}")
-    if any(least is not None for least in gates.values()):
+    if gates:
         log.info("Every gate is met")
 
 
-def _check_options(
-    inputs: tuple[Path, Path], gates: dict[str, float | None], output: Path | None
-) -> None:
+def _check_options(inputs: tuple[Path, Path], gates: dict[str, float], output: Path | None) -> None:
     for name, least in gates.items():
-        if least is not None and not -1 <= least <= 1:
+        if not -1 <= least <= 1:
             raise UsageError(f"--min_{name} {least} is no cosine: it must lie between -1 and 1")
     if output is None:
         return
@@ -142,21 +135,27 @@ def _kind(source: Source) -> str | None:
     return "DNABERT-S" if "dnabert" in model else "ESM-2" if "esm" in model else None
 
 
-def _check_kinds(
-    sources: tuple[Source, Source], kinds: list[str | None], gates: dict[str, float | None]
-) -> None:
-    a, b = sources
-    tables = [isinstance(source, ScoreTable) for source in sources]
-    if tables[0] != tables[1] or (None not in kinds and kinds[0] != kinds[1]):
-        what = [kind or "embeddings" for kind in kinds]
-        raise UsageError(f"{a.path} holds {what[0]}, {b.path} {what[1]}: they are not of one kind")
-    if tables[0] and any(least is not None for least in gates.values()):
-        raise UsageError(f"{a.path} and {b.path} are tables: --min_... gates are for embeddings")
+def _difference(
+    a: Source, b: Source, kinds: list[str | None], gates: dict[str, float], seed: int
+) -> VectorDifference | TableDifference:
+    """Compare two files, which must be of one kind."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if None in kinds or kinds[0] == kinds[1]:
+            if isinstance(a, ScoreTable) and isinstance(b, ScoreTable):
+                if gates:
+                    raise UsageError(
+                        f"{a.path} and {b.path} are tables: --min_... gates are for embeddings"
+                    )
+                return compare_tables(a, b, Path(scratch))
+            if not isinstance(a, ScoreTable) and not isinstance(b, ScoreTable):
+                return compare_vectors(a, b, Path(scratch), seed)
+    what = [kind or "embeddings" for kind in kinds]
+    raise UsageError(f"{a.path} holds {what[0]}, {b.path} {what[1]}: they are not of one kind")
 
 
-def _unmet(result: VectorDifference | TableDifference, gates: dict[str, float | None]) -> list[str]:
+def _unmet(result: VectorDifference | TableDifference, gates: dict[str, float]) -> list[str]:
     """Reasons why the gates, if any, are not met."""
-    if isinstance(result, TableDifference) or all(least is None for least in gates.values()):
+    if isinstance(result, TableDifference) or not gates:
         return []
     rows, reasons = result.rows, []
     if not rows.compared:
@@ -166,9 +165,7 @@ def _unmet(result: VectorDifference | TableDifference, gates: dict[str, float | 
             reasons.append(f"{only.number} row(s) are only in {name}")
         if strange.number:
             reasons.append(f"{strange.number} row(s) of {name} are NaN or Inf, unlisted")
-    for name, least in gates.items():
-        if least is None or not rows.compared:
-            continue
+    for name, least in gates.items() if rows.compared else ():
         spread: Spread = getattr(result.classes["all"], name)
         if not spread.min >= least:  # NaN is not met
             lowest = "undefined" if math.isnan(spread.min) else f"{spread.min:.7f}"

@@ -32,12 +32,7 @@ class Neighbours(NamedTuple):
 
 
 def compare_neighbours(pairs: Joined, seed: int) -> Neighbours:
-    """Compare who is near whom in two files.
-
-    Args:
-        pairs: Records that are compared.
-        seed: Of the sample.
-    """
+    """Compare who is near whom in two files, among a sample drawn with this seed."""
     count = len(pairs.first)
     if count <= 2:  # one neighbour at most: it cannot change
         return Neighbours(count, None, None)

@@ -48,13 +48,7 @@ def print_difference(
     paths: tuple[Path, Path],
     kinds: list[str | None],
 ) -> None:
-    """Print what is said of two files to stdout.
-
-    Args:
-        result: What is said.
-        paths: A and B.
-        kinds: What they hold, if known.
-    """
+    """Print what is said of two files to stdout; `kinds` are what they hold, if known."""
     console = Console(file=sys.stdout, width=120, highlight=False, markup=False)
     lines = [
         f"{name}: {path} ({kind or 'embeddings'}, {total} rows)"

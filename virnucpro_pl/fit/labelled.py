@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 from virnucpro_pl.embeddings.pairs import PairStore, join
 from virnucpro_pl.errors import InputError, UsageError, listed
-from virnucpro_pl.fit.labelled_rows import Batches, LabelledBatch, LabelledRows
+from virnucpro_pl.fit.labelled_rows import LabelledBatch, LabelledRows, batches
 from virnucpro_pl.fit.splits import CLASSES, Split, split_records
 
 log = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ class LabelledPairDataModule(LightningDataModule):
         return DataLoader(
             self.rows,
             batch_size=None,
-            sampler=Batches(rows, self.batch_size, shuffle),
+            sampler=batches(rows, self.batch_size, shuffle),
             num_workers=workers,
             persistent_workers=workers > 0,
         )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import BatchSampler, Dataset, SubsetRandomSampler
 
 from virnucpro_pl.embeddings.pairs import PairStore
 
@@ -85,30 +84,11 @@ class LabelledRows(Dataset[LabelledBatch]):
         return LabelledBatch(torch.from_numpy(self.features(numbers)), labels)
 
 
-class Batches:
-    """A sampler of whole batches of given rows."""
+def batches(rows: NDArray[np.int64], size: int, shuffle: bool) -> BatchSampler:
+    """A sampler of whole batches of these rows; shuffled, in a new order at each pass.
 
-    def __init__(self, rows: NDArray[np.int64], size: int, shuffle: bool) -> None:
-        """Keep the rows.
-
-        Args:
-            rows: Numbers of the rows.
-            size: Rows of a batch.
-            shuffle: Whether to draw a new order at each pass, from torch's generator.
-        """
-        self.rows = rows
-        self.size = size
-        self.shuffle = shuffle
-
-    def __len__(self) -> int:
-        """Count the batches; a last one of a single row is left out of a shuffled pass."""
-        count, rest = divmod(len(self.rows), self.size)
-        return count + (rest > int(self.shuffle))  # batch normalisation needs two rows
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Yield the rows of each batch."""
-        rows = self.rows
-        if self.shuffle:
-            rows = rows[torch.randperm(len(rows)).numpy()]
-        for batch in range(len(self)):
-            yield rows[batch * self.size : (batch + 1) * self.size].tolist()
+    A last one of a single row is left out of a shuffled pass: batch normalisation needs two.
+    """
+    numbers = rows.tolist()
+    sampler = SubsetRandomSampler(numbers) if shuffle else numbers
+    return BatchSampler(sampler, size, drop_last=shuffle and len(numbers) % size == 1)

@@ -190,13 +190,16 @@ class ClassifierTraining(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Compute the metrics of the rows by which the best epoch is chosen."""
-        self.log_dict(_floats(self.val_metrics.compute()))
-        self.val_metrics.reset()
+        self._log_metrics(self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
         """Compute the metrics of the rows that nothing was chosen by."""
-        self.log_dict(_floats(self.test_metrics.compute()))
-        self.test_metrics.reset()
+        self._log_metrics(self.test_metrics)
+
+    def _log_metrics(self, metrics: MetricCollection) -> None:
+        # torchmetrics may leave a number as an integer, such as a correlation of 1.
+        self.log_dict({name: value.float() for name, value in metrics.compute().items()})
+        metrics.reset()
 
     def on_train_epoch_end(self) -> None:
         """Tell how the epoch went."""
@@ -205,11 +208,6 @@ class ClassifierTraining(LightningModule):
         shown = [name for name in ("train_loss", "val_loss", "val_auroc") if name in metrics]
         line = ", ".join(f"{name} {metrics[name]:.4f}" for name in shown)
         log.info("Epoch %d: %s", self.current_epoch, line)
-
-
-def _floats(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give numbers that torchmetrics may leave as integers, such as a correlation of 1."""
-    return {name: value.float() for name, value in metrics.items()}
 
 
 class ClassifierWriter(ModelCheckpoint):

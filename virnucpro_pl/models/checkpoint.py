@@ -26,7 +26,8 @@ from virnucpro_pl.git_lfs import refuse_pointer
 
 _ALLOWED = [
     argparse.Namespace,  # of fair-esm's files, and of Lightning's hyper-parameters
-    *((pathlib.PosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+    (pathlib.PosixPath, "pathlib.PosixPath"),
+    (pathlib.PosixPath, "pathlib._local.PosixPath"),
 ]
 _STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")
 """Under which of these names a training program keeps the tensors beside all else: Lightning's

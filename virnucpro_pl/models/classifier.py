@@ -106,10 +106,8 @@ def load_classifier(source: str, features: int | None = None) -> MLPClassifier:
             "its repository, github.com/Li-Jing-1997/VirNucPro"
         )
     # weights_only unpickling takes an instance of an allowed class, and then its attributes.
-    allowed = [
-        (MLPClassifier, "__main__.MLPClassifier"),
-        *(MLPClassifier, nn.Linear, nn.BatchNorm1d, nn.Dropout, nn.ReLU, set, OrderedDict),
-    ]
+    parts = [MLPClassifier, nn.Linear, nn.BatchNorm1d, nn.Dropout, nn.ReLU, set, OrderedDict]
+    allowed = [(MLPClassifier, "__main__.MLPClassifier"), *parts]
     state = _tensors(_state(read_torch_file(path, allowed), path), path)
     weight = state.get("hidden_layer.weight")
     if weight is None or weight.ndim != 2:

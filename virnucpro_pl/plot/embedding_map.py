@@ -180,11 +180,7 @@ def _color(label: str, texts: list[str]) -> Color:
 
 
 def draw_map(sample: Sample, color: Color, title: str) -> tuple[Figure, str]:
-    """Draw the sample along its first two principal components.
-
-    Returns:
-        The figure, and what it shows in words.
-    """
+    """Draw the sample along its first two components; the figure, and what it shows in words."""
     points, shares = principal_components(sample.vectors)
     figure, [axis] = new_figure(5.6)
     size = float(np.clip(20_000 / len(points), 4, 40))

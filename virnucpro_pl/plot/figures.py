@@ -1,5 +1,7 @@
 """The pictures of results, one function each, drawn without a display.
 
+Each gives the figure, and what it shows in words.
+
 Every picture is six inches wide with letters of 12 points, so that it can be read on a telephone.
 Colours are those of Okabe and Ito (2008), which the colour-blind tell apart; what they mean is also
 said by place, hatching or letters.
@@ -45,13 +47,7 @@ _NAME_LETTERS = 34
 
 
 def make_picture(name: str, title: str, draw: Callable[[], tuple[Figure, str]]) -> Picture:
-    """Draw and render a picture.
-
-    Args:
-        name: Name of its file, without `.png`.
-        title: Heading above it.
-        draw: Gives the figure, and what it shows in words.
-    """
+    """Render a picture; `draw` gives the figure, and what it shows in words."""
     file = io.BytesIO()
     with rc_context(STYLE):
         figure, alt = draw()
@@ -68,11 +64,7 @@ def new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
 
 
 def draw_scores(results: Results) -> tuple[Figure, str]:
-    """Distribution of P(virus) over ORFs, and of the virus_score over records where there is one.
-
-    Returns:
-        The figure, and what it shows in words.
-    """
+    """Distribution of P(virus) over ORFs, and of the virus_score over records if there is one."""
     panels = [("ORFs", "P(virus) of an ORF (score2)", results.orf_scores)]
     if results.records is not None:
         panels.append(("Records", "virus_score of a record", results.records.virus_score))
@@ -96,11 +88,7 @@ def draw_scores(results: Results) -> tuple[Figure, str]:
 
 
 def draw_track(track: Track) -> tuple[Figure, str]:
-    """P(virus) along one record, a line for each chunk from its first base to its last.
-
-    Returns:
-        The figure, and what it shows in words.
-    """
+    """P(virus) along one record, a line for each chunk from its first base to its last."""
     figure, [axis] = new_figure(2.9)
     scored = np.isfinite(track.scores).all(axis=1)
     scale = 1.0 if track.bases is None else 1e3
@@ -164,11 +152,7 @@ def _shortened(name: str) -> str:
 
 
 def draw_length_shares(records: Records) -> tuple[Figure, str]:
-    """Share of the calls among records of like length.
-
-    Returns:
-        The figure, and what it shows in words.
-    """
+    """Share of the calls among records of like length."""
     figure, [axis] = new_figure(3.8)
     bins = np.digitize(records.lengths, _EDGES[1:-1])
     counts = np.stack(
@@ -198,11 +182,7 @@ def draw_length_shares(records: Records) -> tuple[Figure, str]:
 
 
 def draw_phases(seconds: dict[str, float]) -> tuple[Figure, str]:
-    """Wall time of each phase of the run.
-
-    Returns:
-        The figure, and what it shows in words.
-    """
+    """Wall time of each phase of the run."""
     figure, [axis] = new_figure(1.3 + 0.4 * len(seconds))
     names, values = list(seconds), np.array(list(seconds.values()), float)
     axis.barh(np.arange(len(names)), values, color=COLORS["others"])

@@ -22,53 +22,26 @@ from virnucpro_pl.version import __version__
 
 _SCORE = "score2"
 _RUN_FACTS = (
-    "tokens_per_second",
-    "pack_fill",
-    "failure_rate",
-    "resumed_records",
-    "devices",
-    "device",
-    "precision",
-    "attention",
-    "python_version",
-    "torch_version",
-    "package_version",
-)
+    "tokens_per_second pack_fill failure_rate resumed_records devices device precision attention "
+    "python_version torch_version package_version"
+).split()
 _MODEL_FACTS = (
-    "model",
-    "classifier",
-    "model_dnabert_s",
-    "model_esm2",
-    "chunk_length",
-    "threshold",
-    "input_sha256",
-    "classifier_sha256",
-    "weights_sha256_dnabert_s",
-    "weights_sha256_esm2",
-)
+    "model classifier model_dnabert_s model_esm2 chunk_length threshold input_sha256 "
+    "classifier_sha256 weights_sha256_dnabert_s weights_sha256_esm2"
+).split()
 
 
 def draw_results(
     path: Path, longest: int, color: str | None, table: Path | None
 ) -> tuple[list[Picture], str]:
-    """Draw a folder of results.
-
-    Args:
-        path: The folder.
-        longest: How many records to draw along their length.
-        color: Column that colours maps of its embeddings; their scores without one.
-        table: Where that column is.
-
-    Returns:
-        The pictures, and the page with all of them.
-    """
+    """Pictures of a folder of results, and the page with all of them; the options are `plot`'s."""
     results = read_results(path, longest)
     pictures = list(_pictures(results, color, table))
     return pictures, _results_page(results, pictures)
 
 
 def draw_embeddings(path: Path, color: str | None, table: Path | None) -> tuple[list[Picture], str]:
-    """Draw an embedding file; arguments and what is returned are as for `draw_results`."""
+    """The picture of an embedding file, and its page; the options are `plot`'s."""
     picture = _map(path, "map", color, table)
     file = EmbeddingFile(path)
     facts: dict[str, Any] = {"rows": len(file), "width": file.width}

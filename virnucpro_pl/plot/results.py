@@ -120,11 +120,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _columns(path: Path, *names: str) -> Iterator[pd.DataFrame]:
-    """Yield these columns of a table, a block of lines at a time.
-
-    Raises:
-        InputError: If a column is missing, or the table is damaged.
-    """
+    """Yield these columns of a table, a block of lines at a time; refuse it if one is missing."""
 
     def places(header: list[str]) -> list[int]:
         if lacking := [name for name in names if name not in header]:

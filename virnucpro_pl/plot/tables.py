@@ -41,9 +41,10 @@ def read_table(path: Path, choose: Callable[[list[str]], list[int]]) -> Iterator
                         raise InputError(
                             f"{path}, line {number}: {len(cells)} columns, not {len(header)}"
                         )
-                block = pd.DataFrame(rows, columns=range(len(header)), dtype=object)[places]
-                block.index += first
-                yield block.set_axis([header[place] for place in places], axis=1)
+                if rows or first == 2:
+                    block = pd.DataFrame(rows, columns=range(len(header)), dtype=object)[places]
+                    block.index += first
+                    yield block.set_axis([header[place] for place in places], axis=1)
                 if len(rows) < _LINES:
                     return
     except (OSError, UnicodeDecodeError) as error:
