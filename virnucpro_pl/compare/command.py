@@ -11,6 +11,7 @@ from typing import Any
 
 import h5py
 
+from virnucpro_pl.compare.joined import Vectors
 from virnucpro_pl.compare.original_file import OriginalFile
 from virnucpro_pl.compare.printing import print_difference
 from virnucpro_pl.compare.score_table import (
@@ -31,7 +32,7 @@ from virnucpro_pl.output.overlap import refuse_foreign_report, refuse_inputs
 
 log = logging.getLogger(__name__)
 
-Source = EmbeddingFile | OriginalFile | ScoreTable
+Source = Vectors | ScoreTable
 
 
 def compare(

@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from virnucpro_pl.embeddings.id_table import Ids
+from virnucpro_pl.compare.original_file import OriginalFile
+from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 
 _BLOCK = 1024
 
-
-class Vectors(Ids, Protocol):
-    """A file of vectors."""
-
-    def __len__(self) -> int:
-        """Count the rows."""
-
-    @property
-    def width(self) -> int:
-        """Numbers of a vector."""
-
-    @property
-    def lengths(self) -> NDArray[np.int32] | None:
-        """(N,) letters of each record, if known."""
-
-    @property
-    def failed(self) -> NDArray[np.int64]:
-        """Rows that have no vector, as the file says itself."""
-
-    def rows(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Vectors of some rows."""
+Vectors = EmbeddingFile | OriginalFile
+"""A file of vectors."""
 
 
 class Joined(NamedTuple):

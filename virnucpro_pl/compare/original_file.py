@@ -61,7 +61,7 @@ class OriginalFile:
             raise InputError(f"{path} is a folder without .pt files: name the file to compare")
         parts = [_read(file) for file in files]
         kinds = sorted({kind for kind, _, _ in parts})
-        widths = sorted({_width(vectors) for _, _, vectors in parts if len(vectors)})
+        widths = sorted({len(vectors[0]) for _, _, vectors in parts if len(vectors)})
         if len(kinds) > 1 or len(widths) > 1:
             raise InputError(f"{path} holds files of several kinds: {kinds} of widths {widths}")
         self.kind = kinds[0]
@@ -73,9 +73,6 @@ class OriginalFile:
     def __len__(self) -> int:
         """Count the rows."""
         return len(self._ids)
-
-    def close(self) -> None:
-        """Do nothing: maps go with the object."""
 
     def id_blocks(self) -> Iterator[list[bytes]]:
         """Yield all ids in order, in one block."""
@@ -93,10 +90,6 @@ class OriginalFile:
             chosen = source[within] if isinstance(source, Tensor) else [source[i] for i in within]
             vectors[where] = torch.stack(tuple(chosen)).float().numpy()
         return vectors
-
-
-def _width(vectors: Tensor | list[Tensor]) -> int:
-    return len(vectors[0])
 
 
 def _read(path: Path) -> tuple[str, list[str], Tensor | list[Tensor]]:

@@ -20,7 +20,7 @@ from virnucpro_pl.plot.tables import read_table
 MAX_ROWS = 20_000
 """Rows of which the components are computed, and that are drawn."""
 _BLOCK = 512
-_RANK, _ITERATIONS = 32, 4
+_RANK, _ITERATIONS = 32, 8
 """Of the random projection that finds the components: far more than two of them need."""
 _CATEGORY_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito (2008), less the yellow, which is hard to see on white."""
