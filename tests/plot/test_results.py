@@ -78,6 +78,7 @@ def test_ids_of_another_program_have_no_track(folder):
     ("name", "old", "new", "message"),
     [
         ("contigs.tsv", "\t25\t", "\tx\t", r"contigs\.tsv, line 3: .*'x'"),
+        ("contigs.tsv", "25\t3\t3", "25\t-3\t3", r"contigs\.tsv, line 3: -3 is below 0"),
         ("contigs.tsv", "\tothers\t", "\tperhaps\t", r"contigs\.tsv, line 3: "),
         ("contigs.tsv", "n_orfs", "orfs", "has no column n_orfs; it has seq_name, length"),
         ("contigs.tsv", "25\t3\t3", "25\t4\t3", "has 4 chunks in contigs.tsv, but 3 of 10"),

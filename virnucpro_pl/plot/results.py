@@ -134,9 +134,9 @@ def _columns(path: Path, *names: str) -> Iterator[pd.DataFrame]:
 def _read_contigs(path: Path, longest: int, size: int) -> tuple[Records, list[Track]]:
     """The columns of all records, and the longest ones with an ORF, their scores still NaN."""
     kinds: dict[str, Callable[[str], float]] = {
-        "length": int,
-        "n_chunks": int,
-        "n_orfs": int,
+        "length": _count,
+        "n_chunks": _count,
+        "n_orfs": _count,
         "prediction": CALLS.index,
         "virus_score": lambda text: float("nan") if text == "NA" else float(text),
     }
@@ -155,6 +155,13 @@ def _read_contigs(path: Path, longest: int, size: int) -> tuple[Records, list[Tr
         _track(row.seq_name, CALLS[row.prediction], int(row.length), int(row.n_chunks), size)
         for row in pd.concat(top).nlargest(longest, "length").itertuples()
     ]
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(f"{number} is below 0")
+    return number
 
 
 def _most_chunks(path: Path, longest: int) -> list[Track]:
