@@ -3,5 +3,3 @@
 All weights are random, of the real sizes. The limit is the time of the encoder's matrix products
 alone; since cards throttle under load, it is measured before and after everything else.
 """
-
-from virnucpro_pl.bench.command import bench as bench

@@ -130,7 +130,6 @@ def fit(words: list[str]) -> None:
     Args:
         words: The command line from `fit` on.
     """
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # the seed is in the metrics
     FitCLI(
         ClassifierTraining,
         LabelledPairDataModule,

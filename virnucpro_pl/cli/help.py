@@ -24,7 +24,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "predict": Command("sequences in, calls or embeddings out", "virnucpro_pl.cli.predict"),
     "bench": Command(
-        "measure this program on your own card, beside its peers", "virnucpro_pl.bench"
+        "measure this program on your own card, beside its peers", "virnucpro_pl.bench.command"
     ),
     "compare": Command(
         "tell how far two embedding files or prediction tables are apart",

@@ -88,10 +88,11 @@ def _command(words: list[str]) -> Callable[[], None]:
         raise UsageError(f"There is no command {command!r}; there are {', '.join(COMMANDS)}")
     path = f"{COMMANDS[command].module}:{command}"
     if command not in ("fit", "predict"):
+        words = ["--help" if word == ALL else word for word in words]  # theirs is on one page
         check_values(words)
         check_no_config(words)
-        function = _load(path)
-        return partial(_load("virnucpro_pl.cli.function_command:call"), function, words)
+        call = _load("virnucpro_pl.cli.function_command:call", path)
+        return partial(call, resolve_name(path), words)
     if ALL in words:
         return partial(_load(path), [command, "--help"])
     words = with_shipped_configs(words)
@@ -102,13 +103,14 @@ def _command(words: list[str]) -> Callable[[], None]:
     return partial(_load(path), words)
 
 
-def _load(path: str) -> Any:
-    """Import a function, and with it whatever it needs.
+def _load(path: str, *others: str) -> Any:
+    """Import functions, and with them whatever they need; the first of them.
 
     Args:
         path: Its module, a colon and its name.
+        others: The same of others.
     """
-    function = resolve_name(path)
+    function, *_ = map(resolve_name, (path, *others))
     if not gc.isenabled():  # see __main__
         gc.freeze()  # what is imported stays, and need not be looked at in any later collection
         gc.enable()

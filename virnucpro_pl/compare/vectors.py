@@ -32,7 +32,7 @@ _MEASURES = np.dtype(
         ("norm_ratio", np.float64),
         ("mean", np.float64, 2),  # of A's numbers and of B's, as all that follows
         ("square", np.float64, 2),  # the mean of them
-        ("outliers", np.int64, 2),
+        ("outliers", np.int32, 2),
     ]
 )
 """What is kept of each pair of records."""
@@ -122,10 +122,7 @@ def compare_vectors(a: Vectors, b: Vectors, scratch: Path, seed: int = 0) -> Vec
     return VectorDifference(
         rows,
         a.width,
-        {
-            name: _figures(measures[members])
-            for name, members in _classes(lengths, len(measures)).items()
-        },
+        _classes(measures, lengths),
         compare_neighbours(pairs, seed),
         [
             Worst(
@@ -159,13 +156,17 @@ def _lengths(pairs: Joined) -> tuple[NDArray[np.int32] | None, int]:
     return (known[0] if known else None), different
 
 
-def _classes(lengths: NDArray[np.int32] | None, count: int) -> dict[str, NDArray[np.bool_]]:
-    """Members of each class that has any; (S,) each."""
-    classes = {"all": np.ones(count, np.bool_)}
+def _classes(measures: NDArray[np.void], lengths: NDArray[np.int32] | None) -> dict[str, Figures]:
+    """What is said of each class that has any records."""
+    if not len(measures):
+        return {}
+    figures = {"all": _figures(measures)}  # no copy is made of what may be large
     if lengths is not None:
         for name, (low, high) in CLASSES.items():
-            classes[name] = (lengths >= low) & (lengths < (np.inf if high is None else high))
-    return {name: members for name, members in classes.items() if members.any()}
+            members = (lengths >= low) & (lengths < (np.inf if high is None else high))
+            if name != "all" and members.any():
+                figures[name] = _figures(measures[members])
+    return figures
 
 
 def _measure(pairs: Joined) -> NDArray[np.void]:

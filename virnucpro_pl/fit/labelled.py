@@ -229,8 +229,8 @@ def labelled_data(trainer: Trainer) -> LabelledPairDataModule:
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, LabelledPairDataModule):
         raise UsageError(
-            f"ClassifierTraining needs a LabelledPairDataModule as its data, not a "
-            f"{type(data).__name__}"
+            "ClassifierTraining needs a LabelledPairDataModule as its data, "
+            f"not {type(data).__name__}"
         )
     return data
 

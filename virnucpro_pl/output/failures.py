@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 
-from virnucpro_pl.contracts import FailureRecord, workspace_of
+from virnucpro_pl.contracts import FailureRecord
 from virnucpro_pl.errors import MAX_LISTED, PeerError, UsageError, is_out_of_memory, listed
 from virnucpro_pl.output.processes import lost_another_rank
 from virnucpro_pl.stability import NumericalInstabilityError
@@ -92,9 +93,7 @@ class FailureLog(Callback, FailureRecord):
             listed(sequence_ids, MAX_LISTED) or "none known",
             exception,
         )
-        path, workspace = self.path, workspace_of(trainer)
-        if path is None and workspace is not None:
-            path = failures_file(workspace.path)
+        path = self.path or _beside_writer(trainer)
         if path is None:
             return
         line = json.dumps(
@@ -114,6 +113,14 @@ class FailureLog(Callback, FailureRecord):
                 os.fsync(file.fileno())
         except OSError as error:  # raised here, it would take the place of the failure itself
             log.error("%s cannot be written: %s", path, error)
+
+
+def _beside_writer(trainer: Any) -> Path | None:
+    """The file beside the output of a writer, also one of the user's own that names its output."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, BasePredictionWriter) and hasattr(callback, "path"):
+            return failures_file(Path(callback.path))
+    return None
 
 
 def _status(exception: Exception) -> str:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import IO
 
 from virnucpro_pl.errors import UsageError
+from virnucpro_pl.output.processes import ORPHAN_SECONDS
 
 log = logging.getLogger(__name__)
 
-_ORPHAN_SECONDS = 15.0
-"""How long to wait for ranks of a killed run to notice that their launcher is gone."""
+_PATIENCE = ORPHAN_SECONDS + 5.0
+"""How long to wait for ranks of a killed run, which end when they miss their launcher."""
 
 
 class Locks:
@@ -49,7 +50,7 @@ class Locks:
             self._held.append(_lock(self.folder / f"lock-{rank}", refusal))
             return
         self._held.append(_lock(self.folder / "lock", f"{refusal}: wait for it"))
-        deadline = time.monotonic() + _ORPHAN_SECONDS
+        deadline = time.monotonic() + _PATIENCE
         for path in self.folder.glob("lock-*"):
             while True:  # ranks of a killed run end when they miss their launcher
                 try:

@@ -216,9 +216,9 @@ class PartsFolder:
             log.warning("%s can be removed now, but not by this program: %s", self.path, error)
 
     def release(self) -> None:
-        """Give the locks back; from here on nothing is written."""
-        self.locks.release()
+        """Write nothing from here on, and give the locks back."""
         self.manifest.close()
+        self.locks.release()
 
 
 def _is_strange(part: Part, done: NDArray[np.bool_]) -> bool:

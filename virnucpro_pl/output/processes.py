@@ -15,7 +15,7 @@ import time
 
 _RANK_0 = "VIRNUCPRO_PL_RANK_0"
 """Environment variable that tells child processes the process id of rank 0."""
-_ORPHAN_SECONDS = 10.0
+ORPHAN_SECONDS = 10.0
 """How long a rank whose launcher has died may take to commit."""
 _OUTLIVE_SECONDS = 20.0
 """How long a failed rank waits for rank 0, which may know nothing of it until they have met."""
@@ -64,7 +64,7 @@ def watch_rank_0() -> None:
     def watch() -> None:
         while not rank_0_is_gone():
             time.sleep(0.5)
-        time.sleep(_ORPHAN_SECONDS)
+        time.sleep(ORPHAN_SECONDS)
         os._exit(1)
 
     if launched_by_rank_0():

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from virnucpro_pl.contracts import Batch, RowModel, RowSource
 from virnucpro_pl.embedding_format import FORMAT_VERSION
-from virnucpro_pl.errors import OutputError, PeerError, UsageError
+from virnucpro_pl.errors import ExpectedError, OutputError, PeerError, UsageError
 from virnucpro_pl.output.commits import Commits
 from virnucpro_pl.output.merge import Merge
 from virnucpro_pl.output.parts import PartsFolder
@@ -38,7 +38,10 @@ which is no more than was computed while the weights were read."""
 
 
 class Run:
-    """A run from when it first touches its writer to its end; the next one gets another.
+    """A run from when its writer is made, or has ended another, to its end.
+
+    Once the ranks have met it is told, in this order: `join`, `begin`, `take` for each pack, then
+    `finish` or `fail`; `close` ends it in any case.
 
     Attributes:
         signals: How it is asked to stop.
@@ -300,4 +303,4 @@ def exit_code(exception: BaseException) -> int:
         return exception.code if exception.code in INTERRUPTED else 1  # others are no end of ours
     if isinstance(exception, KeyboardInterrupt):
         return 130
-    return int(getattr(exception, "exit_code", 1))
+    return exception.exit_code if isinstance(exception, ExpectedError) else 1

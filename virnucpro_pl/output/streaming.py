@@ -93,8 +93,8 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
         self.config = ""
         announce_rank_0()
         close_gloo_at_exit()
-        self._run: Run | None = None
-        self._published = False
+        self._run = Run(self.path, overwrite)
+        self._published = False  # not of a run: an exception behind it must know
 
     # What a subclass says ---------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
             UsageError: If the output exists, cannot be written, is an input or not what this
                 writer replaces, or another run is writing it.
         """
-        run = self._begun()
+        run = self._run
         run.signals.remember()
         self._published = False
         beside = run.folder.path, report_file(self.path), failures_file(self.path)
@@ -191,7 +191,7 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
                 f"{type(self).__name__} needs a data module of this package: it numbers the rows"
             )
         assert model is not None, "check_columns refuses a model without columns"
-        run = self._begun()
+        run = self._run
         run.join(
             trainer,
             source,
@@ -208,7 +208,7 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
         Raises:
             UsageError: If the earlier run differs in anything that its rows depend on.
         """
-        run = self._begun()
+        run = self._run
         run.signals.install()  # Lightning has set its own by now
         outcome: NDArray[np.uint8] | UsageError | None = None
         if trainer.is_global_zero:
@@ -236,7 +236,7 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal waits for the end of the pack, but a second one does not."""
-        self._begun().begin(trainer)
+        self._run.begin(trainer)
 
     def write_on_batch_end(
         self,
@@ -255,12 +255,12 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
         """
         given: dict[str, torch.Tensor] = prediction._asdict()
         given["outcome"] = each_outcome(prediction.outcome, len(batch.rows))
-        kept = {**self.kept, "outcome": "outcome"}
-        columns = {name: given[column].to("cpu") for name, column in kept.items()}
+        names = {**self.kept, "outcome": "outcome"}
+        columns = {name: given[column].to("cpu") for name, column in names.items()}
         counts = {len(column) for column in columns.values()}
         if counts != {len(batch.rows)} or not torch.equal(prediction.rows, batch.rows):
             raise IncompleteError(f"Batch {batch_idx} has no prediction for each of its rows")
-        self._begun().take(batch, columns, self.commit_seconds)
+        self._run.take(batch, columns, self.commit_seconds)
 
     # After the run ----------------------------------------------------------------------------
 
@@ -272,7 +272,7 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
             OutputError: If the output cannot be written.
         """
         run = self._run
-        if stage != "predict" or run is None or not run.joined:
+        if stage != "predict" or not run.joined:
             return
         per_rank = run.finish()
         if run.rank == 0:
@@ -308,31 +308,27 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
         A second signal shortens both. What is kept is said last: in a note of the exception, or in
         the log where a signal has ended the run and nobody else says anything.
         """
-        run, code = self._begun(), exit_code(exception)
+        run, code = self._run, exit_code(exception)
         run.signals.install()  # while weights were read, they were another's
         run.signals.patient = run.signals.shielded = True
         if code in INTERRUPTED:
             run.signals.note(code)
         for record in failure_records_of(trainer):  # now: once rank 0 ends, nobody waits for it
             record.on_exception(trainer, pl_module, exception)
-        kept = ""
+        last_words = ""
         try:
             run.fail(exception, code)
             if trainer.is_global_zero and code != UsageError.exit_code and not self._published:
-                kept = run.describe_kept(code in INTERRUPTED)
+                last_words = run.describe_kept(code in INTERRUPTED)
         finally:
             self._end(run)
-        if isinstance(exception, Exception) and kept:
-            exception.add_note(kept)
-        elif kept:
-            log.warning("%s", kept)
-
-    def _begun(self) -> Run:
-        """The run that is going on; whoever comes first begins it."""
-        if self._run is None:
-            self._run = Run(self.path, self.overwrite)
-        return self._run
+        if isinstance(exception, Exception) and last_words:
+            exception.add_note(last_words)
+        elif last_words:
+            log.warning("%s", last_words)
 
     def _end(self, run: Run) -> None:
-        self._run = None
-        run.close()
+        try:
+            run.close()
+        finally:
+            self._run = Run(self.path, self.overwrite)  # for another run of the same Trainer

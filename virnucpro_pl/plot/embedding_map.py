@@ -151,12 +151,11 @@ def _column(table: Path, column: str, ids: set[str]) -> dict[str, str]:
         return [0, header.index(column, 1)]
 
     texts: dict[str, str] = {}
-    for block in read_table(table, places):
+    for block in read_table(table, places, wanted=ids.__contains__):
         for line, name, text in block.itertuples(name=None):
             if name in texts:
                 raise InputError(f"{table}, line {line}: {name} is there twice")
-            if name in ids:
-                texts[name] = text.strip()
+            texts[name] = text.strip()
     return texts
 
 

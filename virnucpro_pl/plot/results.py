@@ -144,7 +144,7 @@ def _read_contigs(path: Path, longest: int, size: int) -> tuple[Records, list[Tr
     for block in _columns(path, "seq_name", *kinds):
         numbers = block.assign(**{name: parse(path, block[name], kinds[name]) for name in kinds})
         blocks.append(numbers[["length", "virus_score", "prediction"]])
-        top.append(numbers[numbers["n_orfs"] > 0].nlargest(longest, "length"))
+        top.append(_largest(numbers[numbers["n_orfs"] > 0], "length", longest))
     columns = pd.concat(blocks)
     records = Records(
         columns["length"].to_numpy(np.int64),
@@ -153,8 +153,13 @@ def _read_contigs(path: Path, longest: int, size: int) -> tuple[Records, list[Tr
     )
     return records, [
         _track(row.seq_name, CALLS[row.prediction], int(row.length), int(row.n_chunks), size)
-        for row in pd.concat(top).nlargest(longest, "length").itertuples()
+        for row in _largest(pd.concat(top), "length", longest).itertuples()
     ]
+
+
+def _largest(table: pd.DataFrame, column: str, number: int) -> pd.DataFrame:
+    """The rows with the largest numbers; `nlargest` forgets the order of equal ones."""
+    return table.sort_values(column, ascending=False, kind="stable").head(number)
 
 
 def _count(text: str) -> int:
@@ -170,8 +175,9 @@ def _most_chunks(path: Path, longest: int) -> list[Track]:
         _places(block["Sequence_ID"]).groupby("record", sort=False)["chunk"].max()
         for block in _columns(path, "Sequence_ID")
     ]
-    chunks = pd.concat(last).groupby(level=0, sort=False).max().nlargest(longest)
-    return [_track(name, "", None, int(number), 0) for name, number in chunks.items()]
+    chunks = pd.concat(last).groupby(level=0, sort=False).max().to_frame()
+    most = _largest(chunks, "chunk", longest)["chunk"]
+    return [_track(name, "", None, int(number), 0) for name, number in most.items()]
 
 
 def _track(name: str, call: str, bases: int | None, n_chunks: int, size: int) -> Track:

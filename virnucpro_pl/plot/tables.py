@@ -20,12 +20,17 @@ from virnucpro_pl.errors import InputError
 _LINES = 65_536
 
 
-def read_table(path: Path, choose: Callable[[list[str]], list[int]]) -> Iterator[pd.DataFrame]:
+def read_table(
+    path: Path,
+    choose: Callable[[list[str]], list[int]],
+    wanted: Callable[[str], bool] = lambda _: True,
+) -> Iterator[pd.DataFrame]:
     """Yield some columns, a block of lines at a time: one block at least, indexed by line numbers.
 
     Args:
         path: The table.
         choose: Gives the places of these columns in the header, or refuses it.
+        wanted: Whether lines with this first cell are read; the others may look as they like.
 
     Raises:
         InputError: If the file cannot be read, or a line has another number of columns.
@@ -35,17 +40,18 @@ def read_table(path: Path, choose: Callable[[list[str]], list[int]]) -> Iterator
             header = file.readline().rstrip("\n").split("\t")
             places = choose(header)
             for first in count(2, _LINES):
-                rows = [line.rstrip("\n").split("\t") for line in islice(file, _LINES)]
-                for number, cells in enumerate(rows, first):
+                lines = [line.rstrip("\n").split("\t") for line in islice(file, _LINES)]
+                rows = {n: cells for n, cells in enumerate(lines, first) if wanted(cells[0])}
+                for number, cells in rows.items():
                     if len(cells) != len(header):
                         raise InputError(
                             f"{path}, line {number}: {len(cells)} columns, not {len(header)}"
                         )
                 if rows or first == 2:
-                    block = pd.DataFrame(rows, columns=range(len(header)), dtype=object)[places]
-                    block.index += first
-                    yield block.set_axis([header[place] for place in places], axis=1)
-                if len(rows) < _LINES:
+                    chosen = [[cells[place] for place in places] for cells in rows.values()]
+                    names = [header[place] for place in places]
+                    yield pd.DataFrame(chosen, index=list(rows), columns=names, dtype=object)
+                if len(lines) < _LINES:
                     return
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error

@@ -61,7 +61,7 @@ class LooksAhead(ABC):
     """A module that queues the next batch's work before it waits for this one's results.
 
     On a GPU the loader hands each batch over with the one behind it, see
-    `input.datamodule.PackLoader`; where there is none, nothing is queued ahead.
+    `input.loader.PackLoader`; where there is none, nothing is queued ahead.
     """
 
     _ahead: Launched | None = None

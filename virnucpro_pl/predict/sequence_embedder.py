@@ -97,7 +97,7 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
         self._fill_to = 0
         self._budget: int | None = None
         self.start_looking()
-        self._full_encoder: ESM2 | DNABERTS | None = None
+        self._full_encoder: list[ESM2 | DNABERTS] = []  # within a list it is no part of the module
 
     def on_predict_start(self) -> None:
         """Compile the layers, where packed attention runs and the run is long enough to gain by it.
@@ -234,10 +234,10 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
         device = batch.tokens.device
         torch.set_float32_matmul_precision("highest")
         with torch.autocast(device.type, enabled=False), _default_dtype(torch.float32):
-            if self._full_encoder is None:
-                self._full_encoder, _ = self.load_encoder(self._found, device, torch.float32)
+            if not self._full_encoder:
+                self._full_encoder += self.load_encoder(self._found, device, torch.float32)[:1]
             tokens, starts, longest = batch.tokens, batch.cu_seqlens, batch.max_seqlen
-            hidden: Tensor = self._full_encoder(tokens, starts, longest, "sdpa", self.layer)
+            hidden: Tensor = self._full_encoder[0](tokens, starts, longest, "sdpa", self.layer)
             return self.pool(hidden, batch)
 
     def _record(self, error: Exception, ids: list[str], batch_idx: int) -> None:
