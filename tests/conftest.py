@@ -120,7 +120,7 @@ def weights_file(reference, save_published, tmp_path_factory):
 @pytest.fixture(scope="session")
 def poisoned_file(reference, save_published, tmp_path_factory):
     """The reference, but the embedding of W is NaN: exactly the proteins with a W fail."""
-    from virnucpro_pl.input.tokens import ProteinTokenizer
+    from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 
     state = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
     tokens, _ = ProteinTokenizer().encode([b"W"])

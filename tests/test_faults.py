@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from virnucpro_pl.cli.main import main
-from virnucpro_pl.output.part import read_part
+from virnucpro_pl.output.part_file import read_part
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ def script(tmp_path):
         path.write_text(
             "import os, time\n"
             "import virnucpro_pl.predict.embedders as embedder\n"
-            "import virnucpro_pl.output.files as files\n"
+            "import virnucpro_pl.output.atomic_files as files\n"
             "import virnucpro_pl.output.merge as merge\n"
             "from virnucpro_pl.cli.main import main\n"
             "RANK = int(os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0')))\n"
@@ -327,7 +327,7 @@ def test_commit_that_hangs_ends_the_run(
     start, predict_words, script, weights_file, fasta, tmp_path
 ):
     lines = (
-        "import virnucpro_pl.output.parts as p",
+        "import virnucpro_pl.output.parts_folder as p",
         "p.write_part = slow(100, p.write_part)",
     )
     more = ("--writer.stall_seconds=3", "--writer.commit_seconds=0")
@@ -407,7 +407,7 @@ def test_hash_that_takes_long_keeps_nobody_from_leaving(
     start, predict_words, script, weights_file, fasta, tmp_path
 ):
     lines = (
-        "import virnucpro_pl.models.files as f",
+        "import virnucpro_pl.models.download as f",
         "f._sha256 = slow(60, f._sha256)",
     )
     output = tmp_path / "out.h5"

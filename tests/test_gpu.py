@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 from virnucpro_pl import DNABERTSEmbedder, ESM2Embedder, PrecisionFromEnv, SequenceDataModule
 from virnucpro_pl.input.dna_tokens import DNATokenizer
-from virnucpro_pl.input.tokens import ProteinTokenizer, pack
+from virnucpro_pl.input.packed_batch import pack
+from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 from virnucpro_pl.models.dnabert_s import alibi_slopes
 from virnucpro_pl.models.dnabert_s_files import load_dnabert_s
 from virnucpro_pl.models.esm2_files import load_esm2
@@ -275,7 +276,7 @@ def test_predict_step_healthy_data_one_wait(kind, count_waits):
 
 def test_predict_step_of_virnucpro_healthy_data_one_wait(count_waits):
     from virnucpro_pl import VirNucPro
-    from virnucpro_pl.input.contigs import OrfBatch
+    from virnucpro_pl.input.contig_datamodule import OrfBatch
     from virnucpro_pl.models.classifier import load_classifier
 
     esm2, dnabert_s = embedder_of("esm2"), embedder_of("dnabert_s")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from virnucpro_pl.cli.main import main
-from virnucpro_pl.output.part import read_part
+from virnucpro_pl.output.part_file import read_part
 
 
 def rows_of(path):
@@ -295,7 +295,7 @@ def test_signal_while_reading_exits_143_and_leaves_nothing(
     script = tmp_path / "slow.py"
     script.write_text(
         "import time\n"
-        "import virnucpro_pl.input.datamodule as d\n"
+        "import virnucpro_pl.input.sequence_datamodule as d\n"
         "from virnucpro_pl.cli.main import main\n"
         "d.SequenceDataModule.read = lambda self, folder: time.sleep(60)\n"
         "main()\n"

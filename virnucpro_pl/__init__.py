@@ -23,11 +23,11 @@ from virnucpro_pl.version import __version__
 
 if TYPE_CHECKING:
     from virnucpro_pl.embeddings.embedding_file import load_embeddings
-    from virnucpro_pl.embeddings.pairs import EmbeddingPairDataModule
-    from virnucpro_pl.fit.labelled import EmbeddingPair, LabelledPairDataModule
+    from virnucpro_pl.embeddings.pair_datamodule import EmbeddingPairDataModule
+    from virnucpro_pl.fit.labelled_datamodule import EmbeddingPair, LabelledPairDataModule
     from virnucpro_pl.fit.training import ClassifierTraining, ClassifierWriter
-    from virnucpro_pl.input.contigs import ContigDataModule
-    from virnucpro_pl.input.datamodule import SequenceDataModule
+    from virnucpro_pl.input.contig_datamodule import ContigDataModule
+    from virnucpro_pl.input.sequence_datamodule import SequenceDataModule
     from virnucpro_pl.output.failures import FailureLog
     from virnucpro_pl.output.hdf5_writer import HDF5Writer
     from virnucpro_pl.output.table_writer import TableWriter
@@ -62,17 +62,17 @@ __all__ = [
 _HOMES = {
     "ClassifierTraining": "fit.training",
     "ClassifierWriter": "fit.training",
-    "ContigDataModule": "input.contigs",
+    "ContigDataModule": "input.contig_datamodule",
     "DNABERTSEmbedder": "predict.embedders",
     "ESM2Embedder": "predict.embedders",
-    "EmbeddingPair": "fit.labelled",
-    "EmbeddingPairDataModule": "embeddings.pairs",
+    "EmbeddingPair": "fit.labelled_datamodule",
+    "EmbeddingPairDataModule": "embeddings.pair_datamodule",
     "FailureLog": "output.failures",
     "HDF5Writer": "output.hdf5_writer",
-    "LabelledPairDataModule": "fit.labelled",
+    "LabelledPairDataModule": "fit.labelled_datamodule",
     "NumericalInstabilityError": "stability",
     "PrecisionFromEnv": "precision",
-    "SequenceDataModule": "input.datamodule",
+    "SequenceDataModule": "input.sequence_datamodule",
     "TableWriter": "output.table_writer",
     "VirNucPro": "predict.virnucpro",
     "VirusClassifier": "predict.virnucpro",

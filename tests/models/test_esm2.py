@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from virnucpro_pl.errors import WeightsError
-from virnucpro_pl.input.tokens import ProteinTokenizer, pack
+from virnucpro_pl.input.packed_batch import pack
+from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 from virnucpro_pl.models.esm2 import SIZES, ESM2Config
 from virnucpro_pl.models.esm2_files import find_weights, load_esm2, read_config
 from virnucpro_pl.models.pooling import pool

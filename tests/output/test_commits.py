@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from virnucpro_pl.errors import OutputError
-from virnucpro_pl.output import files, part
+from virnucpro_pl.output import atomic_files, part_file
 from virnucpro_pl.output.commits import Commits
-from virnucpro_pl.output.part import read_part
-from virnucpro_pl.output.parts import PartsFolder
+from virnucpro_pl.output.part_file import read_part
+from virnucpro_pl.output.parts_folder import PartsFolder
 
 
 def pack(*rows):
@@ -140,23 +140,23 @@ def fail(request, monkeypatch, folder):
 
     match request.param:
         case "open":
-            monkeypatch.setattr(part, "QuietFile", failing(part.QuietFile))
+            monkeypatch.setattr(part_file, "QuietFile", failing(part_file.QuietFile))
         case "write":
 
-            class Failing(part.QuietFile):
+            class Failing(part_file.QuietFile):
                 def write(self, data):
                     if left[0] and self.error is None:
                         left[0] -= 1
                         self.error = OSError(errno.EIO, "input/output error")
                     return super().write(data)
 
-            monkeypatch.setattr(part, "QuietFile", Failing)
+            monkeypatch.setattr(part_file, "QuietFile", Failing)
         case "flush file":
-            monkeypatch.setattr(files, "flush", failing(files.flush, Path.is_file))
+            monkeypatch.setattr(atomic_files, "flush", failing(atomic_files.flush, Path.is_file))
         case "rename":
             monkeypatch.setattr(Path, "replace", failing(Path.replace))
         case "flush folder":
-            monkeypatch.setattr(files, "flush", failing(files.flush, Path.is_dir))
+            monkeypatch.setattr(atomic_files, "flush", failing(atomic_files.flush, Path.is_dir))
     return partial(left.__setitem__, 0)
 
 

@@ -16,9 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from virnucpro_pl import HDF5Writer, SequenceDataModule
 from virnucpro_pl.contracts import Embeddings, RowModel
 from virnucpro_pl.errors import OutputError, UsageError
-from virnucpro_pl.input.tokens import ProteinTokenizer
-from virnucpro_pl.output import parts
-from virnucpro_pl.output.part import IncompleteError, read_part
+from virnucpro_pl.input.protein_tokens import ProteinTokenizer
+from virnucpro_pl.output import parts_folder
+from virnucpro_pl.output.part_file import IncompleteError, read_part
 from virnucpro_pl.stability import FAILED, FINE
 
 
@@ -160,8 +160,8 @@ def test_packs_are_computed_while_a_commit_is_under_way(fasta, tmp_path, monkeyp
             second_pack.set()
         return Embeddings(rows, vectors)
 
-    write = parts.write_part
-    monkeypatch.setattr(parts, "write_part", write_part)
+    write = parts_folder.write_part
+    monkeypatch.setattr(parts_folder, "write_part", write_part)
     predict(fasta, HDF5Writer(tmp_path / "out.h5", commit_seconds=0), step)
     assert len(waited) > 2
     assert all(waited)
@@ -174,7 +174,7 @@ def test_packs_are_computed_while_a_commit_is_under_way(fasta, tmp_path, monkeyp
 def test_commit_that_fails_ends_the_run_and_no_row_is_lost_or_doubled(
     fasta, tmp_path, monkeypatch, row, late
 ):
-    write, computed, failures = parts.write_part, [], []
+    write, computed, failures = parts_folder.write_part, [], []
 
     def step(index, rows, vectors):
         computed.extend(rows.tolist())
@@ -188,7 +188,7 @@ def test_commit_that_fails_ends_the_run_and_no_row_is_lost_or_doubled(
             failures.append(path)
             raise OSError(errno.EIO, "input/output error")
 
-    monkeypatch.setattr(parts, "write_part", write_part)
+    monkeypatch.setattr(parts_folder, "write_part", write_part)
     with pytest.raises(OutputError, match="input/output error"):
         predict(fasta, HDF5Writer(tmp_path / "out.h5", commit_seconds=0), step)
     assert not commit_threads()
@@ -314,7 +314,7 @@ def test_run_that_fails_merges_no_more(fasta, tmp_path):
 
 
 def test_pack_that_fails_while_a_commit_does_loses_nothing(fasta, tmp_path, monkeypatch):
-    write, failures, failing = parts.write_part, [], threading.Event()
+    write, failures, failing = parts_folder.write_part, [], threading.Event()
 
     def write_part(path, part):
         if not failures:
@@ -329,7 +329,7 @@ def test_pack_that_fails_while_a_commit_does_loses_nothing(fasta, tmp_path, monk
             raise ValueError("the second pack")
         return Embeddings(rows, vectors)
 
-    monkeypatch.setattr(parts, "write_part", write_part)
+    monkeypatch.setattr(parts_folder, "write_part", write_part)
     with pytest.raises(ValueError, match="the second pack"):
         predict(fasta, HDF5Writer(tmp_path / "out.h5", commit_seconds=0), step)
     [path] = (tmp_path / "out.h5.parts").glob("part-*.h5")
@@ -460,7 +460,7 @@ def assert_resumes(fasta, tmp_path):
 def test_second_signal_stops_within_the_pack_and_what_is_committed_is_whole(
     fasta, tmp_path, monkeypatch, handlers
 ):
-    write, step_began = parts.write_part, threading.Event()
+    write, step_began = parts_folder.write_part, threading.Event()
     signals, computed = signals_in(14, 0.4)
     third = threading.Timer(0.8, os.kill, (os.getpid(), signal.SIGTERM))
 
@@ -475,7 +475,7 @@ def test_second_signal_stops_within_the_pack_and_what_is_committed_is_whole(
             third.start()  # it finds the run waiting for that commit, and changes nothing
         return signals(index, rows, vectors)
 
-    monkeypatch.setattr(parts, "write_part", write_slowly)
+    monkeypatch.setattr(parts_folder, "write_part", write_slowly)
     writer = HDF5Writer(tmp_path / "out.h5", commit_seconds=0)
     with pytest.raises(SystemExit) as ended:
         predict(fasta, writer, step)
@@ -500,7 +500,7 @@ def test_signal_that_is_sent_twice_at_once_is_one(fasta, tmp_path):
 def test_signal_while_held_rows_are_committed_after_an_error_keeps_what_is_whole(
     fasta, tmp_path, monkeypatch
 ):
-    write = parts.write_part
+    write = parts_folder.write_part
 
     def write_slowly(path, part):
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
@@ -513,7 +513,7 @@ def test_signal_while_held_rows_are_committed_after_an_error_keeps_what_is_whole
             raise ValueError("the second pack")
         return Embeddings(rows, vectors)
 
-    monkeypatch.setattr(parts, "write_part", write_slowly)
+    monkeypatch.setattr(parts_folder, "write_part", write_slowly)
     with pytest.raises(ValueError, match="the second pack"):
         predict(fasta, HDF5Writer(tmp_path / "out.h5"), step)
     assert kept_rows(tmp_path)  # the commit was under way

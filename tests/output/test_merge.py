@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from virnucpro_pl.output.merge import Merge
-from virnucpro_pl.output.part import IncompleteError, Part, write_part
+from virnucpro_pl.output.part_file import IncompleteError, Part, write_part
 
 IDS = np.array([f"id/{i} ü" for i in range(7)])
 

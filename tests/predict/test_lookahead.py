@@ -13,7 +13,8 @@ from virnucpro_pl import (
     SequenceDataModule,
 )
 from virnucpro_pl.input.loader import with_following
-from virnucpro_pl.input.tokens import ProteinTokenizer, pack
+from virnucpro_pl.input.packed_batch import pack
+from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 from virnucpro_pl.predict.lookahead import Launched
 
 LENGTHS = [20, 35, 7, 50, 3, 41, 12, 60, 58]

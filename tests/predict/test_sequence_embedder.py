@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from virnucpro_pl import ESM2Embedder, SequenceDataModule
-from virnucpro_pl.input.tokens import ProteinTokenizer
+from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 from virnucpro_pl.models.esm2 import ESM2
 
 LENGTHS = [30, 80, 5, 61, 200, 44, 120, 17]

@@ -11,8 +11,8 @@ import torch
 
 from virnucpro_pl.bench.vocabulary import write_tokenizer
 from virnucpro_pl.input.alphabets import ALPHABETS
+from virnucpro_pl.input.packed_batch import PackedBatch, pack
 from virnucpro_pl.input.reader import read_records
-from virnucpro_pl.input.tokens import PackedBatch, pack
 from virnucpro_pl.models import dnabert_s
 from virnucpro_pl.models.esm2 import SIZES
 from virnucpro_pl.predict.embedders import DNABERTSEmbedder, ESM2Embedder

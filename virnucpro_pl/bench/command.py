@@ -23,8 +23,8 @@ from virnucpro_pl.bench.peers import peers as measure_peers
 from virnucpro_pl.bench.processes import ProcessRow, processes
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.models.esm2 import SIZES
-from virnucpro_pl.output.files import write_json
-from virnucpro_pl.output.overlap import refuse_foreign_report, refuse_inputs
+from virnucpro_pl.output.atomic_files import write_json
+from virnucpro_pl.output.overwriting import refuse_foreign_report, refuse_inputs
 
 log = logging.getLogger(__name__)
 

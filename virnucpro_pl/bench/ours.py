@@ -14,11 +14,11 @@ from lightning.pytorch import LightningModule, Trainer
 from virnucpro_pl import devices
 from virnucpro_pl.bench.case import DNA, FEWEST, Case, draw_genes, write_fasta
 from virnucpro_pl.bench.meter import Row, measured, repeat
-from virnucpro_pl.input.contigs import ContigDataModule
-from virnucpro_pl.input.datamodule import SequenceDataModule
+from virnucpro_pl.input.contig_datamodule import ContigDataModule
+from virnucpro_pl.input.sequence_datamodule import SequenceDataModule
 from virnucpro_pl.models.attention import choose_attention
 from virnucpro_pl.output.hdf5_writer import HDF5Writer
-from virnucpro_pl.output.streaming import StreamingWriter
+from virnucpro_pl.output.streaming_writer import StreamingWriter
 from virnucpro_pl.output.table_writer import TableWriter
 from virnucpro_pl.predict.embedders import DNABERTSEmbedder, ESM2Embedder
 from virnucpro_pl.predict.virnucpro import VirNucPro

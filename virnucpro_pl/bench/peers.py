@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from virnucpro_pl.bench.case import DNA, Case
 from virnucpro_pl.bench.meter import Row, measured
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.input.tokens import ProteinTokenizer
+from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 from virnucpro_pl.models import dnabert_s
 from virnucpro_pl.models.esm2 import SIZES
 

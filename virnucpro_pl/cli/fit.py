@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from virnucpro_pl.cli.usage import UsageCLI
 from virnucpro_pl.devices import announce, check_devices
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.fit.labelled import LabelledPairDataModule
+from virnucpro_pl.fit.labelled_datamodule import LabelledPairDataModule
 from virnucpro_pl.fit.training import METRIC_NAMES, ClassifierTraining, ClassifierWriter
 from virnucpro_pl.models.classifier import load_classifier
 from virnucpro_pl.version import __version__

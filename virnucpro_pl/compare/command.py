@@ -27,8 +27,8 @@ from virnucpro_pl.compare.vectors import (
 )
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 from virnucpro_pl.errors import GateError, InputError, OutputError, UsageError
-from virnucpro_pl.output.files import write_json
-from virnucpro_pl.output.overlap import refuse_foreign_report, refuse_inputs
+from virnucpro_pl.output.atomic_files import write_json
+from virnucpro_pl.output.overwriting import refuse_foreign_report, refuse_inputs
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile, load_embeddings
 from virnucpro_pl.errors import MAX_LISTED, UnwritableError, UsageError
-from virnucpro_pl.output.files import published
-from virnucpro_pl.output.overlap import refuse_inputs
+from virnucpro_pl.output.atomic_files import published
+from virnucpro_pl.output.overwriting import refuse_inputs
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, SubsetRandomSampler
 
-from virnucpro_pl.embeddings.pairs import PairStore
+from virnucpro_pl.embeddings.pair_datamodule import PairStore
 
 _BLOCK = 4096
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from virnucpro_pl.errors import WeightsError, listed
 from virnucpro_pl.models.checkpoint import read_torch_file
-from virnucpro_pl.models.files import hash_of
+from virnucpro_pl.models.download import hash_of
 from virnucpro_pl.models.weights import assign_random, on_meta
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from virnucpro_pl.models.activation import gelu
 from virnucpro_pl.models.attention import attend, lay_out
-from virnucpro_pl.models.steps import Steps
+from virnucpro_pl.models.compiled_steps import Steps
 
 Size = Literal["published", "tiny"]
 
@@ -132,8 +132,8 @@ class DNABERTS(nn.Module):
             max_seqlen: Tokens of the longest sequence.
             backend: `triton` or `sdpa`, see `models.attention`.
             layer: 0 for the token embeddings, k for the output of layer k, None for the last.
-            fill_to: Rows that compiled layers compute, see `models.steps`; those behind the T
-                tokens are no sequence's and hold anything. Not for `sdpa`.
+            fill_to: Rows that compiled layers compute, see `models.compiled_steps`; those behind
+                the T tokens are no sequence's and hold anything. Not for `sdpa`.
 
         Returns:
             (T, D) hidden states.

@@ -14,7 +14,7 @@ from huggingface_hub.file_download import repo_folder_name
 from virnucpro_pl.errors import WeightsError
 from virnucpro_pl.models.checkpoint import Checkpoint, read_checkpoint, require
 from virnucpro_pl.models.dnabert_s import DNABERTS, SIZES, DNABERTSConfig, Size
-from virnucpro_pl.models.files import named_weights
+from virnucpro_pl.models.download import named_weights
 from virnucpro_pl.models.weights import assign, assign_random, bare_sizes, on_meta
 
 log = logging.getLogger(__name__)

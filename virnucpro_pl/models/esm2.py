@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from virnucpro_pl.models.activation import gelu
 from virnucpro_pl.models.attention import attend, lay_out
-from virnucpro_pl.models.steps import Steps
+from virnucpro_pl.models.compiled_steps import Steps
 
 VOCABULARY = 33
 PAD, MASK = 1, 32
@@ -158,8 +158,8 @@ class ESM2(nn.Module):
             backend: `triton`, `varlen` or `sdpa`, see `models.attention`.
             layer: 0 for the scaled token embeddings, k for the output of layer k (before the final
                 LayerNorm, as fair-esm's `repr_layers=[k]`), None or the last for the output.
-            fill_to: Rows that compiled layers compute, see `models.steps`; those behind the T
-                tokens are no sequence's and hold anything. Not for `sdpa`.
+            fill_to: Rows that compiled layers compute, see `models.compiled_steps`; those behind
+                the T tokens are no sequence's and hold anything. Not for `sdpa`.
 
         Returns:
             (T, D) hidden states.

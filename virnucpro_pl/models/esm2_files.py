@@ -13,8 +13,8 @@ from torch import Tensor
 
 from virnucpro_pl.errors import WeightsError
 from virnucpro_pl.models.checkpoint import Checkpoint, read_checkpoint, require
+from virnucpro_pl.models.download import download, named_weights
 from virnucpro_pl.models.esm2 import DEFAULT, ESM2, SIZES, VOCABULARY, ESM2Config
-from virnucpro_pl.models.files import download, named_weights
 from virnucpro_pl.models.weights import assign, assign_random, bare_sizes, on_meta
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from virnucpro_pl.errors import WeightsError, listed
 from virnucpro_pl.models.checkpoint import Checkpoint
-from virnucpro_pl.models.files import SEED
+from virnucpro_pl.models.download import SEED
 
 log = logging.getLogger(__name__)
 

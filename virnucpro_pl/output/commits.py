@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from virnucpro_pl.output.part import Part
+from virnucpro_pl.output.part_file import Part
 
 
 class _Pack(NamedTuple):

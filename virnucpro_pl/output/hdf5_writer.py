@@ -13,7 +13,7 @@ from virnucpro_pl.embedding_format import FORMAT
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.output.merge import Merge
 from virnucpro_pl.output.run import Run
-from virnucpro_pl.output.streaming import Published, StreamingWriter
+from virnucpro_pl.output.streaming_writer import Published, StreamingWriter
 
 _COLUMN = "embeddings"
 """What parts call a vector."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro_pl.errors import OutputError, UsageError
-from virnucpro_pl.output.files import write_json
+from virnucpro_pl.output.atomic_files import write_json
 
 _MAY_DIFFER = re.compile(
     r"(attention|on_instability)(_\w+)?|weights(_dnabert_s|_esm2)?|classifier"

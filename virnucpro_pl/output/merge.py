@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_pl.embedding_format import FORMAT, FORMAT_VERSION
-from virnucpro_pl.output.files import publish, temporary_name
-from virnucpro_pl.output.part import Part, Tally, runs
+from virnucpro_pl.output.atomic_files import publish, temporary_name
+from virnucpro_pl.output.part_file import Part, Tally, runs
 from virnucpro_pl.output.quiet_file import QuietFile
 from virnucpro_pl.stability import FAILED, FINE, RECOMPUTED
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from virnucpro_pl.errors import PeerError
-from virnucpro_pl.output.files import write_json
+from virnucpro_pl.output.atomic_files import write_json
 from virnucpro_pl.output.processes import (
     kill_rank_0,
     launched_by_rank_0,

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from virnucpro_pl.contracts import RowSource
-from virnucpro_pl.output.files import write_json
+from virnucpro_pl.output.atomic_files import write_json
 
 log = logging.getLogger(__name__)
 

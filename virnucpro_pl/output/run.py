@@ -18,7 +18,7 @@ from virnucpro_pl.embedding_format import FORMAT_VERSION
 from virnucpro_pl.errors import ExpectedError, OutputError, PeerError, UsageError
 from virnucpro_pl.output.commits import Commits
 from virnucpro_pl.output.merge import Merge
-from virnucpro_pl.output.parts import PartsFolder
+from virnucpro_pl.output.parts_folder import PartsFolder
 from virnucpro_pl.output.processes import watch_rank_0
 from virnucpro_pl.output.progress import RunProgress
 from virnucpro_pl.output.ranks import Ranks

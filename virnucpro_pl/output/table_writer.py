@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from virnucpro_pl.contracts import Contigs, Molecule, OrfOrigin
 from virnucpro_pl.errors import UsageError, listed
-from virnucpro_pl.output.files import flush
+from virnucpro_pl.output.atomic_files import flush
 from virnucpro_pl.output.merge import Merge
-from virnucpro_pl.output.overlap import is_taken
-from virnucpro_pl.output.part import Tally
-from virnucpro_pl.output.parts import REPLACED
+from virnucpro_pl.output.overwriting import is_taken
+from virnucpro_pl.output.part_file import Tally
+from virnucpro_pl.output.parts_folder import REPLACED
 from virnucpro_pl.output.run import Run
-from virnucpro_pl.output.streaming import Published, StreamingWriter
+from virnucpro_pl.output.streaming_writer import Published, StreamingWriter
 from virnucpro_pl.output.summary import (
     orf_ledger,
     orf_result,

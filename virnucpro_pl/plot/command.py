@@ -12,8 +12,8 @@ from importlib import import_module
 from pathlib import Path
 
 from virnucpro_pl.errors import UsageError, listed
-from virnucpro_pl.output.files import published
-from virnucpro_pl.output.overlap import refuse_inputs
+from virnucpro_pl.output.atomic_files import published
+from virnucpro_pl.output.overwriting import refuse_inputs
 from virnucpro_pl.plot.page import Picture
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import torch
 
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.input.dna_tokens import DNATokenizer
-from virnucpro_pl.input.tokens import ProteinTokenizer
+from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 from virnucpro_pl.models import dnabert_s, dnabert_s_files, esm2, esm2_files
 from virnucpro_pl.models.attention import Attention, BiasedAttention
 from virnucpro_pl.predict.recovery import OnInstability

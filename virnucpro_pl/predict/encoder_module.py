@@ -22,10 +22,10 @@ from virnucpro_pl.models.attention import (
     choose_attention,
 )
 from virnucpro_pl.models.dnabert_s import DNABERTS, DNABERTSConfig
+from virnucpro_pl.models.download import SEED, hash_files
 from virnucpro_pl.models.esm2 import ESM2, ESM2Config
-from virnucpro_pl.models.files import SEED, hash_files
 from virnucpro_pl.precision import unify_precision
-from virnucpro_pl.predict.module import PredictModule
+from virnucpro_pl.predict.predict_module import PredictModule
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from virnucpro_pl.contracts import Embeddings
 from virnucpro_pl.errors import TooLargeError
-from virnucpro_pl.input.tokens import PackedBatch
+from virnucpro_pl.input.packed_batch import PackedBatch
 from virnucpro_pl.stability import (
     FAILED,
     RECOMPUTED,

@@ -18,11 +18,11 @@ from virnucpro_pl.contracts import (
     source_of,
 )
 from virnucpro_pl.errors import is_out_of_memory
-from virnucpro_pl.input.tokens import PackedBatch
+from virnucpro_pl.input.packed_batch import PackedBatch
 from virnucpro_pl.models.attention import Attention, BiasedAttention
+from virnucpro_pl.models.cpu_speed import count_parameters, estimate_pace
 from virnucpro_pl.models.dnabert_s import DNABERTS
 from virnucpro_pl.models.esm2 import ESM2
-from virnucpro_pl.models.pace import count_parameters, estimate_pace
 from virnucpro_pl.models.pooling import pool
 from virnucpro_pl.predict.encoder_module import EncoderModule
 from virnucpro_pl.predict.lookahead import Launched, LooksAhead, free_memory

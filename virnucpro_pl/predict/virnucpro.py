@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from virnucpro_pl.contracts import Scores, Tokenizer, source_of
-from virnucpro_pl.embeddings.pairs import EmbeddingPairDataModule, PairBatch
+from virnucpro_pl.embeddings.pair_datamodule import EmbeddingPairDataModule, PairBatch
 from virnucpro_pl.errors import UsageError, is_out_of_memory
-from virnucpro_pl.input.contigs import OrfBatch
+from virnucpro_pl.input.contig_datamodule import OrfBatch
 from virnucpro_pl.input.orfs import POOLING
-from virnucpro_pl.input.tokens import PackedBatch
+from virnucpro_pl.input.packed_batch import PackedBatch
 from virnucpro_pl.models.classifier import (
     RANDOM,
     MLPClassifier,
@@ -25,7 +25,7 @@ from virnucpro_pl.models.classifier import (
 )
 from virnucpro_pl.predict.embedders import DNABERTSEmbedder, ESM2Embedder
 from virnucpro_pl.predict.lookahead import Launched, LooksAhead, free_memory
-from virnucpro_pl.predict.module import PredictModule
+from virnucpro_pl.predict.predict_module import PredictModule
 from virnucpro_pl.predict.sequence_embedder import SequenceEmbedder
 from virnucpro_pl.stability import (
     FAILED,

@@ -4,8 +4,8 @@ import h5py
 import numpy as np
 import pytest
 
-from virnucpro_pl.output.files import published, write_json
-from virnucpro_pl.output.part import Part, read_part, runs, write_part
+from virnucpro_pl.output.atomic_files import published, write_json
+from virnucpro_pl.output.part_file import Part, read_part, runs, write_part
 
 PART = Part(
     np.array([5, 0, 3]),
@@ -56,7 +56,7 @@ def test_write_part_on_a_full_disk_raises_wherever_and_the_process_ends_in_peace
     script = (
         "import errno, resource, numpy as np\n"
         "from pathlib import Path\n"
-        "from virnucpro_pl.output.part import Part, read_part, write_part\n"
+        "from virnucpro_pl.output.part_file import Part, read_part, write_part\n"
         "columns = {'embeddings': np.ones((300, 5), np.float32)}\n"
         "part = Part(np.arange(300), [str(i) for i in range(300)], columns)\n"
         "write_part(Path('whole'), part)\n"

@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 
 from virnucpro_pl.contracts import SequenceRows, SequenceSource, Tokenizer
 from virnucpro_pl.input.alphabets import ALPHABETS
-from virnucpro_pl.input.packed_data import PackedDataModule, check_least
+from virnucpro_pl.input.packed_batch import PackedBatch, lay
+from virnucpro_pl.input.packed_datamodule import PackedDataModule, check_least
 from virnucpro_pl.input.packing import plan_packs
 from virnucpro_pl.input.reader import read_records
 from virnucpro_pl.input.records import RecordStore
-from virnucpro_pl.input.tokens import PackedBatch, lay
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from torch.utils.data import Dataset
 from virnucpro_pl.contracts import OrfOrigin, Tokenizer, workspace_of
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.input.alphabets import DNA, PRINTABLE
-from virnucpro_pl.input.datamodule import SequenceFileData
 from virnucpro_pl.input.orf_store import Kind, OrfStore, write_orfs
 from virnucpro_pl.input.orfs import POOLED_RESIDUES, count_unusual_letters
+from virnucpro_pl.input.packed_batch import PackedBatch, pack
 from virnucpro_pl.input.packing import plan_packs
 from virnucpro_pl.input.reader import read_records
-from virnucpro_pl.input.tokens import PackedBatch, pack
+from virnucpro_pl.input.sequence_datamodule import SequenceFileData
 
 log = logging.getLogger(__name__)
 

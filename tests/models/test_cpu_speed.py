@@ -3,8 +3,8 @@ import time
 import torch
 from torch import nn
 
+from virnucpro_pl.models.cpu_speed import count_parameters, estimate_pace
 from virnucpro_pl.models.esm2 import ESM2, ESM2Config
-from virnucpro_pl.models.pace import count_parameters, estimate_pace
 
 
 def test_count_parameters_counts_weights_and_biases():

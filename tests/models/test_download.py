@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from virnucpro_pl.errors import WeightsError
-from virnucpro_pl.models.files import download, hash_files
+from virnucpro_pl.models.download import download, hash_files
 
 CONTENT = bytes(range(256)) * 9000  # 2.3 MB: more than one read
 SHA256_OF_ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

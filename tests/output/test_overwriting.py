@@ -9,7 +9,7 @@ import pytest
 
 from virnucpro_pl.cli.main import main
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.output.overlap import is_taken, refuse_inputs
+from virnucpro_pl.output.overwriting import is_taken, refuse_inputs
 
 LINKS = {"itself": lambda a, b: b, "symlink": os.symlink, "hard link": os.link}
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from virnucpro_pl.errors import OutputError, UsageError
-from virnucpro_pl.output import files
-from virnucpro_pl.output.part import Part, read_part
-from virnucpro_pl.output.parts import PartsFolder
+from virnucpro_pl.output import atomic_files
+from virnucpro_pl.output.part_file import Part, read_part
+from virnucpro_pl.output.parts_folder import PartsFolder
 from virnucpro_pl.stability import FAILED, FINE
 
 MANIFEST = {"model": "m", "on_instability": "skip"}
@@ -57,7 +57,7 @@ def interrupted(folder):
 
 
 def test_rows_whose_commit_failed_late_are_not_committed_twice(folder, monkeypatch):
-    run, flush, failures = folder(), files.flush, [1]
+    run, flush, failures = folder(), atomic_files.flush, [1]
 
     def fail_once(path):
         if path.is_dir() and failures:
@@ -65,7 +65,7 @@ def test_rows_whose_commit_failed_late_are_not_committed_twice(folder, monkeypat
             raise OSError(errno.EIO, "input/output error")
         flush(path)
 
-    monkeypatch.setattr(files, "flush", fail_once)
+    monkeypatch.setattr(atomic_files, "flush", fail_once)
     with pytest.raises(OutputError, match="input/output error"):
         run.commit(0, part(1, 2))
     run.commit(0, part(1, 2))

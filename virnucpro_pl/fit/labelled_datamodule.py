@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
-from virnucpro_pl.embeddings.pairs import PairStore, join
+from virnucpro_pl.embeddings.pair_datamodule import PairStore, join
 from virnucpro_pl.errors import InputError, UsageError, listed
 from virnucpro_pl.fit.labelled_rows import LabelledBatch, LabelledRows, batches
 from virnucpro_pl.fit.splits import CLASSES, Split, split_records

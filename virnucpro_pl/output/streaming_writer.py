@@ -27,8 +27,8 @@ from virnucpro_pl.contracts import (
 )
 from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.output.failures import failures_file
-from virnucpro_pl.output.overlap import is_or_holds, refuse_inputs
-from virnucpro_pl.output.part import IncompleteError
+from virnucpro_pl.output.overwriting import is_or_holds, refuse_inputs
+from virnucpro_pl.output.part_file import IncompleteError
 from virnucpro_pl.output.processes import announce_rank_0, close_gloo_at_exit
 from virnucpro_pl.output.report import report_file
 from virnucpro_pl.output.run import INTERRUPTED, Run, exit_code

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from virnucpro_pl.models.steps import Steps
+from virnucpro_pl.models.compiled_steps import Steps
 
 
 def double(x):

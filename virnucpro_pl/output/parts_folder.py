@@ -18,8 +18,8 @@ from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.output.failures import failures_file
 from virnucpro_pl.output.locks import Locks
 from virnucpro_pl.output.manifest import Manifest, Provenance
-from virnucpro_pl.output.overlap import is_taken
-from virnucpro_pl.output.part import Part, count_rows, read_part, write_part
+from virnucpro_pl.output.overwriting import is_taken
+from virnucpro_pl.output.part_file import Part, count_rows, read_part, write_part
 from virnucpro_pl.stability import FAILED
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virnucpro_pl.input.tokens import ProteinTokenizer, pack
+from virnucpro_pl.input.packed_batch import pack
+from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 
 RESIDUES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 proteins = st.lists(st.text(RESIDUES, min_size=1, max_size=60), min_size=1, max_size=8)

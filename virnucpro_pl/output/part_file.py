@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_pl.errors import OutputError, listed
-from virnucpro_pl.output.files import published
+from virnucpro_pl.output.atomic_files import published
 from virnucpro_pl.output.quiet_file import QuietFile
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 from virnucpro_pl.embeddings.id_table import IdTable, match_ids
 from virnucpro_pl.errors import InputError, UsageError, listed
 from virnucpro_pl.input.orfs import POOLED_RESIDUES, POOLING
-from virnucpro_pl.input.packed_data import PackedDataModule
+from virnucpro_pl.input.packed_datamodule import PackedDataModule
 from virnucpro_pl.input.records import map_array
 
 log = logging.getLogger(__name__)

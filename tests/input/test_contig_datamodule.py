@@ -11,18 +11,18 @@ from lightning.pytorch import LightningModule
 
 from virnucpro_pl import ESM2Embedder
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.input import contigs as module
+from virnucpro_pl.input import contig_datamodule as module
 from virnucpro_pl.input import orf_store
 from virnucpro_pl.input.alphabets import DNA, PRINTABLE
-from virnucpro_pl.input.contigs import (
+from virnucpro_pl.input.contig_datamodule import (
     ContigDataModule,
     OrfPacks,
     input_stem,
 )
 from virnucpro_pl.input.dna_tokens import DNATokenizer
 from virnucpro_pl.input.orf_store import OrfStore, write_orfs
+from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 from virnucpro_pl.input.reader import read_records
-from virnucpro_pl.input.tokens import ProteinTokenizer
 
 DATA = Path(__file__).parent.parent / "data" / "virnucpro"
 # SHA-256 (half of it) of the nucleotide and protein files, by input and length of a chunk.

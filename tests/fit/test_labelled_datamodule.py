@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.fit.labelled import EmbeddingPair, LabelledPairDataModule
+from virnucpro_pl.fit.labelled_datamodule import EmbeddingPair, LabelledPairDataModule
 from virnucpro_pl.fit.labelled_rows import batches
 from virnucpro_pl.fit.splits import split_records
 

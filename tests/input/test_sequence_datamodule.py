@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from virnucpro_pl.contracts import RowModel, Workspace
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.input.datamodule import SequenceDataModule
 from virnucpro_pl.input.packing import plan_packs
-from virnucpro_pl.input.tokens import ProteinTokenizer
+from virnucpro_pl.input.protein_tokens import ProteinTokenizer
+from virnucpro_pl.input.sequence_datamodule import SequenceDataModule
 
 
 class Model(RowModel):
@@ -293,8 +293,8 @@ RANKS = """
 import json
 from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
-from virnucpro_pl.input.datamodule import SequenceDataModule
-from virnucpro_pl.input.tokens import ProteinTokenizer
+from virnucpro_pl.input.sequence_datamodule import SequenceDataModule
+from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 
 class Counter(LightningModule):
     tokenizer = ProteinTokenizer()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virnucpro_pl.embeddings import id_table
-from virnucpro_pl.embeddings.pairs import EmbeddingPairDataModule, Pairs, PairStore
+from virnucpro_pl.embeddings.pair_datamodule import EmbeddingPairDataModule, Pairs, PairStore
 from virnucpro_pl.errors import InputError
 
 COUNT = 300
