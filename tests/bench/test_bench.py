@@ -196,7 +196,7 @@ def test_peers_of_dnabert_s_are_its_authors_code_and_this_network(tmp_path, auth
         ("--model=virnucpro --workload=proteome", "--model virnucpro is measured on 500-base"),
         ("--seconds=0", "--seconds and --tokens_per_batch are above 0"),
         ("--num_workers=-1", "--num_workers and --devices are at least 0"),
-        ("--output=nowhere/x.json", "--output nowhere/x.json: nowhere is no folder"),
+        ("--output=nowhere/x.json", "--output nowhere/x.json: the folder nowhere does not exist"),
     ],
 )
 def test_bench_refuses_options_that_make_no_sense_at_once(bench, capsys, words, message):

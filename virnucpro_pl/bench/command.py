@@ -23,12 +23,13 @@ from virnucpro_pl.bench.peers import peers as measure_peers
 from virnucpro_pl.bench.processes import ProcessRow, processes
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.models.esm2 import SIZES
-from virnucpro_pl.output.atomic_files import write_json
-from virnucpro_pl.output.overwriting import refuse_foreign_report, refuse_inputs
+from virnucpro_pl.output.figures_file import check_figures_file, write_figures
 
 log = logging.getLogger(__name__)
 
 FUSED = "virnucpro"
+_KEYS = ("workload", "rows", "processes")
+"""What every file of figures holds, so that no other file is taken for an earlier one."""
 
 
 def bench(
@@ -60,10 +61,11 @@ def bench(
         esm2: Name of the ESM-2 of `virnucpro`.
         authors_code: Importable package of DNABERT-S's authors' `bert_layers.py` with what it
             imports, einops too: VirNucPro's setting is measured on it as well. For `dnabert_s`.
-        output: JSON file for all figures.
+        output: JSON file for all figures; an earlier one is replaced.
 
     Raises:
         UsageError: If an option makes no sense, or there is no such package.
+        OutputError: If the JSON file cannot be written after all.
     """
     _check_model(model, esm2, workload, devices)
     _check_numbers(seconds, tokens_per_batch, num_workers, devices)
@@ -71,7 +73,7 @@ def bench(
         raise UsageError(
             "--authors_code is for --model dnabert_s, with --peers true and without --devices"
         )
-    _check_output(output, workload)
+    check_figures_file(output, [Path(workload)], _KEYS)
     theirs = None if authors_code is None else import_authors_code(authors_code)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="virnucpro-pl-bench-") as scratch:
@@ -85,7 +87,7 @@ def bench(
     _print(rows, f"{model}, {workload}, on {device}")
     _print_processes(runs)
     asked = {"model": model, "workload": workload, "authors_code": authors_code}
-    write_json(output, asked | _figures(case, rows, runs))
+    write_figures(output, asked | _figures(case, rows, runs))
     log.info("Wrote %s", output)
 
 
@@ -108,15 +110,6 @@ def _check_numbers(seconds: float, tokens_per_batch: int, num_workers: int, devi
         raise UsageError("--num_workers and --devices are at least 0")
     if gpus and devices > gpus:
         raise UsageError(f"--devices {devices}, but there are {gpus} GPUs")
-
-
-def _check_output(output: Path, workload: str) -> None:
-    if output.is_dir():
-        raise UsageError(f"--output {output} is a folder: name a file for the figures")
-    if not output.parent.is_dir():
-        raise UsageError(f"--output {output}: {output.parent} is no folder")
-    refuse_inputs([output], [Path(workload)])
-    refuse_foreign_report(output)
 
 
 def _measure(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,14 @@ from virnucpro_pl.compare.vectors import (
     compare_vectors,
 )
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
-from virnucpro_pl.errors import GateError, InputError, OutputError, UsageError
-from virnucpro_pl.output.atomic_files import write_json
-from virnucpro_pl.output.overwriting import refuse_foreign_report, refuse_inputs
+from virnucpro_pl.errors import GateError, InputError, UsageError
+from virnucpro_pl.output.figures_file import check_figures_file, write_figures
 
 log = logging.getLogger(__name__)
 
 Source = Vectors | ScoreTable
+_KEYS = ("a", "b", "kinds", "gates", "gates_unmet")
+"""What every file of figures holds, so that no other file is taken for an earlier one."""
 
 
 def compare(
@@ -75,11 +75,8 @@ def compare(
     print_difference(result, (a, b), kinds)
     if output is not None:
         content = {"a": str(a), "b": str(b), "kinds": kinds, **_plain(result)}
-        content["gates"] = {f"min_{name}": least for name, least in gates.items()}
-        try:
-            write_json(output, content | {"gates_unmet": unmet})
-        except OSError as error:
-            raise OutputError(f"{output} cannot be written: {error}") from error
+        gated = {f"min_{name}": least for name, least in gates.items()}
+        write_figures(output, content | {"gates": gated, "gates_unmet": unmet})
         log.info("Wrote %s", output)
     if unmet:
         raise GateError(f"{b} is not accepted against {a}: {'; '.join(unmet)}")
@@ -93,14 +90,8 @@ def _check_options(inputs: tuple[Path, Path], gates: dict[str, float], output: P
             raise UsageError(f"--min_{name} {least} is no cosine: it must lie between -1 and 1")
     if output is None:
         return
-    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        what = "cannot be written to" if output.parent.is_dir() else "does not exist"
-        raise UsageError(f"--output {output}: the folder {output.parent} {what}")
-    if output.is_dir():
-        raise UsageError(f"--output {output} is a folder: name a file for the figures")
     within = [file for path in inputs if path.is_dir() for file in path.glob("*.pt")]
-    refuse_inputs([output], [*inputs, *within])
-    refuse_foreign_report(output)
+    check_figures_file(output, [*inputs, *within], _KEYS)
 
 
 def _open(path: Path) -> Source:

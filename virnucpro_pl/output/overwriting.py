@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,22 +34,6 @@ def is_or_holds(output: Path, source: Path) -> bool:
     """Tell whether one path is another, or a folder above it, with links followed or not."""
     ways = Path(os.path.abspath(source)), Path(os.path.realpath(source))
     return _is(output, [place for way in ways for place in (way, *way.parents)])
-
-
-def refuse_foreign_report(output: Path) -> None:
-    """Refuse to replace what is no JSON report.
-
-    Raises:
-        UsageError: If there is something else.
-    """
-    if not output.exists():
-        return
-    try:
-        is_report = isinstance(json.loads(output.read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError):
-        is_report = False
-    if not is_report:
-        raise UsageError(f"--output {output} is there, and no JSON report: name another file")
 
 
 def is_taken(output: Path) -> bool:
