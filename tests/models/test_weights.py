@@ -121,12 +121,29 @@ def test_assign_nothing_left_out_is_not_logged(caplog):
         ({"esm.layers.0.bias": torch.ones(3)}, r"esm.layers.0.bias has shape .*\(3,\).*\(2,\)"),
         ({"esm.layers.0.lora_A.weight": torch.ones(2)}, "0.lora_A.weight. Merge LoRA"),
         ({"prompt.lora_B.weight": torch.ones(2)}, "unexpected prompt.lora_B.weight. Merge LoRA"),
+        *(
+            ({f"{name}.weight": torch.ones(2)}, f"unexpected {name}.weight. Merge LoRA or adapter")
+            for name in ("esm.adapters.0.down", "esm.invertible_adapters.F.0", "adapters.layer.0.x",
+                         "esm.prompt_adapter.up", "module.adapters.0")
+        ),
     ],
-)
+)  # fmt: skip
 def test_assign_encoder_that_is_not_whole_raises(change, message):
     tensors = behind("esm.") | change
     with pytest.raises(WeightsError, match=rf"w\.pt.*{message}"):
         fill({name: tensor for name, tensor in tensors.items() if tensor is not None})
+
+
+def test_assign_adapters_at_the_top_of_a_bare_encoder_raise():
+    with pytest.raises(WeightsError, match=r"unexpected adapters\.layer\.0\.x\. Merge LoRA"):
+        fill({**behind(""), "adapters.layer.0.x": torch.ones(2)})
+
+
+@pytest.mark.parametrize("prefix", ["", "esm."])
+def test_assign_adapter_of_a_head_is_left_out(prefix, caplog):
+    caplog.set_level("INFO")
+    fill({**behind(prefix), "domain_adapter.weight": torch.ones(2)})
+    assert "left out domain_adapter.*, no part of the encoder" in caplog.text
 
 
 def test_assign_adapter_in_place_of_the_encoder_raises():

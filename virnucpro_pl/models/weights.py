@@ -28,6 +28,8 @@ _WRAPPERS = {"_orig_mod", "module", "model", "encoder", "sentence_encoder", "esm
 _ENCODER = re.compile(r"embed_|embeddings\.|emb_layer_norm|encoder\.|layers?\.")
 """How tensors of an encoder begin, behind their prefix; heads never do."""
 _ADAPTER = re.compile(r"lora_|adapter", re.IGNORECASE)
+_ADAPTERS = re.compile(r"(invertible_)?adapters\.")
+"""How adapters begin that a library puts at the top of an encoder or of the model around it."""
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _Network = TypeVar("_Network", bound=nn.Module)
 _TENSORFLOW = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
@@ -119,7 +121,8 @@ def _find_keys(checkpoint: Checkpoint, wanted: set[str], unused: str) -> tuple[s
         for key in rest
         if key in first.values()
         or "lora_" in key
-        or (key.startswith(prefix) and _ENCODER.match(names[key]))
+        or any(_ADAPTERS.match(name) for _, name in _readings(key))
+        or (key.startswith(prefix) and _is_of_encoder(names[key], prefix))
     ]
     if missing or extra:
         adapters = any(map(_ADAPTER.search, extra))
@@ -133,6 +136,11 @@ def _find_keys(checkpoint: Checkpoint, wanted: set[str], unused: str) -> tuple[s
         heads = dict.fromkeys(map(_head, rest))
         log.info("%s: left out %s, no part of the encoder", checkpoint.path, ", ".join(heads))
     return prefix, keys
+
+
+def _is_of_encoder(name: str, prefix: str) -> bool:
+    """Tell a tensor of the encoder from a head's; where it has a module, adapters in it are its."""
+    return bool(_ENCODER.match(name) or (prefix and _ADAPTER.search(name)))
 
 
 def _readings(key: str) -> Iterator[tuple[str, str]]:
