@@ -240,6 +240,28 @@ def test_existing_classifier_is_kept_unless_overwritten(sets, fit, tmp_path):
     assert len(list((tmp_path / "classifier").iterdir())) == 2
 
 
+@pytest.mark.parametrize("name", ["metrics.json", "best.ckpt"])
+def test_other_files_are_never_overwritten(sets, fit, tmp_path, name):
+    (tmp_path / "classifier").mkdir()
+    file = tmp_path / "classifier" / name
+    file.write_text('{"checkpoint": "of another program"}')
+    code, said = fit(*sets, "--writer.overwrite", "true")
+    assert (code, "Traceback" in said) == (2, False), said
+    assert f"classifier/{name} is not overwritten, since it is no" in said
+    assert file.read_text() == '{"checkpoint": "of another program"}'
+
+
+def test_tilde_is_a_folder_of_that_name(sets, fit, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    words = (*sets, "--trainer.max_epochs", 1, "--writer.path", "~", "--writer.overwrite", "true")
+    for _ in range(2):
+        code, said = fit(*words)
+        assert code == 0, said
+    assert sorted(file.name for file in (tmp_path / "~").iterdir()) == ["best.ckpt", "metrics.json"]
+    assert f"--model.classifier {tmp_path}/~/best.ckpt" in said
+    assert not (tmp_path / "home").exists()
+
+
 def test_other_data_raise():
     trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", max_epochs=1)
     loader = torch.utils.data.DataLoader(torch.ones(4, 2))

@@ -79,7 +79,7 @@ class FitCLI(UsageCLI):
                 "validation (see --trainer.max_epochs and --trainer.check_val_every_n_epoch)"
             )
         history = list(model.history)
-        model.classifier = load_classifier(str(writer.best), data.width)
+        model.classifier = load_classifier(writer.source, data.width)
         measured = {"validation": self.trainer.validate(model, datamodule=data, verbose=False)[0]}
         if len(data.split.test):
             measured["test"] = self.trainer.test(model, datamodule=data, verbose=False)[0]
@@ -115,7 +115,7 @@ class FitCLI(UsageCLI):
             path.name,
             part,
             _line(metrics),
-            writer.best,
+            writer.source,
         )
 
     @property

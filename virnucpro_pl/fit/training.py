@@ -28,6 +28,7 @@ from virnucpro_pl.errors import UsageError, WeightsError
 from virnucpro_pl.fit.labelled_datamodule import LabelledPairDataModule, labelled_data
 from virnucpro_pl.fit.labelled_rows import LabelledBatch
 from virnucpro_pl.models.classifier import MLPClassifier, load_classifier
+from virnucpro_pl.output.figures_file import holds
 from virnucpro_pl.output.atomic_files import write_json
 from virnucpro_pl.output.overwriting import refuse_inputs
 from virnucpro_pl.stability import NumericalInstabilityError, are_finite
@@ -229,7 +230,7 @@ class ClassifierWriter(ModelCheckpoint):
             mode: Whether it is to be small or large.
         """
         super().__init__(
-            dirpath=path,
+            dirpath=Path(path).absolute(),  # in which Lightning takes no ~ for the home folder
             filename=Path(BEST).stem,
             monitor=monitor,
             mode=mode,
@@ -256,18 +257,26 @@ class ClassifierWriter(ModelCheckpoint):
                 f"{there[0]} exists already: name another --writer.path, or give "
                 "--writer.overwrite true"
             )
-        if self.best.exists():
-            try:
-                load_classifier(str(self.best))
-            except WeightsError as error:
+        for file in there:
+            if not self._is_own(file):
+                what = "classifier" if file == self.best else "file of metrics"
                 raise UsageError(
-                    f"{self.best} is not overwritten, since it is no classifier of this program: "
-                    "name another --writer.path"
-                ) from error
+                    f"{file} is not overwritten, since it is no {what} of this program: name "
+                    "another --writer.path"
+                )
         folders = (self.path, *self.path.absolute().parents)
         base = next(folder for folder in folders if folder.exists())
         if not base.is_dir() or not os.access(base, os.W_OK):
             raise UsageError(f"{self.path} cannot be written: give another --writer.path")
+
+    def _is_own(self, file: Path) -> bool:
+        if file != self.best:
+            return holds(file, ("checkpoint", "held_out", "package_version"))
+        try:
+            load_classifier(self.source)
+        except WeightsError:
+            return False
+        return True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Claim the folder before anything is computed."""
@@ -293,6 +302,11 @@ class ClassifierWriter(ModelCheckpoint):
     def best(self) -> Path:
         """The best epoch's checkpoint."""
         return self.path / BEST
+
+    @property
+    def source(self) -> str:
+        """Its name for `--model.classifier`, where a `~` in front would be the home folder."""
+        return str(self.best.absolute() if str(self.best).startswith("~") else self.best)
 
     def write_metrics(self, content: dict[str, Any]) -> Path:
         """Write the metrics beside the checkpoint."""

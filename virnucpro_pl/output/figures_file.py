@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro_pl.errors import OutputError, UsageError
-from virnucpro_pl.output.files import write_json
-from virnucpro_pl.output.overlap import refuse_inputs
+from virnucpro_pl.output.atomic_files import write_json
+from virnucpro_pl.output.overwriting import refuse_inputs
 
 
 def check_figures_file(output: Path, inputs: Iterable[Path], keys: Iterable[str]) -> None:
