@@ -43,7 +43,7 @@ def test_rank_that_is_done_early_is_not_stalled(join, tmp_path):
     look(second, 1.0)
     returned.append(second.finish(COUNTS[1]))
     waiting.join(30)
-    assert returned == [COUNTS, COUNTS]
+    assert sorted(returned) == [[], COUNTS]  # only rank 0 needs them
 
 
 def test_rank_that_is_silent_is_stalled(join):
@@ -68,7 +68,19 @@ def test_rank_0_waits_until_the_others_have_seen_that_all_are_done(join, tmp_pat
     waiting.join(30)
 
 
-def test_rank_that_comes_late_takes_a_folder_that_is_gone_for_the_end(join, tmp_path):
+def test_counts_that_cannot_be_read_are_named_all(tmp_path, caplog):
+    ranks = tmp_path / "ranks"
+    ranks.mkdir()
+    for rank, text in ((1, ""), (2, '{"records": 4}'), (3, "{")):
+        (ranks / f"rank-{rank}.done").write_text(text)
+        (ranks / f"rank-{rank}.left").touch()
+    counts = Ranks(ranks, 0, 4, [], 1000.0).finish(COUNTS[0])
+    assert counts == [COUNTS[0], {}, COUNTS[1], {}]
+    [record] = caplog.records
+    assert record.getMessage() == "The counts of ranks 1, 3 cannot be read: they count as 0"
+
+
+def test_rank_that_comes_late_takes_a_folder_that_is_gone_for_the_end(join, tmp_path, caplog):
     second = join(1)
     late = threading.Thread(target=second.finish, args=(COUNTS[1],), daemon=True)
     late.start()
@@ -77,3 +89,4 @@ def test_rank_that_comes_late_takes_a_folder_that_is_gone_for_the_end(join, tmp_
     (tmp_path / "ranks").rename(tmp_path / "gone")
     late.join(30)
     assert not late.is_alive()
+    assert not caplog.records

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from virnucpro_pl.errors import PeerError
+from virnucpro_pl.errors import PeerError, listed
 from virnucpro_pl.output.atomic_files import write_json
 from virnucpro_pl.output.processes import (
     kill_rank_0,
@@ -155,7 +155,7 @@ class Ranks:
         """Tell that this rank has committed all its rows, and wait until all ranks have.
 
         Returns:
-            Final counts of each rank.
+            Final counts of each rank; none on ranks above 0, which may be left behind by then.
 
         Raises:
             PeerError: If another rank failed, died or stalled instead.
@@ -168,15 +168,19 @@ class Ranks:
             time.sleep(_POLL_SECONDS)
         self.close()
         self._touch_left()  # from here on nobody waits for this rank
+        if self.rank > 0:
+            return []
         deadline = time.monotonic() + _BLOCKED_SECONDS
-        while self.rank == 0 and not all(map(self._gone, self._others)):
+        while not all(map(self._gone, self._others)):
             if time.monotonic() > deadline:
                 break  # its rows are committed, whatever becomes of it
             time.sleep(_POLL_SECONDS)
         all_counts = [self._read("done", rank) for rank in range(self.count)]
-        if None in all_counts:
+        if lost := [str(rank) for rank, numbers in enumerate(all_counts) if numbers is None]:
             log.warning(
-                "The counts of rank %d cannot be read: they count as 0", all_counts.index(None)
+                "The counts of rank%s %s cannot be read: they count as 0",
+                "s" if len(lost) > 1 else "",
+                listed(lost),
             )
         return [numbers or {} for numbers in all_counts]
 

@@ -195,7 +195,7 @@ class Run:
         """Commit the last rows, and wait until every rank has.
 
         Returns:
-            Counts of each rank.
+            Counts of each rank; none on ranks above 0.
 
         Raises:
             OutputError: If rows cannot be committed.
