@@ -27,6 +27,9 @@ def mistake(tmp_path, monkeypatch, capsys):
     (tmp_path / "part.yaml").write_text("trainer: {devcies: 2}\n")
     (tmp_path / "value.yaml").write_text("data: {init_args: {tokens_per_batch: many}}\n")
     (tmp_path / "class.yaml").write_text("model: {class_path: no.Such}\n")
+    (tmp_path / "data.yaml").write_text("data: {class_path: no.faa}\n")
+    (tmp_path / "kind.yaml").write_text("data: {class_path: virnucpro_pl.ESM2Embedder}\n")
+    (tmp_path / "in.fa.gz").write_bytes(bytes(range(256)))
     before = sorted(path.name for path in tmp_path.iterdir())
 
     def run(*words):
@@ -142,6 +145,23 @@ def mistake(tmp_path, monkeypatch, capsys):
         (("predict", "--config", "class.yaml"), "--model names a class that does not exist: "
                                                 "no.Such"),
         ((*DEMO, "--model", "ESM2"), "--model names a class that does not exist: ESM2"),
+        *(
+            ((*DEMO, option, word), f"{option} names a class that does not exist: {word}; a file "
+                                    f"is {option}.path (")
+            for option, word in (("--data", "in"), ("--data", "no.fa"), ("--data", "a.faa"),
+                                 ("--data", "in.fa.gz"), ("--data", "./no"), ("--writer", "out.h5"))
+        ),
+        ((*DEMO, "--writer=/x/out.h5"), "exist: /x/out.h5; a file is --writer.path ("),
+        ((*DEMO, "--model", "w.pt"), "--model names a class that does not exist: w.pt ("),
+        (("predict", "--config", "data.yaml"), "names a class that does not exist: no.faa ("),
+        (("predict", "--config", "kind.yaml"), "--data must be a LightningDataModule, which "
+                                               "virnucpro_pl.ESM2Embedder is not ("),
+        ((*ESM2, "--data", "virnucpro_pl.ESM2Embedder"), "--data must be a LightningDataModule, "
+                                                         "which virnucpro_pl.ESM2Embedder is no"),
+        ((*ESM2, "--model", "virnucpro_pl.HDF5Writer"), "--model must be a LightningModule, which "
+                                                        "virnucpro_pl.HDF5Writer is not ("),
+        ((*ESM2, "--writer=os.path"), "--writer must be a BasePredictionWriter, which os.path is "),
+        ((*ESM2, "--trainer.logger=virnucpro_pl.HDF5Writer"), "--trainer.logger must be a Logger"),
         # Outputs.
         ((*DEMO, "--writer.path", "."), "--writer.path . is the working folder itself"),
         ((*DEMO, "--writer.path", ""), "--writer.path '' is the working folder itself"),
@@ -162,3 +182,11 @@ def test_output_that_is_the_working_folder_by_another_name_is_refused(mistake, t
 def test_values_of_options_may_begin_with_a_hyphen(mistake):
     line = mistake(*ESM2, "--data.num_workers", "-3")
     assert line == "--data.num_workers must be at least 0, not -3"
+
+
+@pytest.mark.parametrize("command", ["compare", "bench", "export", "plot"])
+def test_help_of_a_command_without_a_config_offers_none(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert "--config" not in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import SUPPRESS
 from collections.abc import Callable
 
 from jsonargparse import ArgumentError, auto_parser
@@ -23,10 +24,12 @@ def call(function: Callable[..., None], words: list[str]) -> None:
     """
     prog, options = f"virnucpro-pl {words[0]}", [_with_underscores(word) for word in words[1:]]
     parser = auto_parser(function, prog=prog, exit_on_error=False, allow_abbrev=False)
+    known = parser._option_string_actions
+    known.pop("--config").help = SUPPRESS  # the parser's own, which no such command takes
     try:
         config = read_paths(parser.parse_args(spell_paths(options, positional=True)))
     except ArgumentError as error:
-        said = explain(read_paths(str(error)), options, parser._option_string_actions)
+        said = explain(read_paths(str(error)), options, known)
         for option, word in zip(options, words[1:], strict=True):  # as it was typed
             said = said.replace(option.partition("=")[0], word.partition("=")[0])
         raise UsageError(f"{said} (options are listed by {prog} --help)") from error

@@ -84,13 +84,11 @@ def explain(fault: str, words: Sequence[str], options: Collection[str]) -> str:
     if unknown := re.search(r"unrecognized arguments: (\S+)", fault):
         of_classes = (option for name in configs for option in _config_options(Path(name)))
         return _unrecognised(unknown[1], [*options, *of_classes], configs)
-    if absent := re.search(r"given class_path '(\S+)': (No module|module \S+ has no)", fault):
-        return f"{place} names a class that does not exist: {absent[1]}"
-    if absent := re.search(r"dot import path string: (\S+)", fault):
-        hint = f"; a file is {place}.path" if place in ("--data", "--writer") else ""
-        return f"{place} names a class that does not exist: {absent[1].rstrip('.')}{hint}"
-    if other := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", fault):
-        return f"{other[1]} is no {other[2]}, which stands in its place"
+    if "codec can't decode" in fault:  # a file in place of a class, read as YAML
+        given = {option: _value_of(option, words) for option in ("--data", "--writer", "--model")}
+        place, value = next(((o, name) for o, name in given.items() if name), (place, value))
+    if class_fault := _class_fault(fault, value, place):
+        return class_fault
     if "Unable to load config" in fault:
         parts = [option for option in options if option.startswith(f"{place}.")]
         return f"{place} is given by its parts, {' and '.join(parts)}"
@@ -98,6 +96,24 @@ def explain(fault: str, words: Sequence[str], options: Collection[str]) -> str:
         value = _value_of(place, words) or value
         return f"{place} must be {kinds}" + (f", not {value}" if value else "")
     return re.sub(r'Parser key "([\w.]+)": ?', "", fault)
+
+
+def _class_fault(fault: str, value: str, place: str) -> str | None:
+    """Say what stands where a class is wanted: one of another kind, or none at all."""
+    if kind := re.search(r"Import path (\S+ )?does not correspond to a subclass of (\w+)", fault):
+        return f"{place} must be a {kind[2]}, which {(kind[1] or value).strip()} is not"
+    absent = re.search(
+        r"given class_path '(\S+)': (?:No module|module \S+ has no|type object)"
+        r"|(?:dot import path string:|import path format:|content in sub-config file) (\S+)"
+        r"|codec can't decode",
+        fault,
+    )
+    if absent is None:
+        return None
+    is_word = value and not value.startswith("{")  # not a class_path of a config
+    name = value if is_word else (absent[1] or absent[2] or "").rstrip(".")
+    hint = f"; a file is {place}.path" if is_word and place in ("--data", "--writer") else ""
+    return f"{place} names a class that does not exist: {name}{hint}"
 
 
 def _option(*keys: str) -> str:
