@@ -74,7 +74,11 @@ def test_read_missing_file_raises(tmp_path):
         read_torch_file(tmp_path / "absent.pt")
 
 
-@pytest.mark.parametrize("content", [{}, [1, 2], {"model": 3, "cfg": {}}, {"cfg": {"model": 1}}])
+@pytest.mark.parametrize(
+    "content",
+    [{}, [1, 2], {"model": 3, "cfg": {}}, {"cfg": {"model": 1}}, {0: torch.ones(1)},
+     {"model": {("a",): torch.ones(1)}}],
+)  # fmt: skip
 def test_read_other_content_raises(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(WeightsError, match=r"not a (fair-esm ESM-2|weights) file"):
@@ -147,6 +151,17 @@ def test_read_kind_is_told_by_content_not_by_name(weights_file, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert read_checkpoint(tmp_path / "four.ckpt").config.encoder_layers == 3  # its own, not {}
     assert read_checkpoint(tmp_path / "four.ckpt").files == [tmp_path / "four.ckpt"]
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "// of another program", '{"model_type": "esm"}'])
+def test_read_config_beside_a_file_is_used_if_it_names_a_model(tmp_path, content):
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pt")
+    (tmp_path / "config.json").write_text(content)
+    checkpoint = read_checkpoint(tmp_path / "w.pt")
+    is_used = "model_type" in content
+    assert checkpoint.config == ({"model_type": "esm"} if is_used else None)
+    assert len(checkpoint.files) == 1 + is_used
+    assert ("names no model_type and is not used" in checkpoint.no_config) is not is_used
 
 
 @pytest.mark.parametrize("name", ["state_dict", "model_state_dict", "model"])

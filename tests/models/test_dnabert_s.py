@@ -143,6 +143,10 @@ def test_load_bare_tensors_of_another_size_ask_for_config(plain_dnabert_s, tmp_p
     torch.save(reference.state, tmp_path / "tuned.pt")
     with pytest.raises(WeightsError, match=r"tuned\.pt has 3 layers of 48 and .*config\.json"):
         load(tmp_path / "tuned.pt")
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(WeightsError, match=r"heads, and config\.json beside it names no"):
+        load(tmp_path / "tuned.pt")
+    (tmp_path / "config.json").unlink()
     reference.save(tmp_path)
     assert load(tmp_path / "tuned.pt").config.heads == 4
 

@@ -239,6 +239,10 @@ def test_load_bare_tensors_of_no_published_size_ask_for_config(tmp_path):
     torch.save(model.state_dict(), path)
     with pytest.raises(WeightsError, match=r"tuned\.pt has 2 layers of 32, .*config\.json"):
         load(path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(WeightsError, match=r"heads, and config\.json beside it names no"):
+        load(path)
+    (tmp_path / "config.json").unlink()
     torch.save({"a": torch.ones(1)}, path)
     with pytest.raises(WeightsError, match=r"tuned\.pt .*missing embeddings\.word_embeddings"):
         load(path)

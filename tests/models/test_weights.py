@@ -105,6 +105,18 @@ def test_assign_nothing_left_out_is_not_logged(caplog):
     assert not caplog.records
 
 
+def test_assign_config_that_is_not_used_is_told(caplog):
+    caplog.set_level("INFO")
+    checkpoint = Checkpoint(Path("w.pt"), TENSORS, None, [], is_config_unused=True)
+    assign(Encoder(), checkpoint, lambda name: [name], unused="", device=CPU,
+           matrix_dtype=torch.float32)  # fmt: skip
+    [record] = caplog.records
+    said = "config.json beside it names no model_type and is not used"
+    assert record.getMessage() == f"w.pt: {said}"
+    with pytest.raises(WeightsError, match=rf"missing table or its layers, and {said}"):
+        bare_sizes(checkpoint, "table", r"layer\.(\d+)")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

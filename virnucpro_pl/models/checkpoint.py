@@ -34,6 +34,10 @@ _STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")
 `.ckpt`, PyTorch's own tutorials, fair-esm, DeepSpeed."""
 
 
+class _NoObjectError(WeightsError):
+    """A file that holds no JSON object."""
+
+
 class Checkpoint(NamedTuple):
     """What a file or folder holds."""
 
@@ -45,11 +49,20 @@ class Checkpoint(NamedTuple):
     """Its own configuration: fair-esm's, or the content of config.json; None if it has none."""
     files: list[Path]
     """Files that the content hash covers."""
+    is_config_unused: bool = False
+    """Whether a config.json lies beside a single file that is no configuration of a model."""
 
     @property
     def config_file(self) -> Path:
         """Where a config.json lies, or would."""
         return self.files[0].parent / "config.json"
+
+    @property
+    def no_config(self) -> str:
+        """Why there is no configuration, if there is none."""
+        if self.is_config_unused:
+            return "config.json beside it names no model_type and is not used"
+        return "no config.json lies beside it"
 
 
 def require(content: dict[str, Any], needed: dict[str, Any], where: Path, model: str) -> None:
@@ -91,10 +104,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
         tensors |= held
     where = files[0] if len(files) == 1 else path
     beside = files[0].parent / "config.json"
-    if config is None and (path.is_dir() or beside.is_file()):
-        content = _read_json(beside)
-        if path.is_dir() or "model_type" in content:  # else it is some other program's
-            config, files = content, sorted([*files, beside])
+    if config is None and path.is_dir():
+        config, files = _read_json(beside), sorted([*files, beside])
+    elif config is None and beside.is_file():
+        config = _config_beside(beside)
+        if config is None:
+            return Checkpoint(where, tensors, None, files, is_config_unused=True)
+        files = sorted([*files, beside])
     return Checkpoint(where, tensors, config, files)
 
 
@@ -136,6 +152,10 @@ def _tensors(file: Path, content: dict[Any, Any]) -> dict[str, Tensor]:
     if others or not content:
         no_tensors = listed(others) or "there, for it is empty"
         raise WeightsError(f"{file} is not a weights file: no tensors are {no_tensors}")
+    if nameless := [str(name) for name in content if not isinstance(name, str)]:
+        raise WeightsError(
+            f"{file} is not a weights file: no tensors' names are {listed(nameless)}"
+        )
     return dict(content)
 
 
@@ -173,14 +193,25 @@ def read_torch_file(path: Path, allowed: Sequence[Any] = (), what: str = "weight
         raise WeightsError(f"{path} cannot be read as a {what}: {fault}") from error
 
 
+def _config_beside(file: Path) -> dict[str, Any] | None:
+    """The config.json beside a single file; None if it is some other program's."""
+    try:
+        content = _read_json(file)
+    except _NoObjectError:
+        return None
+    return content if "model_type" in content else None
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         refuse_pointer(path)
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise _NoObjectError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} cannot be read: it holds no JSON object")
+        raise _NoObjectError(f"{path} cannot be read: it holds no JSON object")
     return content
 
 

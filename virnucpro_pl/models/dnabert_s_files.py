@@ -207,6 +207,6 @@ def _bare_config(checkpoint: Checkpoint) -> DNABERTSConfig:
         return published
     raise WeightsError(
         f"{checkpoint.path} has {layers} layers of {width} and {vocabulary} tokens, unlike the "
-        "published DNABERT-S, and does not say how many heads: put the model's config.json "
-        "beside it"
+        f"published DNABERT-S, and does not say how many heads, and {checkpoint.no_config}: put "
+        "the model's there"
     )

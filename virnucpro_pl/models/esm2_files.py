@@ -214,7 +214,7 @@ def _bare_config(checkpoint: Checkpoint) -> ESM2Config:
             return config
     raise WeightsError(
         f"{checkpoint.path} has {layers} layers of {width}, as no published ESM-2 has, and does "
-        "not say how many heads: put the model's config.json beside it"
+        f"not say how many heads, and {checkpoint.no_config}: put the model's there"
     )
 
 

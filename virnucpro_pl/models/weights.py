@@ -76,6 +76,8 @@ def assign(
     sources = {name: names_in_file(name) for name, _ in module.named_parameters()}
     wanted = {source for parts in sources.values() for source in parts}
     prefix, keys = _find_keys(checkpoint, wanted, unused)
+    if checkpoint.is_config_unused:
+        log.info("%s: %s", checkpoint.path, checkpoint.no_config)
     for owner, short, name, parameter in _slots(module):
         own = [keys[source] for source in sources[name]]
         parts = [checkpoint.tensors[key] for key in own]
@@ -184,8 +186,8 @@ def bare_sizes(checkpoint: Checkpoint, table: str, layer: str) -> tuple[int, int
     numbers = [int(match[1]) for match in map(pattern.fullmatch, checkpoint.tensors) if match]
     if not shapes or not numbers:
         raise WeightsError(
-            f"{checkpoint.path} does not fit the model: missing {table} or its layers, and no "
-            "config.json lies beside it"
+            f"{checkpoint.path} does not fit the model: missing {table} or its layers, and "
+            f"{checkpoint.no_config}"
         )
     rows, width = shapes[0]
     return max(numbers) + 1, rows, width
