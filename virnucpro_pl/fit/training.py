@@ -28,8 +28,8 @@ from virnucpro_pl.errors import UsageError, WeightsError
 from virnucpro_pl.fit.labelled_datamodule import LabelledPairDataModule, labelled_data
 from virnucpro_pl.fit.labelled_rows import LabelledBatch
 from virnucpro_pl.models.classifier import MLPClassifier, load_classifier
-from virnucpro_pl.output.figures_file import holds
 from virnucpro_pl.output.atomic_files import write_json
+from virnucpro_pl.output.figures_file import holds
 from virnucpro_pl.output.overwriting import refuse_inputs
 from virnucpro_pl.stability import NumericalInstabilityError, are_finite
 
