@@ -87,13 +87,58 @@ def test_anndata_missing_names_the_install_line(path, monkeypatch, capsys):
     assert "pip install 'virnucpro-pl[anndata]'" in refused(capsys, "out.h5", "--to", "anndata")
 
 
-def test_output_that_exists_is_kept_unless_overwritten(path, tmp_path, capsys):
-    target = tmp_path / "out.npy"
-    (tmp_path / "out.ids.txt").write_text("mine")
-    assert "out.ids.txt exists already" in refused(capsys, "out.h5", "--to", "npy")
-    assert not target.exists()
-    main(["export", "out.h5", "--to", "npy", "--overwrite", "true"])
-    assert np.load(target).shape == (7, 3)
+@pytest.mark.parametrize("kind", ["per-id", "anndata", "npy"])
+def test_output_that_exists_is_kept_unless_overwritten(path, tmp_path, capsys, kind):
+    if kind == "anndata":
+        pytest.importorskip("anndata")
+    words = ("out.h5", "--to", kind)
+    main(["export", *words])
+    assert "exists already" in refused(capsys, *words)
+    written = [file for file in tmp_path.iterdir() if file != path]
+    before = [file.stat().st_ino for file in written]
+    main(["export", *words, "--overwrite", "true"])
+    assert all(file.stat().st_ino != old for file, old in zip(written, before, strict=True))
+    for file in written:
+        file.write_bytes(b"")  # as mktemp makes it
+    main(["export", *words, "--overwrite", "true"])
+    assert all(file.stat().st_size for file in written)
+
+
+def write_h5(path, **attributes):
+    with h5py.File(path, "w") as file:
+        file.attrs.update(attributes)
+        file["obs"] = [1.0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "victim", "write"),
+    [
+        ("npy", "out.npy", lambda path: path.write_text("mine")),
+        ("npy", "out.npy", lambda path: np.save(path, np.ones(3))),
+        ("npy", "out.ids.txt", lambda path: path.write_text("mine")),
+        ("per-id", "out.per-id.h5", lambda path: path.write_text("mine")),
+        ("per-id", "out.per-id.h5", write_h5),
+        ("per-id", "out.per-id.h5", lambda path: write_h5(path, format="x")),
+        ("anndata", "out.h5ad", lambda path: path.write_text("mine")),
+        ("anndata", "out.h5ad", write_h5),
+        ("anndata", "out.h5ad", lambda path: write_h5(path, **{"encoding-type": "anndata"})),
+    ],
+)
+def test_other_files_are_never_overwritten(path, tmp_path, capsys, kind, victim, write):
+    if kind == "anndata":
+        pytest.importorskip("anndata")
+    write(tmp_path / victim)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    line = refused(capsys, "out.h5", "--to", kind, "--overwrite", "true")
+    assert f"{victim} is not overwritten, since it is nothing that export --to {kind}" in line
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_ids_of_another_matrix_are_not_overwritten(path, tmp_path, capsys):
+    main(["export", "out.h5", "--to", "npy"])
+    (tmp_path / "out.ids.txt").write_text("a list of my own\n")
+    assert "out.ids.txt is not overwr" in refused(capsys, "out.h5", "--to=npy", "--overwrite=true")
+    assert (tmp_path / "out.ids.txt").read_text() == "a list of my own\n"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,8 @@ _SUFFIXES = {"per-id": ".per-id.h5", "anndata": ".h5ad", "npy": ".npy"}
 _UNSAFE = re.compile(r"[/%]|^\.+$")
 """What cannot stand in the name of an HDF5 dataset: `/` parts groups, `.` is the group itself."""
 _CHUNK_BYTES = 1 << 18
+_LOOKED_AT = 1000
+"""Datasets of a file by which it is told to be one of this command."""
 
 
 def export(file: Path, *, to: Format, output: Path | None = None, overwrite: bool = False) -> None:
@@ -39,10 +42,11 @@ def export(file: Path, *, to: Format, output: Path | None = None, overwrite: boo
             as X, ids and lengths as obs; needs pip install 'virnucpro-pl[anndata]'. npy is a matrix
             (N, D), and beside it the ids, one a line, in a file .ids.txt.
         output: File to write; by default the input's name with .per-id.h5, .h5ad or .npy.
-        overwrite: Whether to replace a file that exists.
+        overwrite: Whether to replace a file that exists and is as this command writes it.
 
     Raises:
-        UsageError: If the file cannot be used, or the output exists or has no folder.
+        UsageError: If the file cannot be used, or the output exists, is no export, or has no
+            folder.
         UnwritableError: If the disk is full, for example.
     """
     output = file.with_suffix(_SUFFIXES[to]) if output is None else output
@@ -53,6 +57,7 @@ def export(file: Path, *, to: Format, output: Path | None = None, overwrite: boo
     outputs = [output, output.with_suffix(".ids.txt")] if to == "npy" else [output]
     with load_embeddings(file) as embeddings:
         _check_outputs(file, outputs, overwrite)
+        _refuse_others(outputs, to)
         if count := len(embeddings.failed):
             ids = embeddings.file["sequence_ids"]
             names = ", ".join(ids[row].decode() for row in embeddings.failed[:MAX_LISTED])
@@ -84,6 +89,59 @@ def _check_outputs(file: Path, outputs: list[Path], overwrite: bool) -> None:
             raise UsageError(
                 f"{path} exists already; --overwrite true replaces it, --output names another file"
             )
+
+
+def _refuse_others(outputs: list[Path], to: Format) -> None:
+    """Refuse to replace what is no export; an empty file, as mktemp makes, may be.
+
+    Raises:
+        UsageError: If a file is something else.
+    """
+    is_own = {"per-id": _is_per_id, "anndata": _is_anndata, "npy": _is_matrix, "ids": _are_ids}
+    for path, kind in zip(outputs, (to, "ids"), strict=False):
+        if not path.exists() or (path.is_file() and path.stat().st_size == 0):
+            continue
+        try:
+            is_export = path.is_file() and is_own[kind](path)
+        except (OSError, ValueError, KeyError):  # another format, or damaged
+            is_export = False
+        if not is_export:
+            raise UsageError(
+                f"{path} is not overwritten, since it is nothing that export --to {to} writes: "
+                "--output names another file"
+            )
+
+
+def _is_per_id(path: Path) -> bool:
+    with h5py.File(path) as file:
+        first = (file[name] for name in islice(file, _LOOKED_AT))
+        return not file.attrs and all(
+            isinstance(item, h5py.Dataset) and "original_id" in item.attrs for item in first
+        )
+
+
+def _is_anndata(path: Path) -> bool:
+    with h5py.File(path) as file:
+        return file.attrs.get("encoding-type") == "anndata" and "obs/failed" in file
+
+
+def _is_matrix(path: Path) -> bool:
+    return _shape_of_matrix(path) is not None
+
+
+def _are_ids(path: Path) -> bool:
+    """Tell whether there is an id for each row of the matrix beside it."""
+    shape = _shape_of_matrix(path.with_suffix("").with_suffix(".npy"))
+    with path.open("rb") as text:
+        return shape is not None and sum(1 for _ in text) == shape[0]
+
+
+def _shape_of_matrix(path: Path) -> tuple[int, int] | None:
+    """Rows and columns of a matrix in float32; None of any other array."""
+    with path.open("rb") as matrix:
+        np.lib.format.read_magic(matrix)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(matrix)
+    return shape if len(shape) == 2 and dtype == np.float32 else None
 
 
 @contextmanager
