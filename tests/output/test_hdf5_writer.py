@@ -135,6 +135,12 @@ def test_same_writer_twice_starts_anew(fasta, tmp_path):
         assert report["totals"]["records"] == 29
 
 
+def test_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "out.h5")
+    with pytest.raises(UsageError, match="is not overwritten, since it is no embedding file"):
+        HDF5Writer(tmp_path / "out.h5", overwrite=True).check_output()
+
+
 def test_without_data_module_raises(fasta, tmp_path):
     trainer = Trainer(accelerator="cpu", logger=False, callbacks=[HDF5Writer(tmp_path / "o.h5")])
     with pytest.raises(UsageError, match="needs a data module"):

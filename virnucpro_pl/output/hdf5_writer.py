@@ -113,6 +113,8 @@ class HDF5Writer(StreamingWriter):
 
 
 def _is_embedding_file(path: Path) -> bool:
+    if not path.is_file():  # nothing comes out of a pipe, for ever
+        return False
     try:
         with h5py.File(path, "r") as file:
             return bool(file.attrs.get("format") == FORMAT)
