@@ -108,7 +108,7 @@ def _class_fault(fault: str, value: str, place: str) -> str | None:
         r"|codec can't decode",
         fault,
     )
-    if absent is None:
+    if absent is None or place == "--":  # of no option that is known
         return None
     is_word = value and not value.startswith("{")  # not a class_path of a config
     name = value if is_word else (absent[1] or absent[2] or "").rstrip(".")
