@@ -273,6 +273,14 @@ def test_empty_folder_is_filled(call, tmp_path, linked):
         call(folder.name)
 
 
+def test_overwrite_of_a_summary_that_is_no_calls_is_refused(call, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "summary.json").write_text('{"theirs": 1}')
+    with pytest.raises(UsageError, match=r"its summary\.json is not of calls of this program"):
+        call("theirs", overwrite=True)
+    assert (tmp_path / "theirs" / "summary.json").read_text() == '{"theirs": 1}'
+
+
 def test_overwrite_of_a_link_leaves_its_target(call, tmp_path):
     call("target")
     (tmp_path / "link").symlink_to(tmp_path / "target")

@@ -175,6 +175,17 @@ def test_without_the_extra_the_message_tells_how_to_install_it(
     assert not (tmp_path / "results.pictures").exists()
 
 
+def test_page_of_another_program_is_not_replaced(results, tmp_path, capfd):
+    theirs = tmp_path / "site" / "index.html"
+    theirs.parent.mkdir()
+    theirs.write_text("<p>theirs</p>")
+    with pytest.raises(SystemExit) as ended:
+        plot("results", "--output", "site")
+    assert ended.value.code == 2
+    assert "site/index.html is no page of this command" in capfd.readouterr().err
+    assert theirs.read_text() == "<p>theirs</p>"
+
+
 def test_other_commands_do_not_import_it():
     # torchmetrics imports matplotlib where it is installed; what is ours does not.
     code = "import sys, virnucpro_pl.predict.virnucpro, virnucpro_pl.cli.main\n"

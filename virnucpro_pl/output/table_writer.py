@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from virnucpro_pl.contracts import Contigs, Molecule, OrfOrigin
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.output.atomic_files import flush
+from virnucpro_pl.output.figures_file import holds
 from virnucpro_pl.output.merge import Merge
 from virnucpro_pl.output.overwriting import is_taken
 from virnucpro_pl.output.part_file import Tally
@@ -121,11 +122,16 @@ class TableWriter(StreamingWriter):
         if self.overwrite and self.path.exists():
             if not self.path.is_dir():
                 raise UsageError(f"{self.path} is a file, and calls are a folder: name another")
-            others = sorted(p.name for p in self.path.iterdir() if not _OURS.fullmatch(p.name))
-            if others:
+            names = sorted(file.name for file in self.path.iterdir())
+            if others := [name for name in names if not _OURS.fullmatch(name)]:
                 raise UsageError(
                     f"{self.path} is not overwritten, since it holds more than calls: "
                     f"{listed(others)}. Name another --writer.path"
+                )
+            if names and not holds(self.path / "summary.json", ("orfs", "package_version")):
+                raise UsageError(
+                    f"{self.path} is not overwritten, since its summary.json is not of calls of "
+                    "this program: name another --writer.path"
                 )
 
     def publish(self, run: Run, parts: list[Path], provenance: dict[str, Any]) -> Published:

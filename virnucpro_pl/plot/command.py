@@ -14,7 +14,7 @@ from pathlib import Path
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.output.atomic_files import published
 from virnucpro_pl.output.overwriting import refuse_inputs
-from virnucpro_pl.plot.page import Picture
+from virnucpro_pl.plot.page import MADE_BY, Picture
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def _check_extra() -> None:
 
 
 def _check_output(folder: Path) -> None:
-    """Refuse to write among files that this command has not made."""
+    """Refuse to write among files that this command has not made, or over such a page."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -89,6 +89,9 @@ def _check_output(folder: Path) -> None:
             f"{folder} holds more than pictures of this command: {listed(others)}. Give another "
             "--output"
         )
+    page = folder / PAGE
+    if page.exists() and MADE_BY not in page.read_text(encoding="utf-8", errors="replace"):
+        raise UsageError(f"{page} is no page of this command: give another --output")
 
 
 def _write(folder: Path, pictures: list[Picture], page: str) -> None:

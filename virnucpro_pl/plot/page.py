@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+MADE_BY = "virnucpro-pl "
+"""In the footer of every page, before the version."""
 _STYLE = """
 :root { color-scheme: light; }
 body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: #fff; color: #1a1a1a;
@@ -81,7 +83,7 @@ def make_page(
 </main>
 <footer>
 {last}
-virnucpro-pl {escape(version)}
+{MADE_BY}{escape(version)}
 </footer>
 </body>
 </html>
