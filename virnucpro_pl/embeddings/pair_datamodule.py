@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,18 +151,13 @@ def _check_lengths(
         )
 
 
+@dataclass(eq=False)
 class Pairs(Dataset[list[PairBatch]]):
     """Blocks of rows, read from both files when asked for."""
 
-    def __init__(self, store: PairStore, packs: list[NDArray[np.int64]]) -> None:
-        """Keep what a worker needs.
-
-        Args:
-            store: Both files.
-            packs: Rows of each block.
-        """
-        self.store = store
-        self.packs = packs
+    store: PairStore
+    packs: list[NDArray[np.int64]]
+    """Rows of each block."""
 
     def __len__(self) -> int:
         """Count the blocks."""

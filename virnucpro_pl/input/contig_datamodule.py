@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -61,31 +62,17 @@ class OrfBatch(NamedTuple):
         return OrfBatch(self.proteins.to(device), self.nucleotides.to(device))
 
 
+@dataclass(eq=False)
 class OrfPacks(Dataset[list[OrfBatch]]):
     """Packs of ORFs, tokenised for both models when asked for."""
 
-    def __init__(
-        self,
-        store: OrfStore,
-        packs: list[NDArray[np.int64]],
-        proteins: Tokenizer,
-        nucleotides: Tokenizer,
-        max_length: int | None = None,
-    ) -> None:
-        """Keep what a worker needs.
-
-        Args:
-            store: The ORFs.
-            packs: Rows of each pack.
-            proteins: ESM-2's tokenizer.
-            nucleotides: DNABERT-S's tokenizer.
-            max_length: Residues, and codons, of an ORF that are kept; None for all.
-        """
-        self.max_length = max_length
-        self.store = store
-        self.packs = packs
-        self.proteins = proteins
-        self.nucleotides = nucleotides
+    store: OrfStore
+    packs: list[NDArray[np.int64]]
+    """Rows of each pack."""
+    proteins: Tokenizer
+    nucleotides: Tokenizer
+    max_length: int | None = None
+    """Residues, and codons, of an ORF that are kept; None for all."""
 
     def __len__(self) -> int:
         """Count the packs."""

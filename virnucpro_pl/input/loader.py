@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 
+@dataclass(eq=False)
 class PackLoader:
     """Iterates over one rank's batches, on its device.
 
@@ -18,17 +20,12 @@ class PackLoader:
     planned too low, and would shard again by rules that depend on the class of the sampler.
     """
 
-    def __init__(self, packs: Dataset[Any], workers: int, device: torch.device) -> None:
-        """Keep what the DataLoader needs.
-
-        Args:
-            packs: The rank's packs.
-            workers: DataLoader processes.
-            device: Where the batches go; on a GPU each has the one behind it with it.
-        """
-        self.packs = packs
-        self.workers = workers
-        self.device = device
+    packs: Dataset[Any]
+    """The rank's packs."""
+    workers: int
+    """DataLoader processes."""
+    device: torch.device
+    """Where the batches go; on a GPU each has the one behind it with it."""
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches in order."""

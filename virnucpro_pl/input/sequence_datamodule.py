@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,15 +53,7 @@ class SequenceFileData(PackedDataModule, SequenceSource):
         max_length: int | None,
         check_molecule: bool,
     ) -> None:
-        """Configure the input; nothing is read yet.
-
-        Args:
-            path: FASTA or FASTQ file.
-            tokens_per_batch: Tokens of a pack; None for what suits the device.
-            num_workers: DataLoader processes of each rank.
-            max_length: Letters of a row that are embedded; None for all.
-            check_molecule: Whether to refuse what looks like another molecule.
-        """
+        """Configure the input, as the data modules below say; nothing is read yet."""
         super().__init__(num_workers)
         check_least("tokens_per_batch", tokens_per_batch, 1)
         check_least("max_length", max_length, 1)
@@ -116,31 +109,18 @@ class SequenceFileData(PackedDataModule, SequenceSource):
         return {"input_sha256": self.store.sha256, "max_length": self.max_length}
 
 
+@dataclass(eq=False)
 class Packs(Dataset[list[PackedBatch]]):
     """Packs of rows, tokenised when asked for, in a DataLoader worker or in the process itself."""
 
-    def __init__(
-        self,
-        store: RecordStore,
-        packs: list[NDArray[np.int64]],
-        tokenizer: Tokenizer,
-        budget: int,
-        max_length: int | None,
-    ) -> None:
-        """Keep what a worker needs.
-
-        Args:
-            store: The records.
-            packs: Rows of each planned pack.
-            tokenizer: The model's.
-            budget: Tokens that a pack may hold.
-            max_length: Letters of a sequence that are kept; None for all.
-        """
-        self.store = store
-        self.packs = packs
-        self.tokenizer = tokenizer
-        self.budget = budget
-        self.max_length = max_length
+    store: RecordStore
+    packs: list[NDArray[np.int64]]
+    """Rows of each planned pack."""
+    tokenizer: Tokenizer
+    budget: int
+    """Tokens that a pack may hold."""
+    max_length: int | None
+    """Letters of a sequence that are kept; None for all."""
 
     def __len__(self) -> int:
         """Count the planned packs."""

@@ -22,23 +22,7 @@ _COLUMN = "embeddings"
 class HDF5Writer(StreamingWriter):
     """Writes one HDF5 file with a vector for every record, in input order."""
 
-    def __init__(
-        self,
-        path: str | Path,
-        overwrite: bool = False,
-        commit_seconds: float = 60.0,
-        stall_seconds: float = 600.0,
-    ) -> None:
-        """Configure the output; nothing is touched yet.
-
-        Args:
-            path: HDF5 file to write.
-            overwrite: Whether to replace an existing file and discard an interrupted run's parts.
-            commit_seconds: Longest time that finished rows stay uncommitted.
-            stall_seconds: Time without progress after which a rank is reported as stalled.
-        """
-        super().__init__(path, overwrite, commit_seconds, stall_seconds)
-        self._merge: Merge | None = None
+    _merge: Merge | None = None
 
     def check_output(self) -> None:
         """Refuse to replace anything but an embedding file.

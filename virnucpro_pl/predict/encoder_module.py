@@ -64,14 +64,7 @@ class EncoderModule(PredictModule):
         enable_fp16: bool,
         attention: Attention | BiasedAttention,
     ) -> None:
-        """Keep the options; weights are found in `prepare_data` and loaded in `configure_model`.
-
-        Args:
-            name: The model's name, until its sizes are known.
-            layer: Layer whose hidden states are pooled; None for the last.
-            enable_fp16: False for FP32 whatever the Trainer says.
-            attention: Attention backend.
-        """
+        """Keep the options of an embedder; `name` is the model's until its sizes are known."""
         super().__init__()
         check_attention(attention, biased=self.biased)
         self.name = name

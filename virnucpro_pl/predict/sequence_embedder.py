@@ -62,16 +62,7 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
         compile: Compile = "auto",
         on_instability: OnInstability = "raise",
     ) -> None:
-        """Keep the options; weights are found in `prepare_data` and loaded in `configure_model`.
-
-        Args:
-            name: The model's name, until its sizes are known.
-            layer: Layer whose hidden states are pooled; None for the last.
-            enable_fp16: False for FP32 whatever the Trainer says.
-            attention: Attention backend.
-            compile: Whether to compile the layers, on a GPU; `auto` does so for long runs.
-            on_instability: What becomes of sequences that are not finite, or too large alone.
-        """
+        """Keep the options of an embedder; `name` is the model's until its sizes are known."""
         super().__init__(name, layer=layer, enable_fp16=enable_fp16, attention=attention)
         self.compile_layers = compile
         self.on_instability = on_instability
