@@ -2,16 +2,13 @@
 
 The way of the data::
 
-    FASTA/FASTQ --read and validated once, on rank 0--> record store, mapped by ranks and workers
-    rows        --plan_packs(lengths, budget)---------> packs of consecutive rows, same everywhere
-    pack        --tokenise, lay one behind the other--> PackedBatch
-    PackedBatch --encoder, attention within sequences-> hidden states (T, D)
-    hidden      --stability check, mean in fp32-------> Embeddings(rows (N,), vectors (N, D))
-    Embeddings  --HDF5Writer--------------------------> committed part files of each rank
-    parts       --rank 0, every row exactly once------> embeddings.h5, published by rename
+    FASTA/FASTQ --read and validated once, on rank 0--> rows, mapped by ranks and workers
+    rows        --planned, tokenised------------------> packs of consecutive rows
+    pack        --encoder, check, mean----------------> Embeddings, or Scores of a classifier
+    predictions --writer------------------------------> committed part files of each rank
+    parts       --rank 0, every row exactly once------> the output, published by rename
 
-Shape letters, everywhere: N sequences in a pack, T tokens in a pack, H heads, K head width, D model
-width.
+What the three between ask of each other is in `contracts`.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ another: each finds the others with the functions at the end of this file, and k
 stands here. `SequenceDataModule` and its kin are a `RowSource`, the modules in `predict` are a
 `RowModel`, the writers are a `Workspace`.
 
-Shape letters, everywhere: N sequences in a pack, T tokens in a pack, H heads, K head width, D model
-width.
+Shape letters, everywhere: N sequences in a pack, M rows and R records of an input, T tokens in a
+pack, H heads, K head width, D model width.
 """
 
 from __future__ import annotations
