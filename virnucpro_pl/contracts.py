@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,8 +208,13 @@ class RowModel(ABC):
         data_needed: Name of the class of its data module.
     """
 
-    columns: ClassVar[tuple[str, ...]]
-    data_needed: ClassVar[str]
+    columns: tuple[str, ...]
+    data_needed: str
+
+    @property
+    def class_name(self) -> str:
+        """What messages call its class."""
+        return type(self).__name__
 
     def check_data(self, data: object) -> None:
         """Refuse the data module of another model.
@@ -220,7 +225,7 @@ class RowModel(ABC):
         if self.data_needed not in (kind.__name__ for kind in type(data).__mro__):
             article = "an" if self.data_needed[0] in "AEIOU" else "a"
             raise UsageError(
-                f"{type(self).__name__} needs {article} {self.data_needed} as its data, "
+                f"{self.class_name} needs {article} {self.data_needed} as its data, "
                 f"not {type(data).__name__}"
             )
 
@@ -241,6 +246,43 @@ class RowModel(ABC):
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
         """What an output records about it; from `configure_model` on. Waits for hashes."""
+
+
+class UsersModel(RowModel):
+    """A LightningModule of the user's own that has a `tokenizer`: an embedder.
+
+    With a `width` and a `provenance()`, and `Embeddings` as its predictions, it can be written.
+    """
+
+    data_needed = "SequenceDataModule"
+
+    def __init__(self, module: Any) -> None:
+        """Look at a module."""
+        self._module = module
+        self.columns = ("vectors",) if hasattr(module, "width") else ()
+
+    @property
+    def class_name(self) -> str:
+        """Name of the module's class."""
+        return type(self._module).__name__
+
+    @property
+    def tokenizers(self) -> tuple[Tokenizer, ...]:
+        """The module's tokenizer."""
+        return (self._module.tokenizer,)
+
+    @property
+    def input_files(self) -> list[Path]:
+        """Those that the module names, if it names any."""
+        return list(getattr(self._module, "input_files", ()))
+
+    def width_of(self, column: str) -> int:
+        """Numbers of a vector."""
+        return int(self._module.width)
+
+    def provenance(self) -> dict[str, Any]:
+        """What the module says of itself."""
+        return dict(self._module.provenance())
 
 
 class Workspace(ABC):
@@ -285,9 +327,11 @@ def source_of(trainer: Any) -> RowSource | None:
 
 
 def model_of(trainer: Any) -> RowModel | None:
-    """The Trainer's model; None if it is not of this package."""
+    """The Trainer's model; None if it does not say how it reads sequences."""
     model = trainer.lightning_module
-    return model if isinstance(model, RowModel) else None
+    if isinstance(model, RowModel):
+        return model
+    return UsersModel(model) if hasattr(model, "tokenizer") else None
 
 
 def workspace_of(trainer: Any) -> Workspace | None:

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from virnucpro_pl import HDF5Writer, SequenceDataModule
-from virnucpro_pl.contracts import Embeddings, RowModel
+from virnucpro_pl.contracts import Embeddings
 from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 from virnucpro_pl.output import parts_folder
@@ -22,20 +22,15 @@ from virnucpro_pl.output.part_file import IncompleteError, read_part
 from virnucpro_pl.stability import FAILED, FINE
 
 
-class Counting(LightningModule, RowModel):
-    """Its vector is (row, length): a stand-in without weights."""
+class Counting(LightningModule):
+    """Its vector is (row, length): a stand-in without weights, of a user's own."""
 
-    columns = ("vectors",)
-    data_needed = "SequenceDataModule"
-    tokenizers = (ProteinTokenizer(),)
-    input_files = ()
+    width = 2
 
     def __init__(self, spoil=None):
         super().__init__()
+        self.tokenizer = ProteinTokenizer()
         self.spoil = spoil
-
-    def width_of(self, column):
-        return {"vectors": 2}[column]
 
     def provenance(self):
         return {"model": "counting", "precision": "32-true", "attention": "none"}

@@ -176,7 +176,7 @@ def read_and_copy(case: Case, path: Path) -> float:
 def time_import() -> float:
     """Seconds of a process that imports the command, and with it Lightning, and ends."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import virnucpro_pl.__main__"], check=True)
+    subprocess.run([sys.executable, "-c", "import virnucpro_pl.cli.predict"], check=True)
     return time.perf_counter() - began
 
 
