@@ -120,13 +120,16 @@ def mistake(tmp_path, monkeypatch, capsys):
         (("export", "a.h5", "--to=npy", "--overwrit", "true"), "did you mean --overwrite?"),
         (("plot", "a.faa", "--colour", "length"), "There is no option --colour: did you mean "
                                                   "--color?"),
-        ((*DEMO, "a.fna"), "a.fna is one word too many: a file is given as in --data.path a.fna"),
+        ((*FIT, "a.h5"), "a.h5 is one word too many ("),
         (("bench", "a.fna"), "a.fna is one word too many ("),
         (("fit", "--data.viral", "a.h5"), "--data.viral is given by its parts, --data.viral.dna"),
         # Configs.
         (("predict",), f"predict needs a config, such as --config virnucpro.yaml: the shipped "
                        f"ones of predict are {SHIPPED}"),
-        (("predict", "--data.path=x", "--writer.path=o"), "predict needs a config"),
+        (("predict", "--data.path=x", "--writer.path=o"), "--model.classifier"),
+        (("predict", "a.fa", "b.fa", "-o=o"), "predict reads one input, not a.fa, b.fa: join them"),
+        (("predict", "a.fa", "--data.path=b.fa", "-o=o"), "The input is given twice: as a.fa and"),
+        (("predict", "a.fa", "-o", "--config=esm2.yaml"), "--writer.path has no value"),
         (("predict", "--config", "esm2"), "There is no config esm2: did you mean esm2.yaml?"),
         (("predict", "--config=ems2.yaml"), "There is no config ems2.yaml: did you mean esm2.yaml"),
         (("predict", "--config=mine.yml"), "There is no config mine.yml: the shipped ones are"),

@@ -17,7 +17,7 @@ from virnucpro_pl.cli.shipped import (
 )
 from virnucpro_pl.errors import UsageError, listed
 
-_SWITCHES = re.compile(r"--help|--print_config|--(\w+\.)+help")
+SWITCHES = re.compile(r"-h|--help|--print_config|--(\w+\.)+help")
 """Options that need no value."""
 _DEVICES = re.compile(r"auto|-1|[1-9]\d*|\[\d+(, ?\d+)*\]|\d+,|\d+(,\d+)+")
 
@@ -31,7 +31,7 @@ def check_values(words: Sequence[str]) -> None:
     for word, following in zip(words, [*words[1:], "--"], strict=True):
         option, equals, _ = word.partition("=")
         lacks = word.startswith("--") and not equals and following.startswith("--")
-        if (lacks or (word == "-c" and following == "--")) and not _SWITCHES.fullmatch(option):
+        if (lacks or (word == "-c" and following == "--")) and not SWITCHES.fullmatch(option):
             example = "esm2.yaml" if option in ("-c", "--config") else "true or false for a switch"
             spelt = f"; one that begins with -- as {option}=VALUE" if following != "--" else ""
             raise UsageError(f"{word} has no value: write one behind it, such as {example}{spelt}")
@@ -67,12 +67,16 @@ def check_configs(words: Sequence[str]) -> None:
     if command == "fit" and with_classes:
         name = short_name(with_classes[0])
         raise UsageError(f"{name} is a config of predict, not of fit: {offer}")
-    by_option = any(re.match(r"--model(\.class_path)?(=|$)", word) for word in words)
-    if command == "predict" and not (with_classes or piped or by_option):
+    if command == "predict" and not (with_classes or piped or names_model(words)):
         if names:
             name = short_name(names[0])
             raise UsageError(f"{name} is no config of predict, since it names no model: {offer}")
         raise UsageError(f"predict needs a config, such as --config virnucpro.yaml: {offer}")
+
+
+def names_model(words: Sequence[str]) -> bool:
+    """Tell whether an option says of which class the model is."""
+    return any(re.match(r"--model(\.class_path)?(=|$)", word) for word in words)
 
 
 def check_devices_option(devices: Any) -> None:

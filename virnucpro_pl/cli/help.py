@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from virnucpro_pl.cli.shipped import config_files, config_names, configs_for
+from virnucpro_pl.cli.short_form import ALIASES, INPUT
 
 ALL = "--help-all"
 """Asks for every option that Lightning knows."""
@@ -59,9 +60,13 @@ are kept); 130 Ctrl-C; 143 SIGTERM.
 An interrupted command continues where it was when it is run again.
 """
 
-_PREDICT = """usage: virnucpro-pl predict --config NAME [options]
+_PREDICT = """usage: virnucpro-pl predict INPUT -o OUTPUT [--config NAME] [options]
 
-Sequences in, calls or embeddings out. The config says which; options on the command line win.
+Sequences in, calls or embeddings out. The config says which, virnucpro.yaml if none is named;
+options on the command line win.
+
+short for:
+{aliases}
 
 shipped configs:
 {configs}
@@ -83,8 +88,8 @@ options that matter most:
 
 examples:
   virnucpro-pl predict --config demo.yaml
-  virnucpro-pl predict --config virnucpro.yaml --data.path contigs.fasta.gz \\
-    --model.classifier 500_model.pth --writer.path results
+  virnucpro-pl predict contigs.fasta.gz -o results --classifier 500_model.pth
+  virnucpro-pl predict --config esm2.yaml proteins.faa -o proteins.h5
 
 more options:
   virnucpro-pl predict --config NAME --help   those of what a config names
@@ -144,7 +149,9 @@ def help_page(words: Sequence[str]) -> str | None:
     if words[0] == "fit":
         return _FIT.format(configs=_first_lines(configs_for("fit")))
     if words[0] == "predict" and not config_names(words):
-        return _PREDICT.format(configs=_first_lines(configs_for("predict")))
+        short = {"INPUT": INPUT, **ALIASES}
+        aliases = "\n".join(f"  {name:<13} {option}" for name, option in short.items())
+        return _PREDICT.format(configs=_first_lines(configs_for("predict")), aliases=aliases)
     return None
 
 

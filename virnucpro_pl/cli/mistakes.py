@@ -147,8 +147,7 @@ def _no_option(option: str, options: Collection[str], configs: Sequence[str]) ->
 def _unrecognised(word: str, options: Sequence[str], configs: Sequence[str]) -> str:
     if word.startswith("-"):
         return _no_option(word.partition("=")[0], options, configs)
-    hint = f": a file is given as in --data.path {word}" if "--data.path" in options else ""
-    return f"{word} is one word too many{hint}"
+    return f"{word} is one word too many"
 
 
 def _class_options(class_path: str, place: str) -> list[str]:

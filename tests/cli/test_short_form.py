@@ -1,0 +1,46 @@
+"""Inputs as words, aliases, and the config that is taken where none is named."""
+
+import h5py
+import pytest
+
+from virnucpro_pl.cli.main import main
+from virnucpro_pl.cli.short_form import expand
+
+DEFAULT = "--config virnucpro.yaml"
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        ("c.fa.gz -o results --classifier 500_model.pth",
+         f"{DEFAULT} --writer.path results --model.classifier 500_model.pth --data.path=c.fa.gz"),
+        ("--config e.yaml p.faa -o p.h5", "--config e.yaml --writer.path p.h5 --data.path=p.faa"),
+        ("-o p.h5 p.faa --config e.yaml", "--config e.yaml --writer.path p.h5 --data.path=p.faa"),
+        ("-c esm2.yaml p.faa -o=p.h5", "-c esm2.yaml --writer.path=p.h5 --data.path=p.faa"),
+        ("--data.path p.faa -o p.h5", f"{DEFAULT} --data.path p.faa --writer.path p.h5"),
+        ("--trainer.devices -1 p.fa", f"{DEFAULT} --trainer.devices -1 --data.path=p.fa"),
+        ("--print_config p.fa", f"{DEFAULT} --print_config --data.path=p.fa"),
+        ("--classifier=a=b.pth x=y.fa", f"{DEFAULT} --model.classifier=a=b.pth --data.path=x=y.fa"),
+        ("-", f"{DEFAULT} --data.path=-"),
+        ("--model.help virnucpro_pl.ESM2Embedder", "--model.help virnucpro_pl.ESM2Embedder"),
+        ("--model virnucpro_pl.ESM2Embedder p.fa",
+         "--model virnucpro_pl.ESM2Embedder --data.path=p.fa"),
+        ("--model.class_path=A p.fa", "--model.class_path=A --data.path=p.fa"),
+        ("", ""),
+        ("--config esm2.yaml --data.path x --writer.path y",
+         "--config esm2.yaml --data.path x --writer.path y"),
+    ],
+)  # fmt: skip
+def test_short_form_stands_for_the_long_one(short, long):
+    assert expand(["predict", *short.split()]) == ["predict", *long.split()]
+
+
+def test_short_form_runs(weights_file, random_proteins, write_fasta, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_fasta(tmp_path / "in.faa", random_proteins([30, 4]))
+    main([
+        "predict", "in.faa", "-o", "out.h5", "--config", "esm2.yaml",
+        "--model.weights", str(weights_file), "--trainer.accelerator=cpu", "--data.num_workers=0",
+    ])  # fmt: skip
+    with h5py.File("out.h5") as file:
+        assert file["sequence_ids"].asstr()[:].tolist() == ["p0", "p1"]
