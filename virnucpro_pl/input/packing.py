@@ -5,6 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+_GPU_TOKENS = 16_384
+_CPU_TOKENS = 2_048
+"""Tokens of a pack where nobody says how many. A CPU is about as fast with few as with many, and
+commits and tells of its progress that much more often."""
+
+
+def default_budget(device: str) -> int:
+    """Tokens of a pack on a type of device, `cuda` or `cpu`, where nobody says how many."""
+    return _GPU_TOKENS if device == "cuda" else _CPU_TOKENS
+
 
 def plan_packs(lengths: ArrayLike, budget: int, specials: int = 2) -> list[range]:
     """Cut a list of sequences into packs of consecutive ones, greedily; pure and deterministic.

@@ -16,16 +16,11 @@ from virnucpro_pl.contracts import SequenceRows, SequenceSource, Tokenizer
 from virnucpro_pl.input.alphabets import ALPHABETS
 from virnucpro_pl.input.packed_batch import PackedBatch, lay
 from virnucpro_pl.input.packed_datamodule import PackedDataModule, check_least
-from virnucpro_pl.input.packing import plan_packs
+from virnucpro_pl.input.packing import default_budget, plan_packs
 from virnucpro_pl.input.reader import read_records
 from virnucpro_pl.input.records import RecordStore
 
 log = logging.getLogger(__name__)
-
-_GPU_TOKENS = 16_384
-_CPU_TOKENS = 2_048
-"""Tokens of a pack where nobody says how many. A CPU is about as fast with few as with many, and
-commits and tells of its progress that much more often."""
 
 
 class FileRows(SequenceRows, Protocol):
@@ -76,8 +71,7 @@ class SequenceFileData(PackedDataModule, SequenceSource):
         """Tokens of a pack on the Trainer's device."""
         if self.tokens_asked is not None:
             return self.tokens_asked
-        on_gpu = self.running_trainer.strategy.root_device.type == "cuda"
-        return _GPU_TOKENS if on_gpu else _CPU_TOKENS
+        return default_budget(self.running_trainer.strategy.root_device.type)
 
     def row_tokens(self, tokenizer: Tokenizer) -> NDArray[np.float64]:
         """(M,) tokens of each row, special ones included, as a tokenizer estimates them."""
