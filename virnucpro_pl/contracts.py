@@ -12,7 +12,7 @@ pack, H heads, K head width, D model width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -132,18 +132,40 @@ class Contigs(Protocol):
         """Letters of some records."""
 
 
+class ChunkPlaces(NamedTuple):
+    """Where the chunks of some contigs lie, in the order of the contigs and within each."""
+
+    start: NDArray[np.int64]
+    """(K,) first base of each chunk in its contig, counted from 0."""
+    length: NDArray[np.int64]
+    """(K,) bases of each chunk."""
+
+
 class OrfOrigin(NamedTuple):
-    """Which contig and which chunk of it each open reading frame is of."""
+    """Which contig, which chunk of it and which frame each open reading frame is of."""
 
     contigs: Contigs
+    places: Callable[[NDArray[np.int64]], ChunkPlaces]
+    """Gives the chunks of some contigs."""
     n_chunks: NDArray[np.int64]
     """(R,) chunks of each contig, those without an ORF included."""
     record: NDArray[np.int64]
     """(M,) contig of each ORF."""
     chunk: NDArray[np.int64]
     """(M,) chunk of each ORF, counted from 0 in its contig."""
+    frame: NDArray[np.int8]
+    """(M,) frame of each ORF: 0 to 5 for F1, F2, F3, R1, R2, R3."""
     letters: dict[Molecule, NDArray[np.int64]]
     """(M,) bases, and residues, of each ORF."""
+
+
+class Inputs(NamedTuple):
+    """The files of a run that reads several, and which of them each record is of."""
+
+    names: list[str]
+    """Each file as it was given."""
+    file: NDArray[np.int32]
+    """(R,) index into `names` of each record: of a contig, or of a row where rows are records."""
 
 
 class RowSource(ABC):
@@ -174,6 +196,11 @@ class RowSource(ABC):
     @property
     def origin(self) -> OrfOrigin | None:
         """Where the rows are from, if they are open reading frames of contigs; after `setup`."""
+        return None
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """Which file each record is of, where there is more than one; after `setup`."""
         return None
 
     def write_beside(self, folder: Path) -> None:  # noqa: B027 - most have nothing to write

@@ -210,13 +210,15 @@ class ContigDataModule(SequenceFileData):
 
     @property
     def origin(self) -> OrfOrigin:
-        """Which contig and which chunk of it each ORF is of."""
+        """Which contig, which chunk of it and which frame each ORF is of."""
         store = self.store
         return OrfOrigin(
             contigs=store.contigs,
+            places=store.places,
             n_chunks=store.columns["n_chunks"],
             record=store.columns["record"],
             chunk=store.columns["chunk"],
+            frame=store.columns["frame"],
             letters={
                 "DNA": store.letter_counts("nucleotide"),
                 "protein": store.letter_counts("protein"),

@@ -10,8 +10,9 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro_pl.contracts import ChunkPlaces
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.input.orfs import Orfs, find_orfs, orf_id
+from virnucpro_pl.input.orfs import Orfs, find_orfs, orf_id, plan_all_chunks
 from virnucpro_pl.input.packing import plan_packs
 from virnucpro_pl.input.records import RecordStore, map_array
 
@@ -79,6 +80,12 @@ class OrfStore:
     def letter_counts(self, kind: Kind) -> NDArray[np.int64]:
         """(M,) letters of each `protein` or `nucleotide` string."""
         return np.diff(self.columns[f"{kind}_ends"], prepend=0)
+
+    def places(self, contigs: NDArray[np.int64]) -> ChunkPlaces:
+        """Give the chunks of some contigs."""
+        offsets = self.contigs.offsets
+        chunks = plan_all_chunks(offsets[contigs + 1] - offsets[contigs], self.size)
+        return ChunkPlaces(chunks.start, chunks.length)
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         """Ids of some ORFs."""
