@@ -573,10 +573,10 @@ def run_main(capfd, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
 
-    def run(*words):
+    def run(*words, command="predict"):
         fixed = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
         try:
-            main(["predict", *map(str, words), *fixed])
+            main([command, *map(str, words), *fixed])
             code = 0
         except SystemExit as end:
             code = end.code

@@ -16,7 +16,7 @@ FLOORS = (
     {"precision"},
     {"input", "models", "output"},
     {"embeddings"},
-    {"predict", "fit", "compare", "plot"},
+    {"predict", "fit", "compare", "plot", "verify"},
     {"bench"},
     {"cli"},
     {"__init__", "__main__"},

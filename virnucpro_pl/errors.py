@@ -35,7 +35,7 @@ class UnwritableError(OutputError):
 
 
 class GateError(ExpectedError):
-    """Two files are further apart than `compare` was told to accept."""
+    """Numbers are further apart than `compare` or `verify` accepts."""
 
 
 class TooLargeError(ExpectedError):

@@ -1,4 +1,4 @@
-"""The pages that `virnucpro-pl --help`, `predict --help` and `fit --help` show."""
+"""The pages that `virnucpro-pl --help` and that of `predict`, `fit` and `verify` show."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ COMMANDS = {
     ),
     "fit": Command("train a classifier on embedding files", "virnucpro_pl.cli.fit"),
     "plot": Command("draw results or an embedding file", "virnucpro_pl.plot.command"),
+    "verify": Command(
+        "tell whether this machine gives VirNucPro's own numbers", "virnucpro_pl.cli.verify"
+    ),
 }
 
 _OVERVIEW = """usage: virnucpro-pl COMMAND [options]
@@ -54,7 +57,7 @@ commands:
 shipped configs:
 {configs}
 
-exit codes: 0 every row written; 1 unexpected failure, or a gate of compare not met;
+exit codes: 0 every row written; 1 unexpected failure, or a gate of compare or verify not met;
 2 bad usage, configuration or input (nothing was computed); 3 numerical instability (committed rows
 are kept); 130 Ctrl-C; 143 SIGTERM.
 An interrupted command continues where it was when it is run again.
@@ -129,6 +132,27 @@ more options:
   virnucpro-pl fit --help-all   all that there are, with their defaults
 """
 
+_VERIFY = """usage: virnucpro-pl verify [--classifier 500_model.pth] [options]
+
+Run two contigs of its own through the whole job on this machine, in the precision asked for and in
+FP32, and compare ids, ORFs, embeddings, scores and labels with those of VirNucPro in FP32. What
+cannot be compared, for lack of a classifier or with another ESM-2 than 3B, is left out.
+
+options are those of predict, without an input and an output:
+  --config NAME              virnucpro.yaml if none is named; its input and output are left out
+  --classifier FILE          VirNucPro's 500_model.pth (--model.classifier)
+  --model.esm2.weights FILE  and --model.dnabert_s.weights: where the published weights are
+  --trainer.accelerator A    auto (a GPU where there is one), cuda or cpu
+  --trainer.devices N        GPUs; for more than one also give --trainer.strategy ddp
+  --trainer.precision P      16-mixed, bf16-mixed or 32
+
+exit codes: 0 every limit is kept; 1 one is not, and a sentence says what that usually means;
+else as predict.
+
+example:
+  virnucpro-pl verify --classifier 500_model.pth
+"""
+
 
 def asks_help(words: Sequence[str]) -> bool:
     """Tell whether a command line asks for help."""
@@ -144,6 +168,8 @@ def help_page(words: Sequence[str]) -> str | None:
     if words in ([], ["-h"], ["--help"]):
         commands = "\n".join(f"  {name:<9} {command.use}" for name, command in COMMANDS.items())
         return _OVERVIEW.format(commands=commands, configs=_first_lines(config_files()))
+    if words[0] == "verify" and (asks_help(words) or ALL in words):
+        return _VERIFY
     if not asks_help(words) or ALL in words:
         return None
     if words[0] == "fit":

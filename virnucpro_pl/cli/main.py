@@ -19,7 +19,7 @@ from typing import Any
 from virnucpro_pl.cli.checks import check_configs, check_no_config, check_values
 from virnucpro_pl.cli.help import ALL, COMMANDS, asks_help, help_page
 from virnucpro_pl.cli.shipped import with_shipped_configs
-from virnucpro_pl.cli.short_form import expand
+from virnucpro_pl.cli.short_form import expand, expand_verify
 from virnucpro_pl.errors import ExpectedError, UnwritableError, UsageError
 from virnucpro_pl.output.processes import (
     announce_rank_0,
@@ -88,7 +88,7 @@ def _command(words: list[str]) -> Callable[[], None]:
     if command not in COMMANDS:
         raise UsageError(f"There is no command {command!r}; there are {', '.join(COMMANDS)}")
     path = f"{COMMANDS[command].module}:{command}"
-    if command not in ("fit", "predict"):
+    if command not in ("fit", "predict", "verify"):
         words = ["--help" if word == ALL else word for word in words]  # theirs is on one page
         check_values(words)
         check_no_config(words)
@@ -96,7 +96,8 @@ def _command(words: list[str]) -> Callable[[], None]:
         return partial(call, resolve_name(path), words)
     if ALL in words:
         return partial(_load(path), [command, "--help"])
-    words = with_shipped_configs(expand(words) if command == "predict" else words)
+    short_forms = {"predict": expand, "verify": expand_verify}
+    words = with_shipped_configs(short_forms.get(command, list)(words))
     if asks_help(words):
         return partial(_load("virnucpro_pl.cli.class_help:print_class_help"), words)
     check_values(words)

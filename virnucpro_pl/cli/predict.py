@@ -78,13 +78,14 @@ class PredictCLI(UsageCLI):
             raise OutputError("Something has called sys.exit() before every row was there") from end
 
 
-def predict(words: list[str]) -> None:
+def predict(words: list[str], command: type[PredictCLI] = PredictCLI) -> PredictCLI:
     """Run a model over its data.
 
     Args:
         words: The command line from `predict` on.
+        command: Reads and runs it.
     """
-    PredictCLI(
+    return command(
         LightningModule,
         LightningDataModule,
         words,

@@ -1,4 +1,4 @@
-"""The short form of `predict`: inputs as words, and aliases of the options used most."""
+"""The short forms of `predict` and `verify`: inputs as words, aliases, and a config by default."""
 
 from __future__ import annotations
 
@@ -50,3 +50,23 @@ def expand(words: Sequence[str]) -> list[str]:
     is_default = not config_names(options) and not names_model(options)
     config = ["--config", CONFIG] if is_default and (inputs or by_option) else []
     return [command, *config, *options, *short, *(f"{INPUT}={path}" for path in inputs)]
+
+
+def expand_verify(words: Sequence[str]) -> list[str]:
+    """Write a command line of `verify` as one of `predict` that lacks input and output.
+
+    Args:
+        words: The command line, from `verify` on.
+
+    Raises:
+        UsageError: If an input or an output is given.
+    """
+    predict = expand(["predict", *words[1:]])
+    for word in predict:
+        option = word.partition("=")[0].replace(".init_args", "")
+        if option in (INPUT, ALIASES["-o"]):
+            raise UsageError(
+                f"verify reads two contigs of its own and keeps no output: leave out {option}"
+                + (", for which a word that is no option stands" if option == INPUT else "")
+            )
+    return predict if config_names(predict) else ["predict", "--config", CONFIG, *predict[1:]]

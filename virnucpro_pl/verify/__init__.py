@@ -1,0 +1,1 @@
+"""Whether a machine gives the numbers that the original program gave, for two known contigs."""
