@@ -279,7 +279,7 @@ def test_two_ranks_meet_the_numbers_in_both_precisions(
     assert len(lines_of(ended.log, "met")) == 14
     for precision in ("bf16-true", "32-true"):
         figures = json.loads((tmp_path / f"{precision}.json").read_text())
-        assert [rank["records"] for rank in figures["ranks"]] == [2, 2]
+        assert [rank["records"] for rank in figures["per_rank"]] == [2, 2]
     assert not list(temporary.iterdir())
 
 
