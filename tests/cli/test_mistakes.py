@@ -63,6 +63,9 @@ def mistake(tmp_path, monkeypatch, capsys):
         ((*FIT, "--data.batch_size", "1"), "--data.batch_size must be at least 2, not 1"),
         ((*FIT, "--model.dropout", "1"), "--model.dropout must be from 0 to below 1, not 1"),
         (("plot", "a.faa", "--longest", "-1"), "--longest must be at least 0, not -1"),
+        (("plot", "a.faa", "--records", "x", "--top", "few"), "--top must be a whole number, not "
+                                                              "few"),
+        (("plot", "--records", "x"), "PATH is missing"),
         # Wrong kinds.
         ((*DEMO, "--data.length", "five"), "--data.length must be a whole number, not five"),
         ((*DEMO, "--data.length", "500.5"), "--data.length must be a whole number, not 500.5"),

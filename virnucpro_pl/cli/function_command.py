@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from argparse import SUPPRESS
 from collections.abc import Callable
+from typing import get_args, get_type_hints
 
 from jsonargparse import ArgumentError, auto_parser
 
-from virnucpro_pl.cli.literal_paths import read_paths, spell_paths
+from virnucpro_pl.cli.literal_paths import read_paths, spell, spell_paths
 from virnucpro_pl.cli.mistakes import explain
 from virnucpro_pl.errors import UsageError
 
@@ -27,7 +29,8 @@ def call(function: Callable[..., None], words: list[str]) -> None:
     known = parser._option_string_actions
     known.pop("--config").help = SUPPRESS  # the parser's own, which no such command takes
     try:
-        config = read_paths(parser.parse_args(spell_paths(options, positional=True)))
+        single, lists = _apart(options, _lists_of(function))
+        config = read_paths(parser.parse_args([*spell_paths(single, positional=True), *lists]))
     except ArgumentError as error:
         said = explain(read_paths(str(error)), options, known)
         for option, word in zip(options, words[1:], strict=True):  # as it was typed
@@ -36,6 +39,33 @@ def call(function: Callable[..., None], words: list[str]) -> None:
     arguments = vars(parser.instantiate(config))
     arguments.pop("config", None)
     function(**arguments)
+
+
+def _lists_of(function: Callable[..., None]) -> list[str]:
+    """Options that take any number of words."""
+    kinds = get_type_hints(function).items()
+    return [f"--{name}" for name, kind in kinds if list[str] in get_args(kind)]
+
+
+def _apart(words: list[str], lists: list[str]) -> tuple[list[str], list[str]]:
+    """Take the options that are lists out of a command line, and write each as the parser reads it.
+
+    All words up to the next option are its items, taken literally.
+    """
+    single: list[str] = []
+    items: dict[str, list[str]] = {}
+    place = single
+    for word in words:
+        option, equals, value = word.partition("=")
+        if word.startswith("--"):
+            place = items.setdefault(option, []) if option in lists else single
+            if place is single:
+                single.append(word)
+            elif equals:
+                place.append(value)
+        else:
+            place.append(word)
+    return single, [f"{option}={json.dumps([*map(spell, items[option])])}" for option in items]
 
 
 def _with_underscores(word: str) -> str:

@@ -34,14 +34,14 @@ def spell_paths(words: Sequence[str], *, positional: bool = False) -> list[str]:
     for word in words:
         option, equals, value = word.partition("=")
         if flag and not word.startswith("--"):
-            spelt.append(_spell(word) if _is_path(flag) else word)
+            spelt.append(spell(word) if _is_path(flag) else word)
             flag = ""
         elif word.startswith("--"):
             path = equals and _is_path(option)
-            spelt.append(f"{option}={_spell(value)}" if path else word)
+            spelt.append(f"{option}={spell(value)}" if path else word)
             flag = "" if equals else option
         else:
-            spelt.append(_spell(word) if positional and word != "-h" else word)
+            spelt.append(spell(word) if positional and word != "-h" else word)
     return spelt
 
 
@@ -62,5 +62,6 @@ def _is_path(option: str) -> bool:
     return _OPTION.fullmatch(option.replace(".init_args", "")) is not None
 
 
-def _spell(path: str) -> str:
-    return f"path-bytes-{os.fsencode(path).hex()}"
+def spell(text: str) -> str:
+    """A path, or a text that is as free as one, in the spelling that YAML leaves as it is."""
+    return f"path-bytes-{os.fsencode(text).hex()}"
