@@ -13,6 +13,7 @@ from virnucpro_pl.plot.embedding_map import (
     color_by_length,
     color_by_table,
     draw_map,
+    kind_of_points,
     principal_components,
     read_sample,
 )
@@ -55,6 +56,7 @@ def test_sample_is_drawn_without_what_is_not_finite(embeddings):
 
     file, vectors = embeddings(edit=spoil)
     whole = read_sample(file)
+    assert whole.ids == [f"s{i}" for i in whole.rows]
     assert whole.rows.tolist() == [i for i in range(50) if i != 3]
     assert (whole.total, whole.lost) == (50, 1)
     assert np.array_equal(whole.vectors, vectors[whole.rows])
@@ -150,9 +152,26 @@ def test_missing_table_raises(embeddings, tmp_path):
         color_by_table(file, read_sample(file), tmp_path / "absent.tsv", "kind")
 
 
+@pytest.mark.parametrize(
+    ("model", "ids", "kind"),
+    [
+        ("esm2_t36_3B_UR50D", ["a_chunk_1F1", "b_chunk_22R3"], "ORFs (proteins)"),
+        ("DNABERT-S-tiny", ["a|b_chunk_1F1"], "ORFs (nucleotides)"),
+        ("mine", ["a_chunk_1F1"], "ORFs"),
+        ("esm2_t6", ["a_chunk_1F1", "a"], "records (proteins)"),
+        ("DNABERT-S", ["a_chunk_1F4"], "records (nucleotides)"),
+        ("mine", ["_chunk_1F1"], "records"),
+    ],
+)
+def test_points_are_named_by_their_ids_and_model(model, ids, kind):
+    assert kind_of_points(model, ids) == kind
+
+
 def drawn(color, total=30, lost=0):
-    vectors = np.random.default_rng(0).normal(size=(len(color.values), 5)).astype(np.float32)
-    sample = Sample(np.arange(len(vectors)), vectors, total, lost)
+    count = len(color.values)
+    vectors = np.random.default_rng(0).normal(size=(count, 5)).astype(np.float32)
+    ids = [f"r{i}_chunk_1F1" for i in range(count)]
+    sample = Sample(np.arange(count), ids, vectors, total, lost)
     figure, alt = draw_map(sample, color, "esm2")
     return figure, alt, [found.get_text() for found in figure.findobj(Text)]
 
@@ -160,12 +179,14 @@ def drawn(color, total=30, lost=0):
 def test_map_of_numbers_has_a_bar_and_says_what_is_shown():
     figure, alt, shown = drawn(Color("Length (bases)", np.linspace(1, 100, 20)), lost=2)
     axis, bar = figure.axes
-    title = "esm2\na random sample of 20 of 30 rows, 2 not finite left out"
+    words = "a random sample of 20 of 30 ORFs (proteins), 2 not finite left out"
+    title = f"esm2\n{words}"
     assert axis.get_title() == title
     assert axis.get_xlabel().startswith("PC 1 (")
     assert axis.get_ylabel().endswith(" % of variance)")
     assert bar.get_ylabel() == "Length (bases)"
     assert isinstance(axis.collections[0].norm, LogNorm)
+    assert alt.startswith(f"Map of {words}, as esm2 embeds them, by")
     assert "coloured by Length (bases)" in alt
     assert not any("none" in text for text in shown)
 
@@ -174,8 +195,16 @@ def test_map_of_names_has_a_legend_with_counts():
     color = Color("kind", np.array([0, 0, 1, np.nan, 1, 1]), ("phage", "host"))
     figure, _, shown = drawn(color, total=6)
     assert {"kind", "phage (2)", "host (3)", "none (1)"} <= set(shown)
-    assert figure.axes[0].get_title() == "esm2\n6 rows"
+    assert figure.axes[0].get_title() == "esm2\n6 ORFs (proteins)"
     assert sum(len(points.get_offsets()) for points in figure.axes[0].collections) == 6
+
+
+def test_long_and_odd_names_are_cut_and_shown_in_the_legend():
+    names = ("_" + "n" * 80, "$a$")
+    _, _, shown = drawn(Color("k" * 60, np.array([0, 1, 1])[:3], names), total=3)
+    assert f" _{'n' * 19}…{'n' * 19} (1)" in shown
+    assert r"\$a\$ (2)" in shown  # as matplotlib writes dollars that begin no formula
+    assert "k" * 20 + "…" + "k" * 19 in shown
 
 
 @pytest.mark.parametrize("values", [[np.nan] * 4, [3.0] * 4, [0.0, 1.0, np.nan, 2.0]])

@@ -1,12 +1,15 @@
 """Each picture of results: what is drawn, its labels, and its words."""
 
 import io
+from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.image import imread
 from matplotlib.text import Text
 
+from virnucpro_pl.plot.contigs import Records
 from virnucpro_pl.plot.figures import (
     COLORS,
     DPI,
@@ -18,7 +21,7 @@ from virnucpro_pl.plot.figures import (
     make_picture,
     ratio,
 )
-from virnucpro_pl.plot.results import Records, Results, Track
+from virnucpro_pl.plot.results import Results, Track
 
 
 def results(scores, virus_scores=None, threshold=0.5):
@@ -27,7 +30,7 @@ def results(scores, virus_scores=None, threshold=0.5):
         count = len(virus_scores)
         records = Records(np.full(count, 700), np.float32(virus_scores), np.zeros(count, np.int8))
     summary = {"threshold": threshold}
-    return Results("x", np.float32(scores), records, [], summary, {})
+    return Results("x", np.float32(scores), records, [], pd.DataFrame(), summary, {})
 
 
 def track(virus, others=None, bases=None, name="contig"):
@@ -87,10 +90,32 @@ def test_track_tie_is_virus_and_best_of_others_decides():
 
 
 def test_track_without_virus_says_so_and_long_names_are_cut():
-    figure, alt = draw_track(track([0.1] * 300, name="n" * 60))
-    assert "No chunk is called virus." in alt
-    assert "n" * 60 in alt
-    assert len(figure.axes[0].get_title()) == 34
+    figure, alt = draw_track(track([0.1] * 300, name="n" * 60 + "end"))
+    assert "Chunks called virus: 0 of 300 with a score. No chunk is called virus." in alt
+    assert "n" * 60 + "end" in alt
+    assert figure.axes[0].get_title() == "n" * 18 + "…" + "n" * 14 + "end"
+
+
+@pytest.mark.parametrize("name", ["W" * 200, "i" * 200, "NODE_1"])
+def test_titles_fit_on_the_picture(name):
+    figure, _ = draw_track(track([0.1], bases=500, name=name))
+    figure.canvas.draw()
+    box = figure.axes[0].title.get_window_extent()
+    assert box.x0 > 0
+    assert box.x1 < figure.bbox.x1
+
+
+@pytest.mark.parametrize("name", ["$x_1$ $\\frac$", "_hidden", "<b>&", "a\\$b", "%s{}"])
+def test_names_are_drawn_letter_by_letter(name):
+    picture = make_picture("n", "t", lambda: draw_track(track([0.1], bases=500, name=name)))
+    drawn = "".join(ElementTree.fromstring(picture.svg).itertext())
+    assert f"{name}, 500 bases" in drawn
+
+
+def test_record_without_any_score_is_drawn():
+    figure, alt = draw_track(track([np.nan] * 3, bases=1300))
+    assert "no score (3)" in texts(figure)
+    assert "0 of 0 with a score; 3 more have none. No chunk is called virus." in alt
 
 
 def test_length_shares_add_up_to_all():
@@ -113,6 +138,19 @@ def test_length_shares_add_up_to_all():
     assert len({bar.get_hatch() for bar in axis.patches}) == 3  # not by colour alone
 
 
+@pytest.mark.parametrize("classes", [1, 2, 5, 8])
+def test_bars_are_never_as_wide_as_the_picture(classes):
+    lengths = np.array([100, 600, 1500, 3000, 6000, 15_000, 30_000, 90_000][:classes])
+    records = Records(lengths, np.zeros(classes, np.float32), np.ones(classes, np.int8))
+    [axis] = draw_length_shares(records)[0].axes
+    low, high = axis.get_xlim()
+    bars = axis.patches[:classes]
+    assert bars[0].get_width() / (high - low) < 0.15
+    assert low <= bars[0].get_x()
+    assert bars[-1].get_x() + bars[-1].get_width() <= high
+    assert bars[0].get_x() - low == pytest.approx(high - bars[-1].get_x() - bars[-1].get_width())
+
+
 def test_phases_are_named_with_their_seconds():
     figure, alt = draw_phases({"prepare": 1.25, "compute": 1000.0})
     [axis] = figure.axes
@@ -130,13 +168,16 @@ def test_phases_are_named_with_their_seconds():
         (lambda: draw_phases({"a": 0.0, "b": 0.0}), 2.1),
     ],
 )
-def test_picture_is_a_png_of_its_size_and_not_empty(draw, height):
+def test_picture_is_a_png_and_an_svg_of_its_size_and_not_empty(draw, height):
     picture = make_picture("name", "title", draw)
     assert (picture.name, picture.title, picture.alt[-1]) == ("name", "title", ".")
+    drawing = ElementTree.fromstring(picture.svg)
+    assert drawing.get("viewBox") == f"0 0 {WIDTH * 72:g} {height * 72:g}"
+    assert len(drawing.findall(".//{*}text")) > 5  # text that can be searched and edited
     pixels = imread(io.BytesIO(picture.png))
     assert pixels.shape[:2] == (round(height * DPI), WIDTH * DPI)
     assert 0.01 < np.mean(pixels[..., :3].min(axis=2) < 0.9) < 0.8
-    assert make_picture("name", "title", draw).png == picture.png
+    assert make_picture("name", "title", draw) == picture
 
 
 def test_colours_stand_out_from_white_and_from_each_other():

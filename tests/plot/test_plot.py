@@ -11,9 +11,11 @@ import pytest
 from matplotlib.image import imread
 
 from virnucpro_pl.cli.main import main
+from virnucpro_pl.plot.names import file_names
 
-PNG = re.compile(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)">')
-MADE = {"index.html", "scores.png", "calls_by_length.png", "contig_01.png", "contig_02.png"}
+IMAGE = re.compile(r'<img src="data:image/([a-z+]+);base64,([^"]+)" alt="([^"]+)">')
+A, B = file_names(["a<b>", "b"]).values()
+MADE = ["scores", "calls_by_length", A, B, "phases"]
 
 
 @pytest.fixture
@@ -53,42 +55,75 @@ def plot(*words):
 
 
 def shown(page):
-    """Alternative text and pixels of each picture of a page."""
-    import io
+    """Kind, content and alternative text of each picture of a page."""
+    return [(kind, base64.b64decode(data), alt) for kind, data, alt in IMAGE.findall(page)]
 
-    return [(alt, imread(io.BytesIO(base64.b64decode(data)))) for data, alt in PNG.findall(page)]
+
+def drawn(folder):
+    """Names of the pictures in a folder, which has each as PNG and SVG beside the page."""
+    files = {p.name for p in folder.iterdir()}
+    names = {name.removesuffix(".png") for name in files if name.endswith(".png")}
+    assert files == {"index.html", *(f"{name}.{kind}" for name in names for kind in ("png", "svg"))}
+    return names
 
 
 def test_results_are_drawn_and_shown_on_one_page(results, tmp_path, caplog):
     plot("results/")
     folder = tmp_path / "results.pictures"
-    assert {p.name for p in folder.iterdir()} == MADE | {"phases.png"}
+    assert drawn(folder) == set(MADE)
     page = (folder / "index.html").read_text()
     pictures = shown(page)
-    assert len(pictures) == 5
-    for alt, pixels in pictures:
+    assert re.findall(r'<figure id="([^"]+)">', page) == MADE
+    for name, (kind, content, alt) in zip(MADE, pictures, strict=True):
         assert len(alt) > 40
-        assert pixels.shape[1] == 1080
-    assert (folder / "scores.png").read_bytes() == base64.b64decode(PNG.findall(page)[0][0])
+        assert content == (folder / f"{name}.{kind[:3]}").read_bytes()
+        assert imread(folder / f"{name}.png").shape[1] == 1800
+        assert b"<svg" in (folder / f"{name}.svg").read_bytes()[:1000]
     for part in (
         *("2 records: 1 called virus, 1 others, 0 without a score", "RANDOM weights"),
         *("Along a&lt;b&gt;", "Records with status ok", "1234.5", "VirNucPro results: results"),
         *("bases 1 to 500", "compute 12.5 s", "Calls by length"),
+        f'<tr><td><a href="#{A}">a&lt;b&gt;</a></td><td class="number">900</td>',
     ):
         assert part in page
+    assert "<td>0.6500</td><td>virus</td></tr>" in page
     assert "a<b>" not in page
     assert not re.search(r"https?:", page)
     assert "missing" not in page
 
 
+def test_columns_of_a_later_table_are_listed(results, tmp_path):
+    header, *rows = (results / "contigs.tsv").read_text().splitlines()
+    lines = [f"{header}\tweighted_delta\tcall\ttier", *(f"{row}\t0.3\tviral\tlow" for row in rows)]
+    (results / "contigs.tsv").write_text("\n".join([*lines, ""]))
+    plot("results")
+    page = (tmp_path / "results.pictures/index.html").read_text()
+    headings = re.findall(r'<th scope="col"[^>]*>([^<]+)</th>', page)
+    assert headings == ["Record", "Bases", "Chunks", "Viral chunks", "virus_score", "Prediction",
+                        "Call", "Tier"]  # fmt: skip
+    assert "<td>0.6500</td><td>virus</td><td>viral</td><td>low</td></tr>" in page
+
+
+def test_records_asked_for_are_drawn_first_whatever_they_look_like(results, tmp_path):
+    for file in (results / "contigs.tsv", results / "prediction_results.txt"):
+        file.write_text(
+            file.read_text().replace("b\t600", "null\t600").replace("b_chunk", "null_chunk")
+        )
+    plot("results", "--records", "null", "a<b>", "null", "--top", "0", "--longest", "0")
+    page = (tmp_path / "results.pictures/index.html").read_text()
+    order = re.findall(r'<figure id="([^"]+)">', page)
+    assert order == ["scores", "calls_by_length", "record_null", A, "phases"]
+    plot("results", "--top", "1", "--longest=0")
+    assert drawn(tmp_path / "results.pictures") == set(MADE) - {B}
+
+
 def test_embeddings_of_results_are_drawn_by_their_scores(results, tmp_path, write_embeddings):
     ids = ["b_chunk_1F2", "a<b>_chunk_2R1", "a<b>_chunk_1F1"]
     write_embeddings(results / "esm2.h5", ids, np.eye(3, 4, dtype=np.float32))
-    plot("results", "--longest", "0", "--output", "out")
-    names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {"index.html", "scores.png", "calls_by_length.png", "map_esm2.png",
-                     "phases.png"}  # fmt: skip
-    assert "coloured by score2" in (tmp_path / "out/index.html").read_text()
+    plot("results", "--longest", "0", "--top", "0", "--output", "out")
+    assert drawn(tmp_path / "out") == {"scores", "calls_by_length", "map_esm2", "phases"}
+    page = (tmp_path / "out/index.html").read_text()
+    assert re.search(r"Map of 3 ORFs \(.+\), as .+ embeds them, .+, coloured by score2", page)
 
 
 def test_results_of_classify_lack_records_and_say_so(results, tmp_path):
@@ -114,23 +149,23 @@ def test_results_without_an_orf_are_drawn(results, tmp_path):
 def test_embedding_file_is_mapped_by_length_or_column(embeddings, tmp_path):
     plot("e.h5")
     page = (tmp_path / "e.h5.pictures/index.html").read_text()
-    [(alt, pixels)] = shown(page)
+    [(_, _, alt)] = shown(page)
+    assert alt.startswith("Map of 9 records (proteins), as esm2_t6 embeds them")
     assert "coloured by Length (residues)" in alt
-    assert pixels.shape[:2] == (1008, 1080)
+    assert imread(tmp_path / "e.h5.pictures/map.png").shape[:2] == (1680, 1800)
     assert "9 embeddings of 4 numbers." in page
     (tmp_path / "t.tsv").write_text("id\tfamily\n" + "".join(f"s{i}\tf{i % 2}\n" for i in range(9)))
     plot("e.h5", "--color", "family", "--table", "t.tsv")
     again = (tmp_path / "e.h5.pictures/index.html").read_text()
     assert "coloured by family" in again
-    assert PNG.findall(again) != PNG.findall(page)
+    assert shown(again) != shown(page)
 
 
 def test_pictures_are_replaced_and_stale_ones_removed(results, tmp_path):
     (tmp_path / "results.pictures").mkdir()  # an empty folder is as good as none
     plot("results")
-    plot("results", "--longest", "1")
-    names = {p.name for p in (tmp_path / "results.pictures").iterdir()}
-    assert names == (MADE - {"contig_02.png"}) | {"phases.png"}
+    plot("results", "--longest", "1", "--top", "0")
+    assert drawn(tmp_path / "results.pictures") == set(MADE) - {B}
 
 
 @pytest.mark.parametrize(
@@ -140,6 +175,10 @@ def test_pictures_are_replaced_and_stale_ones_removed(results, tmp_path):
         (["results.run.json"], "cannot be read as HDF5"),
         ([".", "--output", "o"], "holds no results"),
         (["results", "--longest", "-1"], "--longest must be at least 0"),
+        (["results", "--top", "-1"], "--top must be at least 0, not -1"),
+        (["results", "--records", "b", "x", "--top", "1"], "contigs.tsv has no record x"),
+        (["results", "--records"], "--records has no value"),
+        (["e.h5", "--records", "s0"], "--records are drawn of a folder of results"),
         (["e.h5", "--color", "family"], "give its table with --table"),
         (["e.h5", "--table", "t.tsv"], "give --color COLUMN"),
         (["e.h5", "--color", "x", "--table", "t.tsv"], "t.tsv cannot be read"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from virnucpro_pl.errors import InputError, UsageError
+from virnucpro_pl.plot.contigs import Choice
 from virnucpro_pl.plot.results import read_results
 
 CONTIGS = (
@@ -35,7 +36,7 @@ def folder(tmp_path):
 
 
 def test_read_results_gives_columns_and_tracks(folder):
-    results = read_results(folder, longest=2)
+    results = read_results(folder, Choice(top=0, longest=2))
     assert results.orf_scores.dtype == np.float32
     np.testing.assert_allclose(results.orf_scores, [0.9, 0.2, 0.7, np.nan])
     assert results.records.lengths.tolist() == [10, 25, 90]
@@ -45,32 +46,43 @@ def test_read_results_gives_columns_and_tracks(folder):
 
 
 def test_tracks_are_the_longest_records_with_an_orf(folder):
-    first, second = read_results(folder, longest=5).tracks
+    first, second = read_results(folder, Choice(top=0, longest=5)).tracks
     assert (first.name, first.call, first.bases) == ("long_chunk_2", "others", 25)
     assert first.places.tolist() == [[0, 10], [8, 18], [16, 25]]
     np.testing.assert_allclose(first.scores[0], [0.8, 0.7])
     assert np.isnan(first.scores[1:]).all()
     assert first.viral.tolist() == [False, False, False]  # 0.8 of one frame beats 0.7 of another
     assert second.name == "short"
-    assert [track.name for track in read_results(folder, longest=1).tracks] == ["long_chunk_2"]
-    assert read_results(folder, longest=0).tracks == []
+    assert [track.name for track in read_results(folder, Choice(top=0, longest=1)).tracks] == [
+        "long_chunk_2"
+    ]
+    assert read_results(folder, Choice(top=0, longest=0)).tracks == []
 
 
 def test_without_contigs_records_are_ordered_by_chunks(folder):
     (folder / "contigs.tsv").unlink()
     (folder / "summary.json").unlink()
-    results = read_results(folder, longest=1)
+    results = read_results(folder, Choice(top=0, longest=1))
     assert results.records is None
     [track] = results.tracks
     assert (track.name, track.bases, len(track.scores)) == ("long_chunk_2", None, 3)
     assert track.places[0].tolist() == [0.5, 1.5]
 
 
+def test_without_contigs_records_are_found_by_their_orfs(folder):
+    (folder / "contigs.tsv").unlink()
+    results = read_results(folder, Choice(("short",), longest=1))
+    assert [track.name for track in results.tracks] == ["short", "long_chunk_2"]
+    assert len(results.best) == 0
+    with pytest.raises(UsageError, match=r"results\.txt has no record long, 1"):
+        read_results(folder, Choice(("long", "short", "1")))
+
+
 def test_ids_of_another_program_have_no_track(folder):
     (folder / "contigs.tsv").unlink()
     table = "Sequence_ID\tPrediction\tscore1\tscore2\ngene_1\tvirus\t0.1\t0.9\n"
     (folder / "prediction_results.txt").write_text(table)
-    results = read_results(folder, longest=3)
+    results = read_results(folder, Choice(top=0, longest=3))
     assert (results.tracks, len(results.orf_scores)) == ([], 1)
 
 
@@ -94,15 +106,15 @@ def test_damaged_files_raise_and_name_the_place(folder, name, old, new, message)
     assert old in text
     (folder / name).write_text(text.replace(old, new, 1))
     with pytest.raises(InputError, match=message):
-        read_results(folder, longest=3)
+        read_results(folder, Choice(top=0, longest=3))
 
 
 def test_bytes_that_are_no_text_raise(folder):
     (folder / "contigs.tsv").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match=r"contigs\.tsv cannot be read"):
-        read_results(folder, longest=3)
+        read_results(folder, Choice(top=0, longest=3))
 
 
 def test_other_folder_raises(tmp_path):
     with pytest.raises(UsageError, match=r"holds no results: it has no prediction_results\.txt"):
-        read_results(tmp_path, longest=3)
+        read_results(tmp_path, Choice(top=0, longest=3))

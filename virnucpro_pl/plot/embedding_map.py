@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.plot.figures import COLORS, new_figure, ratio
+from virnucpro_pl.plot.figures import COLORS, fit_title, new_figure, plain, ratio
 from virnucpro_pl.plot.tables import read_table
 
 MAX_ROWS = 20_000
@@ -27,6 +30,10 @@ _CATEGORY_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B
 _MARKERS = "o^sDvP*"
 _MISSING = frozenset(("", "NA", "nan", "NaN", "None"))
 _LOG_RATIO = 50
+_ORF = re.compile(r"(?s).+_chunk_\d+[FR][1-3]")
+"""Id of an open reading frame."""
+_NAME_LETTERS, _NARROW_LETTERS = 40, 20
+"""Of a name in a legend, and of one that has room beside another."""
 
 
 class Sample(NamedTuple):
@@ -34,6 +41,8 @@ class Sample(NamedTuple):
 
     rows: NDArray[np.int64]
     """(N,) their numbers, ascending."""
+    ids: list[str]
+    """(N,) their ids."""
     vectors: NDArray[np.float32]
     """(N, D), all finite."""
     total: int
@@ -68,15 +77,38 @@ def read_sample(file: EmbeddingFile, limit: int = MAX_ROWS, seed: int = 0) -> Sa
     if count > limit:
         rows = np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))
     vectors = np.empty((len(rows), file.width), np.float32)
+    ids: list[str] = []
     for start in range(0, len(rows), _BLOCK):
-        vectors[start : start + _BLOCK] = file.rows(rows[start : start + _BLOCK])
+        block = rows[start : start + _BLOCK]
+        vectors[start : start + _BLOCK] = file.rows(block)
+        ids.extend(name.decode() for name in file.file["sequence_ids"][block].tolist())
     finite = np.isfinite(vectors).all(axis=1)
     if finite.sum() < 2 or file.width < 2:
         raise UsageError(
             f"{file.path} cannot be drawn: a map needs two rows and two numbers of each, and it "
             f"has {int(finite.sum())} finite row(s) of {file.width} number(s)"
         )
-    return Sample(rows[finite], vectors[finite], count, int((~finite).sum()))
+    ids = [ids[place] for place in np.flatnonzero(finite)]
+    return Sample(rows[finite], ids, vectors[finite], count, int((~finite).sum()))
+
+
+def kind_of_points(model: str, ids: Iterable[str]) -> str:
+    """What the points of a map are, in words: ORFs, by their ids, or records; of which molecule.
+
+    Args:
+        model: What the embedding file calls its model.
+        ids: Ids of the rows.
+    """
+    kind = "ORFs" if all(map(_ORF.fullmatch, ids)) else "records"
+    _, molecule = _read_by(model)
+    return f"{kind} ({molecule})" if molecule else kind
+
+
+def _read_by(model: str) -> tuple[str, str]:
+    """What a model reads, as units of length and as molecules; the latter empty if unknown."""
+    if "dnabert" in model.lower():
+        return "bases", "nucleotides"
+    return ("residues", "proteins") if "esm" in model.lower() else ("letters", "")
 
 
 def principal_components(
@@ -111,8 +143,7 @@ def color_by_length(file: EmbeddingFile, sample: Sample) -> Color:
         raise UsageError(
             f"{file.path} does not tell lengths: give --color COLUMN --table FILE.tsv instead"
         )
-    model = str(file.file.attrs.get("model", "")).lower()
-    unit = "bases" if "dnabert" in model else "residues" if "esm" in model else "letters"
+    unit, _ = _read_by(str(file.file.attrs.get("model", "")))
     return Color(f"Length ({unit})", lengths[()][sample.rows].astype(np.float64))
 
 
@@ -126,12 +157,7 @@ def color_by_table(file: EmbeddingFile, sample: Sample, table: Path, column: str
         UsageError: If the table has no such column, or none of the ids.
         InputError: If it cannot be read, or names an id twice.
     """
-    stored = file.file["sequence_ids"]
-    ids: list[str] = []
-    for start in range(0, len(sample.rows), _BLOCK):
-        block = stored[sample.rows[start : start + _BLOCK]].tolist()
-        ids.extend(name.decode() for name in block)
-    keys = ids
+    ids = keys = sample.ids
     texts = _column(table, column, set(keys))
     if not texts:
         keys = [name.rpartition("_chunk_")[0] for name in ids]
@@ -178,47 +204,62 @@ def _color(label: str, texts: list[str]) -> Color:
     return Color(label, np.array([index.get(text, np.nan) for text in texts], np.float64), names)
 
 
-def draw_map(sample: Sample, color: Color, title: str) -> tuple[Figure, str]:
-    """Draw the sample along its first two components; the figure, and what it shows in words."""
+def draw_map(sample: Sample, color: Color, model: str) -> tuple[Figure, str]:
+    """Draw the sample along its first two components.
+
+    Args:
+        sample: Some rows.
+        color: What colours them.
+        model: What has embedded them.
+
+    Returns:
+        The figure, and what it shows in words.
+    """
     points, shares = principal_components(sample.vectors)
     figure, [axis] = new_figure(5.6)
+    _scatter(figure, axis, points, color)
+    kind = kind_of_points(model, sample.ids)
+    words = f"{len(points):,} {kind}"
+    if len(points) + sample.lost < sample.total:
+        words = f"a random sample of {len(points):,} of {sample.total:,} {kind}"
+    if sample.lost:
+        words += f", {sample.lost:,} not finite left out"
+    fit_title(axis, f"{plain(model, _NAME_LETTERS)}\n{words}", fontsize=11)
+    labels = [f"PC {i + 1} ({100 * share:.1f} % of variance)" for i, share in enumerate(shares)]
+    axis.set(xlabel=labels[0], ylabel=labels[1])
+    return figure, (
+        f"Map of {words}, as {model} embeds them, by their first two principal components, which "
+        f"hold {100 * shares.sum():.1f} % of the variance, coloured by {color.label}."
+    )
+
+
+def _scatter(figure: Figure, axis: Axes, points: NDArray[np.float64], color: Color) -> None:
+    """Draw points (N, 2), and say what their colours mean."""
     size = float(np.clip(20_000 / len(points), 4, 40))
     x, y = points.T
+    title = plain(color.label, _NAME_LETTERS)
     missing = np.isnan(color.values)
+    labels = []
     if missing.any():
-        label = f"none ({int(missing.sum()):,})"
+        labels.append(f"none ({int(missing.sum()):,})")
         style = {"c": COLORS["NA"], "marker": "x", "linewidths": 0.8}
-        axis.scatter(x[missing], y[missing], size, label=label, **style)
+        axis.scatter(x[missing], y[missing], size, label=labels[-1], **style)
     for i, name in enumerate(color.names):
         inside = color.values == i
-        label = f"{name} ({int(inside.sum()):,})"
+        labels.append(f"{plain(name, _NAME_LETTERS)} ({int(inside.sum()):,})")
         style = {"c": _CATEGORY_COLORS[i], "marker": _MARKERS[i], "linewidths": 0}
-        axis.scatter(x[inside], y[inside], size, label=label, **style)
+        axis.scatter(x[inside], y[inside], size, label=labels[-1], **style)
     if not color.names and not missing.all():
         known = color.values[~missing]
         bounds = (float(known.min()), float(known.max()))
         norm = LogNorm(*bounds) if ratio(known) > _LOG_RATIO else Normalize(*bounds)
         style = {"c": known, "cmap": "viridis", "norm": norm, "linewidths": 0}
-        figure.colorbar(
-            axis.scatter(x[~missing], y[~missing], size, **style), ax=axis, label=color.label
-        )
-    if color.names or missing.any():
+        figure.colorbar(axis.scatter(x[~missing], y[~missing], size, **style), ax=axis, label=title)
+    if labels:
         figure.legend(
-            title=color.label if color.names else None,
+            title=title if color.names else None,
             loc="outside lower center",
-            ncols=2,
+            ncols=2 if max(map(len, labels)) <= _NARROW_LETTERS else 1,
             frameon=False,
             markerscale=max(1.0, 5 / size**0.5),
         )
-    words = f"{len(points):,} rows"
-    if len(points) + sample.lost < sample.total:
-        words = f"a random sample of {len(points):,} of {sample.total:,} rows"
-    if sample.lost:
-        words += f", {sample.lost:,} not finite left out"
-    axis.set_title(f"{title}\n{words}", fontsize=11)
-    labels = [f"PC {i + 1} ({100 * share:.1f} % of variance)" for i, share in enumerate(shares)]
-    axis.set(xlabel=labels[0], ylabel=labels[1])
-    return figure, (
-        f"Map of {words} by their first two principal components, which hold "
-        f"{100 * shares.sum():.1f} % of the variance, coloured by {color.label}."
-    )

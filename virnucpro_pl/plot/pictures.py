@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
+from virnucpro_pl.plot.contigs import CALLS, Choice
 from virnucpro_pl.plot.embedding_map import color_by_length, color_by_table, draw_map, read_sample
 from virnucpro_pl.plot.figures import (
     draw_length_shares,
@@ -16,11 +17,18 @@ from virnucpro_pl.plot.figures import (
     draw_track,
     make_picture,
 )
-from virnucpro_pl.plot.page import Picture, make_page
+from virnucpro_pl.plot.names import file_names
+from virnucpro_pl.plot.page import Listing, Picture, make_page
 from virnucpro_pl.plot.results import PREDICTIONS, Results, read_results
 from virnucpro_pl.version import __version__
 
 _SCORE = "score2"
+_LISTED = {
+    **{"seq_name": "Record", "length": "Bases", "n_chunks": "Chunks"},
+    **{"n_viral_chunks": "Viral chunks", "virus_score": "virus_score"},
+    **{"prediction": "Prediction", "call": "Call", "tier": "Tier"},
+}
+"""Columns of `contigs.tsv` that are listed, and their headings."""
 _RUN_FACTS = (
     "tokens_per_second pack_fill failure_rate resumed_records devices device precision attention "
     "python_version torch_version package_version"
@@ -32,12 +40,20 @@ _MODEL_FACTS = (
 
 
 def draw_results(
-    path: Path, longest: int, color: str | None, table: Path | None
+    path: Path, choice: Choice, color: str | None, table: Path | None
 ) -> tuple[list[Picture], str]:
-    """Pictures of a folder of results, and the page with all of them; the options are `plot`'s."""
-    results = read_results(path, longest)
-    pictures = list(_pictures(results, color, table))
-    return pictures, _results_page(results, pictures)
+    """Pictures of a folder of results, and the page with all of them.
+
+    Args:
+        path: The folder.
+        choice: Which records are drawn along their length.
+        color: As in `plot`.
+        table: As in `plot`.
+    """
+    results = read_results(path, choice)
+    names = file_names(track.name for track in results.tracks)
+    pictures = list(_pictures(results, names, color, table))
+    return pictures, _results_page(results, names, pictures)
 
 
 def draw_embeddings(path: Path, color: str | None, table: Path | None) -> tuple[list[Picture], str]:
@@ -54,16 +70,18 @@ def draw_embeddings(path: Path, color: str | None, table: Path | None) -> tuple[
     return [picture], make_page(title, lead, [picture], tables, [], [], __version__)
 
 
-def _pictures(results: Results, color: str | None, table: Path | None) -> Iterator[Picture]:
+def _pictures(
+    results: Results, names: Mapping[str, str], color: str | None, table: Path | None
+) -> Iterator[Picture]:
     records = results.records
     if len(results.orf_scores):
         yield make_picture("scores", "Distribution of scores", partial(draw_scores, results))
     if records is not None and len(records.lengths):
         bars = partial(draw_length_shares, records)
         yield make_picture("calls_by_length", "Calls by length", bars)
-    for number, track in enumerate(results.tracks, 1):
+    for track in results.tracks:
         line = partial(draw_track, track)
-        yield make_picture(f"contig_{number:02d}", f"Along {track.name}", line)
+        yield make_picture(names[track.name], f"Along {track.name}", line)
     if color is None:
         color, table = _SCORE, results.path / PREDICTIONS
     for name in ("dnabert_s", "esm2"):
@@ -71,7 +89,8 @@ def _pictures(results: Results, color: str | None, table: Path | None) -> Iterat
         if file.is_file() and len(results.orf_scores) > 1:
             yield _map(file, f"map_{name}", color, table)
     if seconds := results.run.get("seconds"):
-        yield make_picture("phases", "Where the time went", partial(draw_phases, seconds))
+        bars = partial(draw_phases, seconds)
+        yield make_picture("phases", "Where the time went", bars, of_run=True)
 
 
 def _map(path: Path, name: str, color: str | None, table: Path | None) -> Picture:
@@ -88,7 +107,7 @@ def _map(path: Path, name: str, color: str | None, table: Path | None) -> Pictur
     return make_picture(name, f"Map of {path.name}", partial(draw_map, sample, shade, model))
 
 
-def _results_page(results: Results, pictures: list[Picture]) -> str:
+def _results_page(results: Results, names: Mapping[str, str], pictures: list[Picture]) -> str:
     summary, run, name = results.summary, results.run, results.path.absolute().name
     missing = [
         f"{file} is missing: what it would tell is left out."
@@ -99,7 +118,9 @@ def _results_page(results: Results, pictures: list[Picture]) -> str:
         if not content
     ]
     if results.records is None:
-        missing.append("There is no contigs.tsv, as after classify.yaml: no calls of records.")
+        missing.append(
+            "There is no contigs.tsv, as after classify.yaml: no calls and scores of records."
+        )
     orfs = {key: summary[key] for key in ("orfs", "orfs_scored") if key in summary}
     tables = {
         "What became of the input": {
@@ -124,7 +145,21 @@ def _results_page(results: Results, pictures: list[Picture]) -> str:
         summary.get("warnings", []),
         missing,
         __version__,
+        _listing(results, names),
     )
+
+
+def _listing(results: Results, names: Mapping[str, str]) -> Listing | None:
+    """The records of the highest score, with those columns that their table has."""
+    best = results.best
+    if not len(best):
+        return None
+    columns = {name: best[name].tolist() for name in _LISTED if name in best}
+    columns["virus_score"] = [f"{score:.4f}" for score in best["virus_score"]]
+    columns["prediction"] = [CALLS[call] for call in best["prediction"]]
+    header = [_LISTED[name] for name in columns]
+    rows = list(zip(*columns.values(), strict=True))
+    return Listing("Highest scores", header, rows, names)
 
 
 def _parts(label: str, summary: dict[str, Any], key: str) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """What is drawn of a folder of results, read a block of lines at a time into columns of numbers.
 
-Ids are kept of the records whose scores are drawn along their length, and of no others.
+Ids are kept of the records that are drawn along their length or listed, and of no others.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,24 +15,12 @@ from numpy.typing import NDArray
 
 from virnucpro_pl.errors import InputError, UsageError
 from virnucpro_pl.input.orfs import plan_chunks
-from virnucpro_pl.plot.tables import parse, read_table
+from virnucpro_pl.plot.contigs import CALLS, Choice, Records, check_asked, read_contigs
+from virnucpro_pl.plot.tables import parse, read_columns
 
-CALLS = ("others", "virus", "NA")
-"""Of a record; an index into it is its call."""
 PREDICTIONS = "prediction_results.txt"
 _ORF = r"(?s)\A(?P<record>.*)_chunk_(?P<chunk>\d+)..\Z"
 """Id of an ORF: behind its record and the chunk's number stands the frame."""
-
-
-class Records(NamedTuple):
-    """Columns of `contigs.tsv`."""
-
-    lengths: NDArray[np.int64]
-    """(R,) bases."""
-    virus_score: NDArray[np.float32]
-    """(R,) NaN without one."""
-    calls: NDArray[np.int8]
-    """(R,) index into CALLS."""
 
 
 class Track(NamedTuple):
@@ -65,7 +52,9 @@ class Results(NamedTuple):
     records: Records | None
     """None in a folder of classify.yaml, which knows ORFs only."""
     tracks: list[Track]
-    """The longest records, longest first."""
+    """The records to draw: those asked for, those of the highest score, the longest."""
+    best: pd.DataFrame
+    """Rows of `contigs.tsv` with the highest virus_score, highest first; none without the table."""
     summary: dict[str, Any]
     """`summary.json`, empty without it."""
     run: dict[str, Any]
@@ -77,15 +66,15 @@ class Results(NamedTuple):
         return float(self.summary.get("threshold", 0.5))
 
 
-def read_results(path: Path, longest: int) -> Results:
+def read_results(path: Path, choice: Choice) -> Results:
     """Read a folder of results.
 
     Args:
         path: Folder that virnucpro.yaml or classify.yaml has written.
-        longest: How many records to keep chunk by chunk.
+        choice: Which records to keep chunk by chunk.
 
     Raises:
-        UsageError: If there are no results in it.
+        UsageError: If there are no results in it, or not a record that was asked for.
         InputError: If a table is damaged.
     """
     table = path / PREDICTIONS
@@ -97,14 +86,17 @@ def read_results(path: Path, longest: int) -> Results:
     summary = _read_json(path / "summary.json")
     beside = path.absolute()
     run = _read_json(beside.with_name(f"{beside.name}.run.json"))
-    contigs = path / "contigs.tsv"
-    records = None
-    if contigs.is_file():
+    records, best = None, pd.DataFrame()
+    if (path / "contigs.tsv").is_file():
+        records, drawn, best = read_contigs(path / "contigs.tsv", choice)
         size = int(summary.get("chunk_length") or 0)
-        records, tracks = _read_contigs(contigs, longest, size)
+        tracks = [
+            _track(row.seq_name, CALLS[row.prediction], int(row.length), int(row.n_chunks), size)
+            for row in drawn.itertuples()
+        ]
     else:
-        tracks = _most_chunks(table, longest)
-    return Results(path, _read_scores(table, tracks), records, tracks, summary, run)
+        tracks = _most_chunks(table, choice)
+    return Results(path, _read_scores(table, tracks), records, tracks, best, summary, run)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -119,65 +111,20 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _columns(path: Path, *names: str) -> Iterator[pd.DataFrame]:
-    """Yield these columns of a table, a block of lines at a time; refuse it if one is missing."""
+def _most_chunks(path: Path, choice: Choice) -> list[Track]:
+    """The records asked for, and those with most chunks, where no table tells lengths and scores.
 
-    def places(header: list[str]) -> list[int]:
-        if lacking := [name for name in names if name not in header]:
-            given = ", ".join(header)
-            raise InputError(f"{path} has no column {', '.join(lacking)}; it has {given}")
-        return [header.index(name) for name in names]
-
-    return read_table(path, places)
-
-
-def _read_contigs(path: Path, longest: int, size: int) -> tuple[Records, list[Track]]:
-    """The columns of all records, and the longest ones with an ORF, their scores still NaN."""
-    kinds: dict[str, Callable[[str], float]] = {
-        "length": _count,
-        "n_chunks": _count,
-        "n_orfs": _count,
-        "prediction": CALLS.index,
-        "virus_score": lambda text: float("nan") if text == "NA" else float(text),
-    }
-    blocks, top = [], []
-    for block in _columns(path, "seq_name", *kinds):
-        numbers = block.assign(**{name: parse(path, block[name], kinds[name]) for name in kinds})
-        blocks.append(numbers[["length", "virus_score", "prediction"]])
-        top.append(_largest(numbers[numbers["n_orfs"] > 0], "length", longest))
-    columns = pd.concat(blocks)
-    records = Records(
-        columns["length"].to_numpy(np.int64),
-        columns["virus_score"].to_numpy(np.float32),
-        columns["prediction"].to_numpy(np.int8),
-    )
-    return records, [
-        _track(row.seq_name, CALLS[row.prediction], int(row.length), int(row.n_chunks), size)
-        for row in _largest(pd.concat(top), "length", longest).itertuples()
-    ]
-
-
-def _largest(table: pd.DataFrame, column: str, number: int) -> pd.DataFrame:
-    """The rows with the largest numbers; `nlargest` forgets the order of equal ones."""
-    return table.sort_values(column, ascending=False, kind="stable").head(number)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError(f"{number} is below 0")
-    return number
-
-
-def _most_chunks(path: Path, longest: int) -> list[Track]:
-    """The records with most chunks, where no table tells lengths; their scores still NaN."""
+    Their scores are still NaN.
+    """
     last = [
         _places(block["Sequence_ID"]).groupby("record", sort=False)["chunk"].max()
-        for block in _columns(path, "Sequence_ID")
+        for block in read_columns(path, ["Sequence_ID"])
     ]
-    chunks = pd.concat(last).groupby(level=0, sort=False).max().to_frame()
-    most = _largest(chunks, "chunk", longest)["chunk"]
-    return [_track(name, "", None, int(number), 0) for name, number in most.items()]
+    chunks = pd.concat(last).groupby(level=0, sort=False).max()
+    check_asked(choice.records, chunks.index, path)
+    most = chunks.sort_values(ascending=False, kind="stable").head(choice.longest)
+    names = dict.fromkeys([*choice.records, *most.index])
+    return [_track(name, "", None, int(chunks[name]), 0) for name in names]
 
 
 def _track(name: str, call: str, bases: int | None, n_chunks: int, size: int) -> Track:
@@ -205,17 +152,18 @@ def _read_scores(path: Path, tracks: list[Track]) -> NDArray[np.float32]:
     """P(virus) (M,) of every ORF; the best scores of each chunk are entered into the tracks."""
     tracked = {track.name: track.scores for track in tracks}
     viral = []
-    for block in _columns(path, "Sequence_ID", "score1", "score2"):
+    for block in read_columns(path, ["Sequence_ID", "score1", "score2"]):
         columns = [parse(path, block[name], float) for name in ("score1", "score2")]
         scores = pd.DataFrame(np.stack(columns, axis=1).astype(np.float32), block.index)
         viral.append(scores[1].to_numpy())
-        places = _places(block["Sequence_ID"])
-        for name, chunks in places[places["record"].isin(list(tracked))].groupby("record")["chunk"]:
+        orfs = block["Sequence_ID"]
+        drawn = orfs[[name.rpartition("_chunk_")[0] in tracked for name in orfs]]
+        for name, chunks in _places(drawn).groupby("record")["chunk"]:
             best = tracked[name]
             if len(outside := chunks[chunks > len(best)]):
                 line = outside.index[0]
                 raise InputError(
-                    f"{path}, line {line}: {block['Sequence_ID'][line]} lies outside the "
+                    f"{path}, line {line}: {orfs[line]} lies outside the "
                     f"{len(best)} chunks that contigs.tsv gives its record"
                 )
             np.fmax.at(best, chunks.to_numpy() - 1, scores.loc[chunks.index].to_numpy())

@@ -6,7 +6,7 @@ be refused. Every cell is the text that it is, ids such as NA and 007 included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,29 @@ def read_table(
                     return
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def read_columns(
+    path: Path, names: Sequence[str], also: Sequence[str] = ()
+) -> Iterator[pd.DataFrame]:
+    """Yield columns by their names, a block of lines at a time.
+
+    Args:
+        path: The table.
+        names: Columns that it must have.
+        also: Columns that are read, too, if it has them.
+
+    Raises:
+        InputError: If a column is missing, or the table is damaged.
+    """
+
+    def places(header: list[str]) -> list[int]:
+        if lacking := [name for name in names if name not in header]:
+            given = ", ".join(header)
+            raise InputError(f"{path} has no column {', '.join(lacking)}; it has {given}")
+        return [header.index(name) for name in (*names, *also) if name in header]
+
+    return read_table(path, places)
 
 
 def parse(path: Path, texts: pd.Series, kind: Callable[[str], float]) -> NDArray[Any]:
