@@ -201,7 +201,9 @@ def test_map_of_names_has_a_legend_with_counts():
 
 def test_long_and_odd_names_are_cut_and_shown_in_the_legend():
     names = ("_" + "n" * 80, "$a$")
-    _, _, shown = drawn(Color("k" * 60, np.array([0, 1, 1])[:3], names), total=3)
+    figure, _, shown = drawn(Color("k" * 60, np.array([0, 1, 1]), names), total=3)
+    figure.canvas.draw()
+    assert figure.axes[0].get_position().height * figure.get_figheight() > 4  # inches
     assert f" _{'n' * 19}…{'n' * 19} (1)" in shown
     assert r"\$a\$ (2)" in shown  # as matplotlib writes dollars that begin no formula
     assert "k" * 20 + "…" + "k" * 19 in shown

@@ -34,6 +34,8 @@ _ORF = re.compile(r"(?s).+_chunk_\d+[FR][1-3]")
 """Id of an open reading frame."""
 _NAME_LETTERS, _NARROW_LETTERS = 40, 20
 """Of a name in a legend, and of one that has room beside another."""
+_LINE = 0.22
+"""Inches of a line of a legend."""
 
 
 class Sample(NamedTuple):
@@ -256,10 +258,13 @@ def _scatter(figure: Figure, axis: Axes, points: NDArray[np.float64], color: Col
         style = {"c": known, "cmap": "viridis", "norm": norm, "linewidths": 0}
         figure.colorbar(axis.scatter(x[~missing], y[~missing], size, **style), ax=axis, label=title)
     if labels:
+        columns = 2 if max(map(len, labels)) <= _NARROW_LETTERS else 1
+        # Room for the legend, so that the map keeps its own.
+        figure.set_figheight(figure.get_figheight() + _LINE * (1 + len(labels) / columns))
         figure.legend(
             title=title if color.names else None,
             loc="outside lower center",
-            ncols=2 if max(map(len, labels)) <= _NARROW_LETTERS else 1,
+            ncols=columns,
             frameon=False,
             markerscale=max(1.0, 5 / size**0.5),
         )
