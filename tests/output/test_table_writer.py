@@ -22,6 +22,7 @@ from virnucpro_pl import (
     VirusClassifier,
 )
 from virnucpro_pl.errors import UsageError
+from virnucpro_pl.input.orfs import plan_chunks
 
 LONG = "GCCAACGGCTGG" * 120
 RECORDS = {
@@ -31,10 +32,9 @@ RECORDS = {
     "b.1|x": "GGCTGGCGGCTGG",
     "tiny": "ATG",
 }
-CALLS = [
-    *("contigs.tsv", "prediction_results.txt", "prediction_results_highestscore.csv"),
-    *("summary.json", "virus.fasta"),
-]
+PREDICTIONS, HIGHEST = "prediction_results.txt", "prediction_results_highestscore.csv"
+CALLS = ["chunks.tsv", "contigs.tsv", PREDICTIONS, HIGHEST, "summary.json", "virus.fasta"]
+"""What a folder holds, in order."""
 
 
 @pytest.fixture
@@ -75,6 +75,12 @@ def table(path):
     return [line.split("\t") for line in path.read_text().splitlines()[1:]]
 
 
+def by_column(path):
+    """Rows of a table, each by the names of its header."""
+    header, *rows = [line.split("\t") for line in path.read_text().splitlines()]
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
 def summary(folder):
     return json.loads((folder / "summary.json").read_text())
 
@@ -87,13 +93,13 @@ def test_table_writer_folder_holds_the_calls_only(call, tmp_path):
 
 def test_contigs_follow_from_the_scores_of_the_orfs(call):
     folder = call()
-    rows = {row[0]: row[1:] for row in table(folder / "contigs.tsv")}
+    rows = {row[0]: row[1:8] for row in table(folder / "contigs.tsv")}
     assert list(rows) == list(RECORDS)
     best = {}
-    for orf, _, _, score in table(folder / "prediction_results.txt"):
+    for orf, _, _, score in table(folder / PREDICTIONS):
         chunk = orf[:-2]
         best[chunk] = max(best.get(chunk, 0.0), float(score))
-    viral = {chunk for chunk, call in table(folder / "prediction_results_highestscore.csv")
+    viral = {chunk for chunk, call in table(folder / HIGHEST)
              if call == "True"}  # fmt: skip
     assert len(best) == 3 + 2
     for name, letters in RECORDS.items():
@@ -108,6 +114,38 @@ def test_contigs_follow_from_the_scores_of_the_orfs(call):
         else:
             assert (n_orfs, prediction, score) == ("0", "NA", "NA")
             assert status == ("too_short" if len(letters) < 3 else "no_orf")
+
+
+def test_chunks_follow_from_the_scores_of_the_orfs(call):
+    folder = call(bed=True)
+    orfs = {}
+    for name, _, others, virus in table(folder / PREDICTIONS):
+        orfs.setdefault(name[:-2], []).append((name[-2:], others, virus))
+    calls = dict(table(folder / HIGHEST))
+    chunks = by_column(folder / "chunks.tsv")
+    places = [
+        (name, n, start + 1, start + length)
+        for name, letters in RECORDS.items()
+        for n, (start, length) in enumerate(plan_chunks(len(letters), 500).tolist(), 1)
+    ]
+    assert [(c["seq_name"], *(int(c[k]) for k in ("chunk", "start", "end"))) for c in chunks] == (
+        places
+    )
+    for chunk in chunks:
+        name = f"{chunk['seq_name']}_chunk_{chunk['chunk']}"
+        mine = orfs.get(name, [])
+        scores = [max((row[k] for row in mine), key=float, default="NA") for k in (1, 2)]
+        assert [chunk["others_score"], chunk["virus_score"]] == scores
+        assert int(chunk["n_orfs"]) == len(mine)
+        frames = [frame for frame, _, virus in mine if virus == scores[1]]
+        assert chunk["best_frame"] == (frames[0] if frames else "NA")
+        words = {"True": "virus", "False": "others"}
+        assert chunk["prediction"] == words.get(calls.get(name), "NA")
+    viral = [f"{c['seq_name']}_chunk_{c['chunk']}" for c in chunks if c["prediction"] == "virus"]
+    bed = [line.split("\t") for line in (folder / "chunks.bed").read_text().splitlines()]
+    assert [row[3] for row in bed] == viral
+    call(bed=True, overwrite=True)
+    assert "chunks.bed" not in [path.name for path in call(overwrite=True).iterdir()]
 
 
 def test_summary_accounts_for_records_chunks_and_orfs(call):
@@ -132,7 +170,7 @@ def test_last_line_counts_calls(call, tmp_path, caplog):
     paths = [folder / "dnabert_s.h5", folder / "esm2.h5"]
     model = VirusClassifier(str(tmp_path / "in" / "c.pth"))
     predict(model, EmbeddingPairDataModule(*paths, 0), TableWriter(tmp_path / "again"))
-    labels = [row[1] for row in table(tmp_path / "again" / CALLS[1])]
+    labels = [row[1] for row in table(tmp_path / "again" / PREDICTIONS)]
     viruses, others = labels.count("virus"), labels.count("others")
     counts = f"{viruses} virus, {others} others, 0 without a score"
     assert caplog.messages[-1] == f"{len(labels)} open reading frames: {counts}"
@@ -182,11 +220,11 @@ def test_saved_embeddings_give_the_same_calls_again(call, tmp_path):
         TableWriter(tmp_path / "again"),
     )
     again = tmp_path / "again"
-    assert sorted(p.name for p in again.iterdir()) == [*CALLS[1:3], "summary.json"]
-    for old, new in zip(*(table(f / CALLS[1]) for f in (folder, again)), strict=True):
+    assert sorted(p.name for p in again.iterdir()) == [PREDICTIONS, HIGHEST, "summary.json"]
+    for old, new in zip(*(table(f / PREDICTIONS) for f in (folder, again)), strict=True):
         assert old[:2] == new[:2]
         assert float(old[3]) == pytest.approx(float(new[3]), abs=1e-6)
-    assert (again / CALLS[2]).read_bytes() == (folder / CALLS[2]).read_bytes()
+    assert (again / HIGHEST).read_bytes() == (folder / HIGHEST).read_bytes()
     for key in ("model_esm2", "weights_esm2", "model_dnabert_s", "weights_dnabert_s"):
         assert summary(again)[key] == summary(folder)[key]
     assert summary(folder)["weights_esm2"] == "tiny.pt"
@@ -197,7 +235,8 @@ def test_input_without_orf_gives_headers_and_empty_files(call):
     records = {name: RECORDS[name] for name in ("closed", "short")}
     folder = call(records=records, save_embeddings=True, save_orfs=True)
     assert [row[-1] for row in table(folder / "contigs.tsv")] == ["no_orf", "too_short"]
-    assert [len(f.read_text().splitlines()) for f in map(folder.joinpath, CALLS[1:3])] == [1, 1]
+    assert [table(folder / name) for name in (PREDICTIONS, HIGHEST)] == [[], []]
+    assert [row[4:] for row in table(folder / "chunks.tsv")] == [["0", *["NA"] * 4]] * 2
     for name in ("in_identified_nucleotide.fa", "in_identified_protein.faa", "virus.fasta"):
         assert (folder / name).read_bytes() == b""
     for name, width in (("dnabert_s.h5", 192), ("esm2.h5", 32)):
@@ -222,11 +261,15 @@ def test_row_without_embedding_is_na_and_counted(
     esm = write_embeddings(tmp_path / "esm.h5", ids, vectors[:, :5])
     model = VirusClassifier(str(save_classifier(tmp_path / "c.pth", 15, 4)))
     predict(model, EmbeddingPairDataModule(dna, esm, 0), TableWriter(tmp_path / "out"))
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [*CALLS[1:3], "summary.json"]
-    labels = [row[1] for row in table(tmp_path / "out" / "prediction_results.txt")]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        PREDICTIONS,
+        HIGHEST,
+        "summary.json",
+    ]
+    labels = [row[1] for row in table(tmp_path / "out" / PREDICTIONS)]
     assert labels[0] in ("virus", "others")
     assert labels[1:] == ["NA"] * 3
-    assert [row[1] for row in table(tmp_path / "out" / CALLS[2])][1] == "NA"
+    assert [row[1] for row in table(tmp_path / "out" / HIGHEST)][1] == "NA"
     content = summary(tmp_path / "out")
     assert (content["orfs"], content["orfs_scored"]) == (4, 1)
     assert content["orfs_skipped"] == {"embedding_not_finite": 3}
@@ -311,5 +354,11 @@ def test_table_writer_refuses_models_without_calls_or_embeddings(
             VirusClassifier(str(save_classifier(tmp_path / "c.pth", 6, 4))),
             EmbeddingPairDataModule(*paths, num_workers=0),
             TableWriter(tmp_path / "out", save_embeddings=True),
+        )
+    with pytest.raises(UsageError, match="bed is not for VirusClassifier"):
+        predict(
+            VirusClassifier(str(tmp_path / "c.pth")),
+            EmbeddingPairDataModule(*paths, num_workers=0),
+            TableWriter(tmp_path / "out", bed=True),
         )
     assert [p for p in tmp_path.iterdir() if Path(p).name.startswith("out")] == []

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from virnucpro_pl.contracts import Inputs
 from virnucpro_pl.output import tables as module
+from virnucpro_pl.output.chunk_table import summarise_chunks
 from virnucpro_pl.output.tables import (
     STATUSES,
     ContigCalls,
@@ -140,13 +142,24 @@ def test_tables_wrong_number_of_ids_raises(tmp_path: Path) -> None:
 
 def contigs_by_hand() -> ContigCalls:
     """Summarise six records: two chunks scored, one of three, none, too short, failed, a tie."""
-    return summarise_contigs(
-        lengths=np.array([700, 1234, 500, 2, 90, 3]),
+    chunks = summarise_chunks(
         n_chunks=np.array([2, 3, 1, 1, 1, 1]),
         record=np.array([0, 0, 0, 1, 1, 4, 5]),
         chunk=np.array([0, 0, 1, 2, 2, 0, 0]),
+        frame=np.zeros(7, np.int8),
         scores=pairs(0.25, 0.75, 0.125, 0.875, np.nan, np.nan, 0.5),
     )
+    return summarise_contigs(np.array([700, 1234, 500, 2, 90, 3]), chunks)
+
+
+def test_contigs_of_several_files_name_the_file_last(tmp_path: Path) -> None:
+    inputs = Inputs(["a.fa", "b.fa"], np.array([0, 0, 1, 1, 0, 1], np.int32))
+    write_contigs(tmp_path / "contigs.tsv", of(list("abcdef")), contigs_by_hand(), inputs)
+    rows = [line.split("\t") for line in (tmp_path / "contigs.tsv").read_text().splitlines()]
+    assert [row[-1] for row in rows] == ["input", "a.fa", "a.fa", "b.fa", "b.fa", "a.fa", "b.fa"]
+    write_contigs(tmp_path / "contigs.tsv", of(list("abcdef")), contigs_by_hand())
+    plain = [line.split("\t") for line in (tmp_path / "contigs.tsv").read_text().splitlines()]
+    assert plain == [row[:-1] for row in rows]
 
 
 def test_summarise_contigs_by_hand_gives_one_row_per_record(tmp_path: Path) -> None:
@@ -169,33 +182,19 @@ def test_summarise_contigs_threshold_includes_its_own_value(
     threshold: float, expected: bool
 ) -> None:
     one = np.array([0])
-    contigs = summarise_contigs(np.array([300]), np.array([1]), one, one, pairs(0.9), threshold)
+    chunks = summarise_chunks(np.array([1]), one, one, one, pairs(0.9))
+    contigs = summarise_contigs(np.array([300]), chunks, threshold)
     assert contigs.is_virus.tolist() == [expected]
 
 
 def test_summarise_contigs_without_orf_keeps_every_record() -> None:
     none = np.empty(0, dtype=np.int64)
-    contigs = summarise_contigs(
-        np.array([1, 600]), np.array([1, 2]), none, none, np.empty((0, 2), dtype=np.float32)
-    )
+    no_scores = np.empty((0, 2), dtype=np.float32)
+    chunks = summarise_chunks(np.array([1, 2]), none, none, none, no_scores)
+    contigs = summarise_contigs(np.array([1, 600]), chunks)
     assert [STATUSES[i] for i in contigs.status] == ["too_short", "no_orf"]
     assert not contigs.is_virus.any()
     assert np.isnan(contigs.virus_score).all()
-
-
-@pytest.mark.parametrize(("record", "chunk"), [(2, 0), (0, 1), (0, -1)])
-def test_summarise_contigs_orf_outside_records_raises(record: int, chunk: int) -> None:
-    with pytest.raises(ValueError, match="outside the chunks of the 2 records"):
-        summarise_contigs(
-            np.array([9, 9]), np.array([1, 1]), np.array([record]), np.array([chunk]), pairs(0.5)
-        )
-
-
-@pytest.mark.parametrize("scores", [pairs(0.5), pairs(0.5, 0.5)[:, :1], np.ones(2)])
-def test_summarise_contigs_scores_of_wrong_shape_raise(scores: np.ndarray) -> None:
-    two = np.array([0, 0])
-    with pytest.raises(ValueError, match="2 ORFs need two scores each"):
-        summarise_contigs(np.array([9]), np.array([1]), two, two, scores)
 
 
 @given(
@@ -221,7 +220,9 @@ def test_summarise_contigs_random_orfs_equal_slow_reference(
     scores = pairs(*(np.nan if s is None else s / 64 for _, _, s in orfs))
     record, chunk = np.array([orf[:2] for orf in orfs], dtype=np.int64).reshape(-1, 2).T
     lengths = np.full(len(n_chunks), 100)
-    contigs = summarise_contigs(lengths, np.array(n_chunks), record, chunk, scores)
+    frame = np.zeros(len(record), np.int8)
+    chunks = summarise_chunks(np.array(n_chunks), record, chunk, frame, scores)
+    contigs = summarise_contigs(lengths, chunks)
     for r, n in enumerate(n_chunks):
         groups = [
             [s / 64 for q, k, s in orfs if (q, k) == (r, c) and s is not None] for c in range(n)

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_pl.errors import listed
-from virnucpro_pl.output.tables import STATUSES, ContigCalls, is_scored
+from virnucpro_pl.output.chunk_table import is_scored
+from virnucpro_pl.output.tables import STATUSES, ContigCalls
 
 log = logging.getLogger(__name__)
 

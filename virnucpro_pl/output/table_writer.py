@@ -12,9 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro_pl.contracts import Contigs, Molecule, OrfOrigin
+from virnucpro_pl.contracts import Contigs, Inputs, Molecule, OrfOrigin
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.output.atomic_files import flush
+from virnucpro_pl.output.chunk_table import (
+    chunk_blocks,
+    summarise_chunks,
+    write_bed,
+    write_chunks,
+)
 from virnucpro_pl.output.figures_file import holds
 from virnucpro_pl.output.merge import Merge
 from virnucpro_pl.output.overwriting import is_taken
@@ -46,7 +52,7 @@ _VIRUSES = 1 << 14
 _EMBEDDINGS: dict[str, Molecule] = {"dnabert_s": "DNA", "esm2": "protein"}
 """Columns of embeddings, and what each is of."""
 _OURS = re.compile(
-    r"prediction_results\.txt|prediction_results_highestscore\.csv|contigs\.tsv|summary\.json"
+    r"prediction_results\.txt|prediction_results_highestscore\.csv|contigs\.tsv|chunks\.(tsv|bed)|summary\.json"
     r"|virus\.fasta(\.gz)?|esm2\.h5|dnabert_s\.h5|.*_identified_(nucleotide\.fa|protein\.faa)"
 )
 """Files that a folder of this writer may hold."""
@@ -70,6 +76,7 @@ class TableWriter(StreamingWriter):
         threshold: float = 0.5,
         save_embeddings: bool = False,
         compress: bool = False,
+        bed: bool = False,
     ) -> None:
         """Configure the output; nothing is touched yet.
 
@@ -82,6 +89,7 @@ class TableWriter(StreamingWriter):
                 virus_score is the mean over the record's chunks of the chunk's best P(virus).
             save_embeddings: Whether to write `esm2.h5` and `dnabert_s.h5` as well.
             compress: Whether to write `virus.fasta.gz` instead of `virus.fasta`.
+            bed: Whether to write the chunks called virus as `chunks.bed`, too.
         """
         super().__init__(path, overwrite, commit_seconds, stall_seconds)
         if not 0 <= threshold <= 1:
@@ -91,6 +99,7 @@ class TableWriter(StreamingWriter):
         self.threshold = threshold
         self.save_embeddings = save_embeddings
         self.compress = compress
+        self.bed = bed
 
     @property
     def kept(self) -> dict[str, str]:
@@ -112,6 +121,8 @@ class TableWriter(StreamingWriter):
             raise UsageError(f"A TableWriter writes calls, and {model} makes none: use HDF5Writer")
         if not set(columns).issuperset(self.kept):
             raise UsageError(f"save_embeddings is not for {model}: its embeddings exist already")
+        if self.bed and not set(columns).issuperset(_EMBEDDINGS):
+            raise UsageError(f"bed is not for {model}: embeddings do not say where chunks lie")
 
     def check_output(self) -> None:
         """Refuse to replace a file, or a folder that holds more than calls.
@@ -152,7 +163,8 @@ class TableWriter(StreamingWriter):
         write_highest_scores(chunks, rows.ids, scores, run.folder.path)
         ledger, result, shown = orf_ledger(scores), orf_result(scores), "prediction_results.txt"
         if origin is not None:
-            ledger = {**record_ledger(self._write_contigs(folder, origin, scores)), **ledger}
+            calls = self._write_contigs(folder, origin, run.source.inputs, scores)
+            ledger = {**record_ledger(calls), **ledger}
             result, shown = record_result(ledger), "contigs.tsv"
         run.source.write_beside(folder)
         if self.save_embeddings:
@@ -170,18 +182,17 @@ class TableWriter(StreamingWriter):
         return Published(failed, result, f"column -t {self.path}/{shown} | head")
 
     def _write_contigs(
-        self, folder: Path, origin: OrfOrigin, scores: NDArray[np.float32]
+        self, folder: Path, origin: OrfOrigin, inputs: Inputs | None, scores: NDArray[np.float32]
     ) -> ContigCalls:
         contigs = origin.contigs
-        calls = summarise_contigs(
-            contigs.lengths,
-            origin.n_chunks,
-            origin.record,
-            origin.chunk,
-            scores,
-            self.threshold,
+        chunks = summarise_chunks(
+            origin.n_chunks, origin.record, origin.chunk, origin.frame, scores
         )
-        write_contigs(folder / "contigs.tsv", contigs.ids, calls)
+        write_chunks(folder / "chunks.tsv", chunk_blocks(origin, chunks), inputs)
+        if self.bed:
+            write_bed(folder / "chunks.bed", chunk_blocks(origin, chunks))
+        calls = summarise_contigs(contigs.lengths, chunks, self.threshold)
+        write_contigs(folder / "contigs.tsv", contigs.ids, calls, inputs)
         self._write_viruses(folder, contigs, np.flatnonzero(calls.is_virus))
         return calls
 

@@ -20,10 +20,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro_pl.contracts import Inputs
+from virnucpro_pl.output.chunk_table import (
+    ChunkCalls,
+    input_cells,
+    input_header,
+    is_scored,
+    without_unscored,
+)
+
 PREDICTION_HEADER = "Sequence_ID\tPrediction\tscore1\tscore2\n"
 HIGHEST_SCORE_HEADER = "Modified_ID\tIs_Virus\n"
 CONTIGS_HEADER = (
-    "seq_name\tlength\tn_chunks\tn_orfs\tn_viral_chunks\tprediction\tvirus_score\tstatus\n"
+    "seq_name\tlength\tn_chunks\tn_orfs\tn_viral_chunks\tprediction\tvirus_score\tstatus"
 )
 STATUSES = ("ok", "no_orf", "too_short", "failed")
 """Of a record; all but the first are reasons why it has no score."""
@@ -120,7 +129,7 @@ def _best_lines(ids: Sequence[str], scores: NDArray[np.float32]) -> list[str]:
     """Give chunk, best score1 and best score2 of each stretch of ORFs of one chunk."""
     chunks = [name[:-2] for name in ids]
     starts = [i for i, chunk in enumerate(chunks) if i == 0 or chunk != chunks[i - 1]]
-    best = np.fmax.reduceat(_without_unscored(scores), starts, axis=0).tolist()
+    best = np.fmax.reduceat(without_unscored(scores), starts, axis=0).tolist()
     return [
         f"{chunks[start]}\t{others!r}\t{virus!r}\n"
         for start, (others, virus) in zip(starts, best, strict=True)
@@ -137,14 +146,9 @@ def _call(lines: Iterable[str]) -> str:
 
 
 def summarise_contigs(
-    lengths: NDArray[np.int64],
-    n_chunks: NDArray[np.int64],
-    record: NDArray[np.int64],
-    chunk: NDArray[np.int64],
-    scores: NDArray[np.float32],
-    threshold: float = 0.5,
+    lengths: NDArray[np.int64], chunks: ChunkCalls, threshold: float = 0.5
 ) -> ContigCalls:
-    """Go from ORFs to records.
+    """Go from chunks to records.
 
     The virus_score of a record is the mean over its chunks of the chunk's best score2, the record
     is called virus when that is at or above the threshold. Chunks without a scored ORF do not
@@ -153,42 +157,28 @@ def summarise_contigs(
 
     Args:
         lengths: (R,) bases of each record.
-        n_chunks: (R,) chunks of each record.
-        record: (M,) index of each ORF's record, in any order.
-        chunk: (M,) number of each ORF's chunk in its record, from 0.
-        scores: (M, 2) float32.
+        chunks: All of their chunks.
         threshold: Least virus_score of a record called virus, compared in float32, the precision
             in which the table states it.
 
     Returns:
         One entry for every record, in their order.
-
-    Raises:
-        ValueError: If scores and ORFs differ in number, or an ORF names a chunk that is not there.
     """
-    n_records, n_orfs = len(lengths), np.bincount(record, minlength=len(lengths))
-    if scores.shape != (len(record), 2):
-        raise ValueError(f"{len(record)} ORFs need two scores each, not {scores.shape}")
-    if len(n_orfs) > n_records or np.any((chunk < 0) | (chunk >= n_chunks[record])):
-        raise ValueError(f"an ORF lies outside the chunks of the {n_records} records")
-    owner = np.repeat(np.arange(n_records), n_chunks)  # (K,) record of each chunk
-    group = (np.cumsum(n_chunks) - n_chunks)[record] + chunk  # (M,) chunk of each ORF
-    has_orf = np.bincount(group, minlength=len(owner)) > 0
-    others, virus = _best_of_groups(scores, group, len(owner))
-    scored = ~np.isnan(virus)
-    n_scored_chunks = np.bincount(owner[scored], minlength=n_records)
-    total = np.bincount(owner[scored], weights=virus[scored], minlength=n_records)  # float64
-    mean = np.full(n_records, np.nan)
+    owner, scored, count = chunks.record, chunks.is_scored, len(lengths)  # owner: (K,)
+    n_scored_chunks = np.bincount(owner[scored], minlength=count)
+    total = np.bincount(owner[scored], weights=chunks.virus[scored], minlength=count)  # float64
+    mean = np.full(count, np.nan)
     np.divide(total, n_scored_chunks, out=mean, where=n_scored_chunks > 0)
     virus_score = mean.astype(np.float32)
+    n_orfs = _sums(owner, chunks.n_orfs, count)
     return ContigCalls(
         lengths=lengths,
-        n_chunks=n_chunks,
-        n_orf_chunks=np.bincount(owner[has_orf], minlength=n_records),
+        n_chunks=chunks.n_chunks,
+        n_orf_chunks=np.bincount(owner[chunks.n_orfs > 0], minlength=count),
         n_scored_chunks=n_scored_chunks,
-        n_viral_chunks=np.bincount(owner[virus >= others], minlength=n_records),
+        n_viral_chunks=np.bincount(owner[chunks.is_virus], minlength=count),
         n_orfs=n_orfs,
-        n_scored_orfs=np.bincount(record[is_scored(scores)], minlength=n_records),
+        n_scored_orfs=_sums(owner, chunks.n_scored_orfs, count),
         virus_score=virus_score,
         is_virus=virus_score >= np.float32(threshold),
         status=np.select(
@@ -199,21 +189,29 @@ def summarise_contigs(
     )
 
 
-def write_contigs(path: Path, ids: Ids, calls: ContigCalls) -> None:
+def _sums(owner: NDArray[np.int64], numbers: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """Add up a whole number of each chunk over each record; (R,)."""
+    return np.bincount(owner, weights=numbers, minlength=count).astype(np.int64)
+
+
+def write_contigs(path: Path, ids: Ids, calls: ContigCalls, inputs: Inputs | None = None) -> None:
     """Write `contigs.tsv`: one row for every input record, in their order, `NA` without a score.
 
     Args:
         path: The file to write.
         ids: Gives the ids of the records.
         calls: What their chunks say of them.
+        inputs: Which file each record is of, where there is more than one.
     """
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(CONTIGS_HEADER)
+        file.write(f"{CONTIGS_HEADER}{input_header(inputs)}\n")
         for rows in blocks(len(calls.lengths), _ROWS):
-            file.writelines(_contig_lines(ids(rows), calls, rows))
+            file.writelines(_contig_lines(ids(rows), calls, rows, input_cells(inputs, rows)))
 
 
-def _contig_lines(ids: Sequence[str], calls: ContigCalls, rows: NDArray[np.int64]) -> Iterator[str]:
+def _contig_lines(
+    ids: Sequence[str], calls: ContigCalls, rows: NDArray[np.int64], files: list[str]
+) -> Iterator[str]:
     columns = (
         calls.lengths,
         calls.n_chunks,
@@ -223,31 +221,11 @@ def _contig_lines(ids: Sequence[str], calls: ContigCalls, rows: NDArray[np.int64
         calls.virus_score,
         calls.status,
     )
-    lines = zip(ids, *(column[rows] for column in columns), strict=True)
-    for name, length, chunks, orfs, viral, is_virus, score, status in lines:
+    lines = zip(ids, files, *(column[rows] for column in columns), strict=True)
+    for name, file, length, chunks, orfs, viral, is_virus, score, status in lines:
         prediction = "virus" if is_virus else "others"
         call = "NA\tNA" if np.isnan(score) else f"{prediction}\t{score!s}"
-        yield f"{name}\t{length}\t{chunks}\t{orfs}\t{viral}\t{call}\t{STATUSES[status]}\n"
-
-
-def is_scored(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Tell which of the ORFs have a score; (M,)."""
-    return np.asarray(np.isfinite(scores).all(axis=1))
-
-
-def _without_unscored(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give both scores of an ORF that could not be scored as NaN, which a maximum ignores."""
-    return np.where(is_scored(scores)[:, None], scores, np.float32(np.nan))
-
-
-def _best_of_groups(
-    scores: NDArray[np.float32], group: NDArray[np.int64], n_groups: int
-) -> NDArray[np.float32]:
-    """Take the maximum of each score over the scored rows of a group; (2, G), NaN without one."""
-    best = np.full((2, n_groups), np.nan, dtype=np.float32)
-    for score, column in zip(best, _without_unscored(scores).T, strict=True):
-        np.fmax.at(score, group, column)
-    return best
+        yield f"{name}\t{length}\t{chunks}\t{orfs}\t{viral}\t{call}\t{STATUSES[status]}{file}\n"
 
 
 def blocks(count: int, size: int) -> Iterator[NDArray[np.int64]]:
