@@ -153,6 +153,9 @@ def test_summary_accounts_for_records_chunks_and_orfs(call):
     assert content["records"] == sum(content["records_by_status"].values()) == 5
     assert content["records_by_status"] == {"ok": 3, "no_orf": 1, "too_short": 1, "failed": 0}
     assert sum(content["records_by_prediction"].values()) == 5
+    assert sum(content["records_by_call"].values()) == 5
+    assert sum(content["records_by_tier"].values()) == 5
+    assert content["records_by_call"]["NA"] == content["records_by_tier"]["NA"] == 2
     assert content["chunks"] == sum(content["chunks_by_status"].values()) == 7
     assert content["chunks_by_status"] == {"ok": 5, "no_orf": 2, "failed": 0}
     assert content["orfs"] == content["orfs_scored"] + sum(content["orfs_skipped"].values()) > 5
@@ -234,7 +237,8 @@ def test_saved_embeddings_give_the_same_calls_again(call, tmp_path):
 def test_input_without_orf_gives_headers_and_empty_files(call):
     records = {name: RECORDS[name] for name in ("closed", "short")}
     folder = call(records=records, save_embeddings=True, save_orfs=True)
-    assert [row[-1] for row in table(folder / "contigs.tsv")] == ["no_orf", "too_short"]
+    statuses = [row["status"] for row in by_column(folder / "contigs.tsv")]
+    assert statuses == ["no_orf", "too_short"]
     assert [table(folder / name) for name in (PREDICTIONS, HIGHEST)] == [[], []]
     assert [row[4:] for row in table(folder / "chunks.tsv")] == [["0", *["NA"] * 4]] * 2
     for name in ("in_identified_nucleotide.fa", "in_identified_protein.faa", "virus.fasta"):

@@ -166,14 +166,16 @@ def test_summarise_contigs_by_hand_gives_one_row_per_record(tmp_path: Path) -> N
     ids = ["mixed", "one", "closed", "short", "lost", "tie"]
     write_contigs(tmp_path / "contigs.tsv", of(ids), contigs_by_hand())
     # mixed: best of chunk 1 is 0.75 on both sides, viral; of chunk 2 0.125; mean 0.4375.
+    # Its deltas are 0 (0.75 - 0.75) and -0.75 (0.125 - 0.875), of which the first has no weight.
     assert (tmp_path / "contigs.tsv").read_text().replace("\t", " ") == (
-        "seq_name length n_chunks n_orfs n_viral_chunks prediction virus_score status\n"
-        "mixed 700 2 3 1 others 0.4375 ok\n"
-        "one 1234 3 2 1 virus 0.875 ok\n"
-        "closed 500 1 0 0 NA NA no_orf\n"
-        "short 2 1 0 0 NA NA too_short\n"
-        "lost 90 1 1 0 NA NA failed\n"
-        "tie 3 1 1 1 virus 0.5 ok\n"
+        "seq_name length n_chunks n_orfs n_viral_chunks prediction virus_score status"
+        " weighted_delta call tier n_confident_viral n_confident_others n_ambiguous\n"
+        "mixed 700 2 3 1 others 0.4375 ok -0.75 others low 0 1 1\n"
+        "one 1234 3 2 1 virus 0.875 ok 0.75 viral low 1 0 0\n"
+        "closed 500 1 0 0 NA NA no_orf NA NA NA 0 0 0\n"
+        "short 2 1 0 0 NA NA too_short NA NA NA 0 0 0\n"
+        "lost 90 1 1 0 NA NA failed NA NA NA 0 0 0\n"
+        "tie 3 1 1 1 virus 0.5 ok 0.0 ambiguous review 0 0 0\n"
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from virnucpro_pl.errors import listed
 from virnucpro_pl.output.chunk_table import is_scored
+from virnucpro_pl.output.contig_rule import CALLS, TIERS
 from virnucpro_pl.output.tables import STATUSES, ContigCalls
 
 log = logging.getLogger(__name__)
@@ -34,19 +36,20 @@ def record_ledger(calls: ContigCalls) -> dict[str, Any]:
     """Account for every record and chunk: the parts of each add up to all."""
     chunks, with_orf = int(calls.n_chunks.sum()), int(calls.n_orf_chunks.sum())
     scored = int(calls.n_scored_chunks.sum())
-    by_status = np.bincount(calls.status, minlength=len(STATUSES)).tolist()
-    viruses = int(calls.is_virus.sum())
-    has_score = by_status[STATUSES.index("ok")]
+    by_status = _counted(STATUSES, calls.status)
+    viruses, has_score = int(calls.is_virus.sum()), by_status["ok"]
     partly = (calls.n_scored_orfs > 0) & (calls.n_scored_orfs < calls.n_orfs)
     return {
         "records": len(calls.lengths),
         "records_scored_in_part": int(partly.sum()),
-        "records_by_status": dict(zip(STATUSES, by_status, strict=True)),
+        "records_by_status": by_status,
         "records_by_prediction": {
             "virus": viruses,
             "others": has_score - viruses,
             "NA": len(calls.lengths) - has_score,
         },
+        "records_by_call": _counted(CALLS, calls.rule.call),
+        "records_by_tier": _counted(TIERS, calls.rule.tier),
         "chunks": chunks,
         "chunks_by_status": {
             "ok": scored,
@@ -54,6 +57,11 @@ def record_ledger(calls: ContigCalls) -> dict[str, Any]:
             "failed": with_orf - scored,
         },
     }
+
+
+def _counted(names: Sequence[str], numbers: NDArray[np.int8]) -> dict[str, int]:
+    """How often each name stands among indices into them."""
+    return dict(zip(names, np.bincount(numbers, minlength=len(names)).tolist(), strict=True))
 
 
 def orf_result(scores: NDArray[np.float32]) -> str:

@@ -28,11 +28,13 @@ from virnucpro_pl.output.chunk_table import (
     is_scored,
     without_unscored,
 )
+from virnucpro_pl.output.contig_rule import CALLS, TIERS, RuleCalls, call_by_rule, rounded
 
 PREDICTION_HEADER = "Sequence_ID\tPrediction\tscore1\tscore2\n"
 HIGHEST_SCORE_HEADER = "Modified_ID\tIs_Virus\n"
 CONTIGS_HEADER = (
     "seq_name\tlength\tn_chunks\tn_orfs\tn_viral_chunks\tprediction\tvirus_score\tstatus"
+    "\tweighted_delta\tcall\ttier\tn_confident_viral\tn_confident_others\tn_ambiguous"
 )
 STATUSES = ("ok", "no_orf", "too_short", "failed")
 """Of a record; all but the first are reasons why it has no score."""
@@ -68,6 +70,8 @@ class ContigCalls(NamedTuple):
     """(R,) virus_score is at or above the threshold; False without a score."""
     status: NDArray[np.int8]
     """(R,) index into STATUSES."""
+    rule: RuleCalls
+    """What the rule of `contig_rule` says."""
 
 
 def write_prediction_results(path: Path, ids: Ids, scores: NDArray[np.float32]) -> None:
@@ -186,6 +190,7 @@ def summarise_contigs(
             [np.int8(STATUSES.index(name)) for name in ("too_short", "no_orf", "failed")],
             np.int8(STATUSES.index("ok")),
         ),
+        rule=call_by_rule(owner[scored], chunks.others[scored], chunks.virus[scored], count),
     )
 
 
@@ -221,11 +226,22 @@ def _contig_lines(
         calls.virus_score,
         calls.status,
     )
-    lines = zip(ids, files, *(column[rows] for column in columns), strict=True)
-    for name, file, length, chunks, orfs, viral, is_virus, score, status in lines:
+    rule = _rule_cells(calls.rule, rows)
+    lines = zip(ids, rule, files, *(column[rows] for column in columns), strict=True)
+    for name, cells, file, length, chunks, orfs, viral, is_virus, score, status in lines:
         prediction = "virus" if is_virus else "others"
         call = "NA\tNA" if np.isnan(score) else f"{prediction}\t{score!s}"
-        yield f"{name}\t{length}\t{chunks}\t{orfs}\t{viral}\t{call}\t{STATUSES[status]}{file}\n"
+        row = f"{name}\t{length}\t{chunks}\t{orfs}\t{viral}\t{call}\t{STATUSES[status]}"
+        yield f"{row}\t{cells}{file}\n"
+
+
+def _rule_cells(rule: RuleCalls, rows: NDArray[np.int64]) -> Iterator[str]:
+    """Give the columns that the rule adds."""
+    calls = (rule.call, rule.tier, rule.n_confident_viral, rule.n_confident_others)
+    columns = (column[rows].tolist() for column in (*calls, rule.n_ambiguous))
+    deltas = rounded(rule.weighted_delta[rows])
+    for delta, call, tier, *counts in zip(deltas, *columns, strict=True):
+        yield "\t".join([delta, CALLS[call], TIERS[tier], *map(str, counts)])
 
 
 def blocks(count: int, size: int) -> Iterator[NDArray[np.int64]]:
