@@ -23,6 +23,7 @@ from virnucpro_pl import (
 )
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.input.orfs import plan_chunks
+from virnucpro_pl.output.part_file import IncompleteError
 
 LONG = "GCCAACGGCTGG" * 120
 RECORDS = {
@@ -33,7 +34,10 @@ RECORDS = {
     "tiny": "ATG",
 }
 PREDICTIONS, HIGHEST = "prediction_results.txt", "prediction_results_highestscore.csv"
-CALLS = ["chunks.tsv", "contigs.tsv", PREDICTIONS, HIGHEST, "summary.json", "virus.fasta"]
+CALLS = [
+    *("chunks.tsv", "contigs.tsv", PREDICTIONS, HIGHEST),
+    *("regions.fasta", "regions.tsv", "summary.json", "virus.fasta"),
+]
 """What a folder holds, in order."""
 
 
@@ -43,7 +47,14 @@ def call(weights_file, save_classifier, tmp_path):
     (tmp_path / "in").mkdir()
     classifier = save_classifier(tmp_path / "in" / "c.pth", 192 + 32, 16)
 
-    def run(name="calls", records=RECORDS, save_orfs=False, classifier=classifier, **options):
+    def run(
+        name="calls",
+        records=RECORDS,
+        save_orfs=False,
+        classifier=classifier,
+        limit_predict_batches=None,
+        **options,
+    ):
         path = tmp_path / "in" / "in.fna"
         path.write_text("".join(f">{n} text\n{s}\n" for n, s in records.items()))
         model = VirNucPro(
@@ -54,18 +65,23 @@ def call(weights_file, save_classifier, tmp_path):
         )
         predict(
             model,
-            ContigDataModule(path, save_orfs=save_orfs, num_workers=0),
+            ContigDataModule(path, save_orfs=save_orfs, num_workers=0, tokens_per_batch=512),
             TableWriter(tmp_path / name, **options),
+            limit_predict_batches=limit_predict_batches,
         )
         return tmp_path / name
 
     return run
 
 
-def predict(model, data, *callbacks):
+def predict(model, data, *callbacks, limit_predict_batches=None):
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     trainer = Trainer(
-        accelerator="cpu", callbacks=list(callbacks), enable_checkpointing=False, **quiet
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        limit_predict_batches=limit_predict_batches,
+        **quiet,
     )
     return trainer.predict(model, data)
 
@@ -146,6 +162,37 @@ def test_chunks_follow_from_the_scores_of_the_orfs(call):
     assert [row[3] for row in bed] == viral
     call(bed=True, overwrite=True)
     assert "chunks.bed" not in [path.name for path in call(overwrite=True).iterdir()]
+
+
+def test_regions_are_the_viral_chunks_in_a_row(call, read_fasta):
+    folder = call(region_chunks=1)
+    viral = [
+        (chunk["seq_name"], int(chunk["chunk"]))
+        for chunk in by_column(folder / "chunks.tsv")
+        if chunk["prediction"] == "virus"
+    ]
+    assert viral
+    regions = by_column(folder / "regions.tsv")
+    assert summary(folder)["regions"] == len(regions)
+    assert sum(int(region["n_viral"]) for region in regions) == len(viral)
+    names, letters = read_fasta(folder / "regions.fasta")
+    assert names == [region["region"] for region in regions]
+    for region, bases in zip(regions, letters, strict=True):
+        start, end = int(region["start"]), int(region["end"])
+        assert RECORDS[region["seq_name"]][start - 1 : end] == bases
+    many = call(region_chunks=4, overwrite=True, compress=True)
+    assert table(many / "regions.tsv") == []
+    assert gzip.decompress((many / "regions.fasta.gz").read_bytes()) == b""
+    assert summary(many)["regions"] == 0
+
+
+def test_other_regions_are_no_other_run(call, monkeypatch):
+    with pytest.raises(IncompleteError):
+        call(limit_predict_batches=1)
+    folder = call(region_gap=0, region_chunks=1, bed=True)
+    report = json.loads(folder.with_name("calls.run.json").read_text())
+    assert report["resumed_records"] > 0
+    assert (folder / "chunks.bed").is_file()
 
 
 def test_summary_accounts_for_records_chunks_and_orfs(call):
@@ -334,6 +381,12 @@ def test_overwrite_of_a_link_leaves_its_target(call, tmp_path):
     call("link", overwrite=True)
     assert not (tmp_path / "link").is_symlink()
     assert sorted(p.name for p in (tmp_path / "target").iterdir()) == CALLS
+
+
+@pytest.mark.parametrize(("option", "value"), [("region_gap", -1), ("region_chunks", 0)])
+def test_region_options_out_of_range_raise(option, value):
+    with pytest.raises(UsageError, match=rf"--writer\.{option} must be at least \d, not {value}"):
+        TableWriter("calls", **{option: value})
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])

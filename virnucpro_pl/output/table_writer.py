@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 import shutil
 from collections.abc import Sequence
@@ -21,11 +20,13 @@ from virnucpro_pl.output.chunk_table import (
     write_bed,
     write_chunks,
 )
+from virnucpro_pl.output.fasta import open_fasta, write_record
 from virnucpro_pl.output.figures_file import holds
 from virnucpro_pl.output.merge import Merge
 from virnucpro_pl.output.overwriting import is_taken
 from virnucpro_pl.output.part_file import Tally
 from virnucpro_pl.output.parts_folder import REPLACED
+from virnucpro_pl.output.regions import write_regions
 from virnucpro_pl.output.run import Run
 from virnucpro_pl.output.streaming_writer import Published, StreamingWriter
 from virnucpro_pl.output.summary import (
@@ -45,15 +46,13 @@ from virnucpro_pl.output.tables import (
     write_prediction_results,
 )
 
-_LINE = 60
-"""Bases of a line of FASTA."""
 _VIRUSES = 1 << 14
 """Viral contigs whose ids are in memory at a time."""
 _EMBEDDINGS: dict[str, Molecule] = {"dnabert_s": "DNA", "esm2": "protein"}
 """Columns of embeddings, and what each is of."""
 _OURS = re.compile(
     r"prediction_results\.txt|prediction_results_highestscore\.csv|contigs\.tsv|chunks\.(tsv|bed)|summary\.json"
-    r"|virus\.fasta(\.gz)?|esm2\.h5|dnabert_s\.h5|.*_identified_(nucleotide\.fa|protein\.faa)"
+    r"|regions\.tsv|(virus|regions)\.fasta(\.gz)?|esm2\.h5|dnabert_s\.h5|.*_identified_(nucleotide\.fa|protein\.faa)"
 )
 """Files that a folder of this writer may hold."""
 
@@ -77,6 +76,8 @@ class TableWriter(StreamingWriter):
         save_embeddings: bool = False,
         compress: bool = False,
         bed: bool = False,
+        region_gap: int = 1,
+        region_chunks: int = 3,
     ) -> None:
         """Configure the output; nothing is touched yet.
 
@@ -88,18 +89,26 @@ class TableWriter(StreamingWriter):
             threshold: Least virus_score of a record that is called virus, from 0 to 1. The
                 virus_score is the mean over the record's chunks of the chunk's best P(virus).
             save_embeddings: Whether to write `esm2.h5` and `dnabert_s.h5` as well.
-            compress: Whether to write `virus.fasta.gz` instead of `virus.fasta`.
+            compress: Whether to write `virus.fasta.gz` and `regions.fasta.gz`, compressed.
             bed: Whether to write the chunks called virus as `chunks.bed`, too.
+            region_gap: Chunks in a row without a score that a viral region may hold.
+            region_chunks: Least number of chunks called virus in a viral region.
         """
         super().__init__(path, overwrite, commit_seconds, stall_seconds)
         if not 0 <= threshold <= 1:
             raise UsageError(
                 f"--writer.threshold is a probability, a number from 0 to 1, not {threshold}"
             )
+        if region_gap < 0:
+            raise UsageError(f"--writer.region_gap must be at least 0, not {region_gap}")
+        if region_chunks < 1:
+            raise UsageError(f"--writer.region_chunks must be at least 1, not {region_chunks}")
         self.threshold = threshold
         self.save_embeddings = save_embeddings
         self.compress = compress
         self.bed = bed
+        self.region_gap = region_gap
+        self.region_chunks = region_chunks
 
     @property
     def kept(self) -> dict[str, str]:
@@ -163,8 +172,8 @@ class TableWriter(StreamingWriter):
         write_highest_scores(chunks, rows.ids, scores, run.folder.path)
         ledger, result, shown = orf_ledger(scores), orf_result(scores), "prediction_results.txt"
         if origin is not None:
-            calls = self._write_contigs(folder, origin, run.source.inputs, scores)
-            ledger = {**record_ledger(calls), **ledger}
+            calls, regions = self._write_contigs(folder, origin, run.source.inputs, scores)
+            ledger = {**record_ledger(calls), "regions": regions, **ledger}
             result, shown = record_result(ledger), "contigs.tsv"
         run.source.write_beside(folder)
         if self.save_embeddings:
@@ -183,7 +192,8 @@ class TableWriter(StreamingWriter):
 
     def _write_contigs(
         self, folder: Path, origin: OrfOrigin, inputs: Inputs | None, scores: NDArray[np.float32]
-    ) -> ContigCalls:
+    ) -> tuple[ContigCalls, int]:
+        """Write all that is of contigs and not of ORFs; the calls, and how many regions."""
         contigs = origin.contigs
         chunks = summarise_chunks(
             origin.n_chunks, origin.record, origin.chunk, origin.frame, scores
@@ -194,20 +204,22 @@ class TableWriter(StreamingWriter):
         calls = summarise_contigs(contigs.lengths, chunks, self.threshold)
         write_contigs(folder / "contigs.tsv", contigs.ids, calls, inputs)
         self._write_viruses(folder, contigs, np.flatnonzero(calls.is_virus))
-        return calls
+        regions = write_regions(
+            folder,
+            chunk_blocks(origin, chunks),
+            contigs,
+            gap=self.region_gap,
+            least=self.region_chunks,
+            compress=self.compress,
+        )
+        return calls, regions
 
     def _write_viruses(self, folder: Path, contigs: Contigs, rows: NDArray[np.int64]) -> None:
-        path = folder / ("virus.fasta.gz" if self.compress else "virus.fasta")
-        with path.open("wb") as raw:
-            # Without name and time, so that the same calls give the same bytes.
-            file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if self.compress else raw
+        with open_fasta(folder / "virus.fasta", compress=self.compress) as file:
             for block in blocks(len(rows), _VIRUSES):
                 for row, name in zip(rows[block], contigs.ids(rows[block]), strict=True):
                     [letters] = contigs.sequences(row[None])
-                    lines = [letters[i : i + _LINE] for i in range(0, len(letters), _LINE)]
-                    file.write(b"\n".join([b">%b" % name.encode(), *lines, b""]))
-            if self.compress:
-                file.close()
+                    write_record(file, name, letters)
 
     def _write_embeddings(
         self, folder: Path, run: Run, parts: list[Path], provenance: dict[str, Any]
