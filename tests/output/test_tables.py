@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virnucpro_pl.contracts import Inputs
+from virnucpro_pl.output import sorted_lines
 from virnucpro_pl.output import tables as module
 from virnucpro_pl.output.chunk_table import summarise_chunks
 from virnucpro_pl.output.tables import (
@@ -63,7 +64,8 @@ def test_write_highest_scores_rows_in_any_order_equal_virnucpro(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, seed: int | None, name: str
 ) -> None:
     ids, scores = read_rows(name)
-    monkeypatch.setattr(module, "_SORTED_ROWS", rows)
+    monkeypatch.setattr(module, "_ROWS", rows)
+    monkeypatch.setattr(sorted_lines, "_LINES", rows)
     order = np.arange(len(ids))
     if seed is not None:
         order = np.random.default_rng(seed).permutation(order)

@@ -32,7 +32,7 @@ COMMANDS = {
         "virnucpro_pl.compare.command",
     ),
     "export": Command(
-        "write the vectors of an embedding file as other programs read them",
+        "write an embedding file, or calls, as other programs read them",
         "virnucpro_pl.embeddings.export",
     ),
     "fit": Command("train a classifier on embedding files", "virnucpro_pl.cli.fit"),

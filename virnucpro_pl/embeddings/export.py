@@ -1,9 +1,8 @@
-"""`virnucpro-pl export`: the vectors of an embedding file in the formats that others read."""
+"""`virnucpro-pl export`: embeddings, and calls, in the formats that others read."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +17,12 @@ import numpy as np
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile, load_embeddings
 from virnucpro_pl.errors import MAX_LISTED, UnwritableError, UsageError
 from virnucpro_pl.output.atomic_files import published
-from virnucpro_pl.output.overwriting import refuse_inputs
+from virnucpro_pl.output.overwriting import check_exports
+from virnucpro_pl.output.viral_pipelines import export_results
 
 log = logging.getLogger(__name__)
 
-Format = Literal["per-id", "anndata", "npy"]
+Format = Literal["per-id", "anndata", "npy", "viral-pipelines"]
 _SUFFIXES = {"per-id": ".per-id.h5", "anndata": ".h5ad", "npy": ".npy"}
 _UNSAFE = re.compile(r"[/%]|^\.+$")
 """What cannot stand in the name of an HDF5 dataset: `/` parts groups, `.` is the group itself."""
@@ -32,32 +32,40 @@ _LOOKED_AT = 1000
 
 
 def export(file: Path, *, to: Format, output: Path | None = None, overwrite: bool = False) -> None:
-    """Write the vectors of an embedding file as other programs read them, every row of them.
+    """Write an embedding file, or calls, as other programs read them.
 
     Args:
-        file: Embedding file of this program. Records that failed are NaN in the output, too.
+        file: Embedding file of this program, all rows of which are written; records that failed are
+            NaN in the output, too. For viral-pipelines a folder of results of contigs.
         to: per-id is HDF5 with one dataset (D,) for each record, named by its id, with the id again
             as its attribute original_id: what reads UniProt's per-protein.h5, bio_embeddings or
             biotrainer reads it. In names / is %2F and % is %25. anndata is .h5ad with the vectors
             as X, ids and lengths as obs; needs pip install 'virnucpro-pl[anndata]'. npy is a matrix
-            (N, D), and beside it the ids, one a line, in a file .ids.txt.
-        output: File to write; by default the input's name with .per-id.h5, .h5ad or .npy.
+            (N, D), and beside it the ids, one a line, in a file .ids.txt. viral-pipelines is what
+            the tasks of broadinstitute/viral-pipelines write: NAME.virnucpro.tsv, NAME.virnucpro_
+            highestscore.csv, both packed as NAME.virnucpro.tgz, and NAME.contigs_classified.tsv;
+            what has no score is left out.
+        output: File to write; by default the input's name with .per-id.h5, .h5ad or .npy. For
+            viral-pipelines what the files' names begin with, by default as the folder.
         overwrite: Whether to replace a file that exists and is as this command writes it.
 
     Raises:
         UsageError: If the file cannot be used, or the output exists, is no export, or has no
             folder.
-        UnwritableError: If the disk is full, for example.
+        OutputError: If the disk is full, for example.
     """
+    if to == "viral-pipelines":
+        export_results(file, output, overwrite)
+        return
     output = file.with_suffix(_SUFFIXES[to]) if output is None else output
     if to == "npy" and output.suffix != ".npy":
         raise UsageError(f"--output {output}: a matrix needs a name that ends in .npy")
     if to == "anndata" and find_spec("anndata") is None:
         raise UsageError("anndata is not installed: pip install 'virnucpro-pl[anndata]'")
     outputs = [output, output.with_suffix(".ids.txt")] if to == "npy" else [output]
+    checks = {"per-id": [_is_per_id], "anndata": [_is_anndata], "npy": [_is_matrix, _are_ids]}[to]
     with load_embeddings(file) as embeddings:
-        _check_outputs(file, outputs, overwrite)
-        _refuse_others(outputs, to)
+        check_exports(dict(zip(outputs, checks, strict=True)), [file], to, overwrite)
         if count := len(embeddings.failed):
             ids = embeddings.file["sequence_ids"]
             names = ", ".join(ids[row].decode() for row in embeddings.failed[:MAX_LISTED])
@@ -75,41 +83,6 @@ def export(file: Path, *, to: Format, output: Path | None = None, overwrite: boo
             len(embeddings),
             embeddings.width,
         )
-
-
-def _check_outputs(file: Path, outputs: list[Path], overwrite: bool) -> None:
-    for path in outputs:
-        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-            what = "cannot be written to" if path.parent.is_dir() else "does not exist"
-            raise UsageError(f"{path}: the folder {path.parent} {what}")
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder: --output names another file")
-        refuse_inputs([path], [file])
-        if path.exists() and not overwrite:
-            raise UsageError(
-                f"{path} exists already; --overwrite true replaces it, --output names another file"
-            )
-
-
-def _refuse_others(outputs: list[Path], to: Format) -> None:
-    """Refuse to replace what is no export; an empty file, as mktemp makes, may be.
-
-    Raises:
-        UsageError: If a file is something else.
-    """
-    is_own = {"per-id": _is_per_id, "anndata": _is_anndata, "npy": _is_matrix, "ids": _are_ids}
-    for path, kind in zip(outputs, (to, "ids"), strict=False):
-        if not path.exists() or (path.is_file() and path.stat().st_size == 0):
-            continue
-        try:
-            is_export = path.is_file() and is_own[kind](path)
-        except (OSError, ValueError, KeyError):  # another format, or damaged
-            is_export = False
-        if not is_export:
-            raise UsageError(
-                f"{path} is not overwritten, since it is nothing that export --to {to} writes: "
-                "--output names another file"
-            )
 
 
 def _is_per_id(path: Path) -> bool:

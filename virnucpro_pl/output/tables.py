@@ -9,11 +9,9 @@ finite is an ORF that could not be scored: it stays in the tables, as `NA`, and 
 Ids are asked for a block of rows at a time, so that six million of them are never held at once.
 """
 
-import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +27,7 @@ from virnucpro_pl.output.chunk_table import (
     without_unscored,
 )
 from virnucpro_pl.output.contig_rule import CALLS, TIERS, RuleCalls, call_by_rule, rounded
+from virnucpro_pl.output.sorted_lines import sort_lines
 
 PREDICTION_HEADER = "Sequence_ID\tPrediction\tscore1\tscore2\n"
 HIGHEST_SCORE_HEADER = "Modified_ID\tIs_Virus\n"
@@ -40,8 +39,6 @@ STATUSES = ("ok", "no_orf", "too_short", "failed")
 """Of a record; all but the first are reasons why it has no score."""
 CODON_BASES = 3
 _ROWS = 1 << 14
-_SORTED_ROWS = 1 << 18
-"""ORFs that are sorted at a time; the sorted runs are merged from disk."""
 
 Ids = Callable[[NDArray[np.int64]], list[str]]
 """Gives the ids of some rows."""
@@ -113,20 +110,13 @@ def write_highest_scores(path: Path, ids: Ids, scores: NDArray[np.float32], scra
         scores: (M, 2) float32.
         scratch: Folder for sorted runs, which are removed.
     """
-    runs = []
-    for number, rows in enumerate(blocks(len(scores), _SORTED_ROWS)):
-        run = scratch / f"sorted-{number}"
-        # A tab sorts before whatever stands in ids, so that lines sort as their first column does.
-        run.write_text("".join(sorted(_best_lines(ids(rows), scores[rows]))), encoding="utf-8")
-        runs.append(run)
-    with ExitStack() as stack:
-        file = stack.enter_context(path.open("w", encoding="utf-8", newline="\n"))
+    stretches = (_best_lines(ids(rows), scores[rows]) for rows in blocks(len(scores), _ROWS))
+    # A tab sorts before whatever stands in ids, so that lines sort as their first column does.
+    ordered = sort_lines(chain.from_iterable(stretches), scratch)
+    with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(HIGHEST_SCORE_HEADER)
-        opened = [stack.enter_context(run.open(encoding="utf-8", newline="\n")) for run in runs]
-        for chunk, lines in groupby(heapq.merge(*opened), lambda line: line.partition("\t")[0]):
+        for chunk, lines in groupby(ordered, lambda line: line.partition("\t")[0]):
             file.write(f"{chunk}\t{_call(lines)}\n")
-    for run in runs:
-        run.unlink()
 
 
 def _best_lines(ids: Sequence[str], scores: NDArray[np.float32]) -> list[str]:
