@@ -6,13 +6,20 @@ import numpy as np
 import pytest
 
 from virnucpro_pl.output import contig_rule
-from virnucpro_pl.output.contig_rule import CALLS, TIERS, RuleCalls, call_by_rule, rounded
+from virnucpro_pl.output.contig_rule import (
+    CALLS,
+    TIERS,
+    RuleCalls,
+    as_written,
+    call_by_rule,
+    rounded,
+)
 
 
 def rule(*records: list[tuple[float, float]]) -> RuleCalls:
     """Call records of which each is the P(others) and P(virus) of its scored chunks."""
     owner = np.repeat(np.arange(len(records)), [len(chunks) for chunks in records])
-    pairs = np.array([pair for chunks in records for pair in chunks], np.float32).reshape(-1, 2)
+    pairs = np.array([pair for chunks in records for pair in chunks]).reshape(-1, 2)
     return call_by_rule(owner, pairs[:, 0], pairs[:, 1], len(records))
 
 
@@ -77,8 +84,8 @@ def test_weights_are_the_roots_of_delta() -> None:
         ((0.75, 0.75), (0, 0, 1)),
         ((0.7, 0.75), (0, 0, 0)),
         ((0.75, 0.7), (0, 0, 0)),
-        (np.nextafter(np.float32([0.3, 0.8]), np.float32([0, 1])), (1, 0, 0)),
-        (np.nextafter(np.float32([0.7, 0.7]), np.float32([1, 1])), (0, 0, 1)),
+        ((0.29999998, 0.8000001), (1, 0, 0)),
+        ((0.7000001, 0.7000001), (0, 0, 1)),
     ],
 )
 def test_boundaries_of_scores_are_outside(
@@ -113,19 +120,33 @@ def test_ambiguous_chunks_are_not_in_the_proportions() -> None:
 def test_boundaries_of_the_weighted_delta_are_below(
     monkeypatch: pytest.MonkeyPatch, delta: float, expected: tuple[str, str]
 ) -> None:
-    # No float32 scores give these means exactly.
+    # No scores give all of these means exactly.
     monkeypatch.setattr(contig_rule, "_weighted_means", lambda *_: np.array([delta]))
     assert say(rule([VIRAL if delta > 0 else OTHERS] * 5)) == [expected]
 
 
-def test_rounded_has_three_digits_and_no_negative_zero() -> None:
-    numbers = np.array([0.12345, -0.75, 0.9996, -0.0001, np.nan])
-    assert rounded(numbers) == ["0.123", "-0.75", "1.0", "0.0", "NA"]
+def test_rounded_has_three_digits() -> None:
+    assert rounded(np.array([0.12345, -0.75, 0.9996, np.nan])) == ["0.123", "-0.75", "1.0", "NA"]
+
+
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])
+def test_scores_are_taken_as_they_are_written(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(contig_rule, "_BLOCK", block)
+    scores = np.array([0.65, 0.8, 1, 0, 1.2e-05, 0.99884045, 1.17549435e-38], np.float32)
+    assert as_written(scores).tolist() == [float(str(score)) for score in scores]
+    assert as_written(scores)[:2].tolist() == [0.65, 0.8]
+    assert len(as_written(scores[:0])) == 0
+
+
+def test_chunk_on_the_boundary_is_called_as_its_row_reads() -> None:
+    others, virus = map(as_written, np.array([[0.35], [0.65]], np.float32))
+    assert virus - others > 0.3  # though float32 would give 0.29999998
+    assert say(call_by_rule(np.array([0]), others, virus, 1)) == [("viral", "review")]
 
 
 def test_records_do_not_mix_whatever_the_order_of_their_chunks() -> None:
     owner = np.array([3, 0, 3, 1, 0])
-    pairs = np.array([VIRAL, OTHERS, LIKELY, TIE, OTHERS], np.float32)
+    pairs = np.array([VIRAL, OTHERS, LIKELY, TIE, OTHERS])
     calls = call_by_rule(owner, pairs[:, 0], pairs[:, 1], 5)
     alone = rule([OTHERS] * 2, [TIE], [], [VIRAL, LIKELY], [])
     for column, expected in zip(calls, alone, strict=True):

@@ -6,6 +6,9 @@ The rule is that of the task `classify_virnucpro_contigs` in broadinstitute/vira
 Of each scored chunk, delta is P(virus) - P(others), each the largest over its frames, and its
 weight the square root of |delta|. The weighted mean of delta decides on the call; how many chunks
 are confident, and how many there are at all, decide on the tier.
+
+The task reads scores from a table, and so they are taken here as the tables state them, see
+`as_written`: what it makes of the exported tables is then what `contigs.tsv` says.
 """
 
 from __future__ import annotations
@@ -25,12 +28,18 @@ _LEAST_DELTA = 0.3
 """A record is called viral above it, others below its negative."""
 _HIGH_DELTA = 0.6
 """The tier is high beyond it."""
-# Float32, as the tables state scores: 0.8 in a table is not above 0.8.
-_CONFIDENT, _NEGLIGIBLE, _AMBIGUOUS_FROM = map(np.float32, (0.8, 0.3, 0.7))
+_CONFIDENT, _NEGLIGIBLE = 0.8, 0.3
+"""A chunk is confident with one score above the former and the other below the latter."""
+_BOTH = 0.7
+"""It is ambiguous with both above."""
 _LEAST_PROPORTION = 0.1
 """Of confident chunks among those that are not ambiguous, for a tier above low."""
 _FEW_CHUNKS = 5
 """With fewer scored chunks the tier is lowered."""
+_TEXT = "S16"
+"""Holds any float32 in decimals."""
+_BLOCK = 1 << 20
+"""Scores that are in memory as texts at a time."""
 
 
 class RuleCalls(NamedTuple):
@@ -56,15 +65,15 @@ class RuleCalls(NamedTuple):
 
 def call_by_rule(
     record: NDArray[np.int64],
-    others: NDArray[np.float32],
-    virus: NDArray[np.float32],
+    others: NDArray[np.float64],
+    virus: NDArray[np.float64],
     n_records: int,
 ) -> RuleCalls:
     """Call records by their scored chunks.
 
     Args:
         record: (S,) record of each scored chunk.
-        others: (S,) its P(others), the largest over its frames.
+        others: (S,) its P(others), the largest over its frames, as written.
         virus: (S,) its P(virus), likewise.
         n_records: How many records there are, those without a scored chunk included.
     """
@@ -73,10 +82,10 @@ def call_by_rule(
         return np.bincount(record[chosen], minlength=n_records)
 
     n_scored = np.bincount(record, minlength=n_records)
-    weighted_delta = _weighted_means(record, virus.astype(np.float64) - others, n_scored)
+    weighted_delta = _weighted_means(record, virus - others, n_scored)
     n_viral = count((virus > _CONFIDENT) & (others < _NEGLIGIBLE))
     n_others = count((others > _CONFIDENT) & (virus < _NEGLIGIBLE))
-    n_ambiguous = count((virus > _AMBIGUOUS_FROM) & (others > _AMBIGUOUS_FROM))
+    n_ambiguous = count((virus > _BOTH) & (others > _BOTH))
     left = np.maximum(n_scored - n_ambiguous, 1)  # of none there is no confident one either
     proportions = n_viral / left, n_others / left
     call = np.select(
@@ -89,10 +98,20 @@ def call_by_rule(
     return RuleCalls(weighted_delta, call, tier, n_viral, n_others, n_ambiguous, *proportions)
 
 
+def as_written(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Give the numbers that the tables state for scores (S,).
+
+    They are the shortest decimals that stand for the float32: 0.65, and not 0.6499999762. A chunk
+    with scores of 0.65 and 0.35 is thus on the same side of 0.3 as for a reader of the table.
+    """
+    blocks = (scores[i : i + _BLOCK] for i in range(0, len(scores), _BLOCK))
+    written = [block.astype(_TEXT).astype(np.float64) for block in blocks]
+    return np.concatenate([np.empty(0), *written])
+
+
 def rounded(numbers: NDArray[np.float64]) -> list[str]:
     """Write numbers as tables of this rule do: with up to three digits, and `NA` for NaN."""
-    texts = np.round(numbers, 3) + 0.0  # not -0.0
-    return ["NA" if text != text else repr(text) for text in texts.tolist()]
+    return ["NA" if number != number else repr(number) for number in np.round(numbers, 3).tolist()]
 
 
 def _weighted_means(

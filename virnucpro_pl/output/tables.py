@@ -26,7 +26,14 @@ from virnucpro_pl.output.chunk_table import (
     is_scored,
     without_unscored,
 )
-from virnucpro_pl.output.contig_rule import CALLS, TIERS, RuleCalls, call_by_rule, rounded
+from virnucpro_pl.output.contig_rule import (
+    CALLS,
+    TIERS,
+    RuleCalls,
+    as_written,
+    call_by_rule,
+    rounded,
+)
 from virnucpro_pl.output.sorted_lines import sort_lines
 
 PREDICTION_HEADER = "Sequence_ID\tPrediction\tscore1\tscore2\n"
@@ -180,7 +187,12 @@ def summarise_contigs(
             [np.int8(STATUSES.index(name)) for name in ("too_short", "no_orf", "failed")],
             np.int8(STATUSES.index("ok")),
         ),
-        rule=call_by_rule(owner[scored], chunks.others[scored], chunks.virus[scored], count),
+        rule=call_by_rule(
+            owner[scored],
+            as_written(chunks.others[scored]),
+            as_written(chunks.virus[scored]),
+            count,
+        ),
     )
 
 

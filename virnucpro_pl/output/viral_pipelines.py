@@ -186,7 +186,7 @@ def _lines_of_records(
     names: list[str], owner: list[int], scores: list[tuple[str, str]]
 ) -> Iterator[str]:
     record = np.array(owner, np.int64)
-    others, virus = np.array(scores, np.float32).reshape(-1, 2).T
+    others, virus = np.array(scores, np.float64).reshape(-1, 2).T
     calls = call_by_rule(record, others, virus, len(names))
     counts = (
         np.bincount(record, minlength=len(names)),
