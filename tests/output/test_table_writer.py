@@ -21,6 +21,7 @@ from virnucpro_pl import (
     VirNucPro,
     VirusClassifier,
 )
+from virnucpro_pl.contracts import Inputs
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.input.orfs import plan_chunks
 from virnucpro_pl.output.part_file import IncompleteError
@@ -53,6 +54,7 @@ def call(weights_file, save_classifier, tmp_path):
         save_orfs=False,
         classifier=classifier,
         limit_predict_batches=None,
+        data_module=ContigDataModule,
         **options,
     ):
         path = tmp_path / "in" / "in.fna"
@@ -65,7 +67,7 @@ def call(weights_file, save_classifier, tmp_path):
         )
         predict(
             model,
-            ContigDataModule(path, save_orfs=save_orfs, num_workers=0, tokens_per_batch=512),
+            data_module(path, save_orfs=save_orfs, num_workers=0, tokens_per_batch=512),
             TableWriter(tmp_path / name, **options),
             limit_predict_batches=limit_predict_batches,
         )
@@ -162,6 +164,23 @@ def test_chunks_follow_from_the_scores_of_the_orfs(call):
     assert [row[3] for row in bed] == viral
     call(bed=True, overwrite=True)
     assert "chunks.bed" not in [path.name for path in call(overwrite=True).iterdir()]
+
+
+class OfTwoFiles(ContigDataModule):
+    """The first two records are of one file, the others of another."""
+
+    @property
+    def inputs(self):
+        return Inputs(["a.fa", "b/c.fq.gz"], np.array([0, 0, 1, 1, 1], np.int32))
+
+
+def test_records_of_several_files_name_theirs(call):
+    folder = call(data_module=OfTwoFiles)
+    files = dict(zip(RECORDS, ["a.fa"] * 2 + ["b/c.fq.gz"] * 3, strict=True))
+    for name in ("contigs.tsv", "chunks.tsv"):
+        rows = by_column(folder / name)
+        assert list(rows[0])[-1] == "input"
+        assert {row["seq_name"]: row["input"] for row in rows} == files
 
 
 def test_regions_are_the_viral_chunks_in_a_row(call, read_fasta):
