@@ -160,7 +160,7 @@ def test_one_and_two_ranks_write_the_same_tables(start, run_main, words, tmp_pat
     command.assert_nothing_left()
     one, two = (contents(tmp_path / name) for name in ("one", "two"))
     assert one == two
-    assert len(one) == 8
+    assert len(one) == 11
     assert one["virus.fasta"]
     report = json.loads((tmp_path / "two.run.json").read_text())
     assert min(rank["packs"] for rank in report["per_rank"]) > 2

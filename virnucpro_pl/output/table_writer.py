@@ -51,9 +51,9 @@ _VIRUSES = 1 << 14
 _EMBEDDINGS: dict[str, Molecule] = {"dnabert_s": "DNA", "esm2": "protein"}
 """Columns of embeddings, and what each is of."""
 _OURS = re.compile(
-    r"prediction_results\.txt|prediction_results_highestscore\.csv|contigs\.tsv|chunks\.(tsv|bed)|summary\.json"
-    r"|regions\.tsv|(virus|regions)\.fasta(\.gz)?|esm2\.h5|dnabert_s\.h5"
-    r"|.*_identified_(nucleotide\.fa|protein\.faa)"
+    r"prediction_results\.txt|prediction_results_highestscore\.csv|summary\.json"
+    r"|contigs\.tsv|chunks\.(tsv|bed)|regions\.tsv|(virus|regions)\.fasta(\.gz)?"
+    r"|esm2\.h5|dnabert_s\.h5|.*_identified_(nucleotide\.fa|protein\.faa)"
 )
 """Files that a folder of this writer may hold."""
 
