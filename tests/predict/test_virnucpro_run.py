@@ -7,6 +7,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pysam
 import pytest
 import torch
 
@@ -453,3 +454,61 @@ def test_letters_of_the_original_are_kept_where_asked(run_main, words, tmp_path)
     assert "a codon with one yields no residue: 2 U, 1 -, 1 *, 1 1" in ended.log
     nucleotides = (tmp_path / "calls/in_identified_nucleotide.fa").read_text()
     assert nucleotides.startswith(">a_chunk_1F1\nAUGGCCU\n")
+
+
+@pytest.fixture
+def reads(tmp_path):
+    """The same 40 reads as `reads.fq` and, unmapped and of single ends, as `reads.bam`."""
+    letters = np.random.default_rng(3).choice(CODONS, (40, 60))
+    head = pysam.AlignmentHeader.from_dict({"HD": {"VN": "1.6"}})
+    with (
+        (tmp_path / "reads.fq").open("w") as fastq,
+        pysam.AlignmentFile(tmp_path / "reads.bam", "wb", header=head) as bam,
+    ):
+        for number, sequence in enumerate(map("".join, letters)):
+            read = pysam.AlignedSegment(head)
+            read.query_name, read.flag, read.query_sequence = f"r{number}", 4, sequence
+            read.query_qualities = pysam.qualitystring_to_array("I" * len(sequence))
+            bam.write(read)
+            fastq.write(f"@r{number} words\n{sequence}\n+\n{'I' * len(sequence)}\n")
+    return "reads.fq", "reads.bam"
+
+
+def test_unmapped_bam_gives_the_calls_of_its_fastq(run_main, words, reads, tmp_path):
+    hashes = set()
+    for path in reads:
+        output = f"{path}.calls"
+        more = ("--data.path", path, "--writer.threshold", 0, "--writer.path", output)
+        ended = run_main(*words, *more)
+        assert ended.code == 0, ended.log
+        hashes.add(json.loads((tmp_path / output / "summary.json").read_text())["input_sha256"])
+    fastq, bam = (tables(tmp_path / f"{path}.calls") for path in reads)
+    assert fastq == bam
+    assert bam["contigs.tsv"].count(b"\tok\n") == 40
+    assert len(hashes) == 1
+
+
+@pytest.mark.slow
+def test_two_ranks_read_unmapped_bam_as_one_reads_its_fastq(
+    run_main, start, words, reads, tmp_path
+):
+    fastq, bam = reads
+    assert run_main(*words, "--data.path", fastq, "--writer.path", "one").code == 0
+    command = start(
+        *("predict", *words, "--data.path", bam, "--writer.path", "two"),
+        *("--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strategy", "ddp"),
+    )
+    ended = command.wait(90)
+    assert ended.code == 0, ended.log
+    command.assert_nothing_left()
+    assert tables(tmp_path / "one") == tables(tmp_path / "two")
+
+
+def test_bam_where_proteins_belong_exits_2(run_main, reads, tmp_path):
+    ended = run_main(
+        *("--config", "esm2.yaml", "--model.weights", "absent.pt"),
+        *("--data.path", reads[1], "--writer.path", "calls"),
+    )
+    assert ended.code == 2
+    assert "reads.bam holds DNA, it seems, not protein" in ended.log
+    assert "absent.pt" not in ended.log

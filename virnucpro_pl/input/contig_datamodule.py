@@ -117,7 +117,8 @@ class ContigDataModule(SequenceFileData):
         """Configure the input; nothing is read yet.
 
         Args:
-            path: FASTA or FASTQ file of DNA, plain or gz, bz2, xz, zst compressed.
+            path: FASTA or FASTQ file of DNA, plain or gz, bz2, xz, zst compressed; or BAM, CRAM or
+                SAM of unmapped reads.
             length: Bases of a chunk: 500, or 300 with the classifier that was trained on 300.
             save_orfs: Whether to write the ORFs to the output folder, as
                 `<input>_identified_nucleotide.fa` and `<input>_identified_protein.faa`.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_pl.errors import MAX_LISTED, InputError, UsageError
+from virnucpro_pl.input.alignments import kind_of, parse_alignments
 from virnucpro_pl.input.alphabets import (
     BLANKS,
     CERTAIN_BASES,
@@ -49,7 +50,7 @@ def read_records(
     allow_empty_records: bool = False,
     check_molecule: bool = True,
 ) -> RecordStore:
-    """Read and validate a FASTA or FASTQ file, plain or gz, bz2, xz, zst compressed.
+    """Read and validate FASTA or FASTQ, plain or compressed, or unmapped BAM, CRAM or SAM.
 
     Ids are the first word of the header, in UTF-8; what stands behind it is not looked at. Letters
     are made upper case; blanks within sequence lines are removed. All bad records are reported
@@ -66,7 +67,7 @@ def read_records(
         The store.
 
     Raises:
-        InputError: If the file is missing, damaged, empty, no FASTA or FASTQ, of the other
+        InputError: If the file is missing, damaged, empty, of no known format, of the other
             molecule, or any record has no id, no sequence, a letter that is refused, or the id of
             another record.
         UsageError: If the store cannot be written.
@@ -74,7 +75,7 @@ def read_records(
     try:
         with StoreWriter(folder) as writer:
             validator = _Validator(alphabet, writer, allow_empty_records=allow_empty_records)
-            for record in _parse(path):
+            for record in _parse(path, folder):
                 validator.add(record)
             validator.flush()
             store = writer.close(validator.counts())
@@ -90,12 +91,14 @@ def read_records(
     return store
 
 
-def _parse(path: Path) -> Iterator[Record]:
+def _parse(path: Path, scratch: Path) -> Iterator[Record]:
     """Yield the records; every fault of file or format is an InputError."""
     number, header = 0, ""
     try:
         with path.open("rb") as file, open_text(file) as text:
-            for record in parse(text):
+            kind = kind_of(file.peek(1))
+            records = parse_alignments(file, path, kind, scratch) if kind else parse(text)
+            for record in records:
                 number, header = number + 1, record[0]
                 yield record
     except FormatError as error:

@@ -143,7 +143,7 @@ class Packs(Dataset[list[PackedBatch]]):
 
 
 class SequenceDataModule(SequenceFileData):
-    """Reads a FASTA or FASTQ file once and serves it as packs of consecutive records.
+    """Reads a file of sequences once and serves it as packs of consecutive records.
 
     The model says which alphabet and tokenizer it needs. Packs go to ranks in turn.
 
@@ -167,7 +167,8 @@ class SequenceDataModule(SequenceFileData):
         """Configure the input; nothing is read yet.
 
         Args:
-            path: FASTA or FASTQ file, plain or gz, bz2, xz, zst compressed.
+            path: FASTA or FASTQ file, plain or gz, bz2, xz, zst compressed; for DNA also BAM, CRAM
+                or SAM of unmapped reads.
             tokens_per_batch: Tokens of a pack, special tokens included; None for 16,384 on a GPU
                 and 2,048 on a CPU. A longer record gets a pack of its own.
             num_workers: DataLoader processes of each rank; 0 tokenises in the rank itself.

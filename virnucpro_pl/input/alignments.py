@@ -1,0 +1,247 @@
+"""Unmapped reads of BAM, CRAM and SAM files, one after the other, as pysam reads them.
+
+Neither a reference nor an index is ever looked for, here or on the web.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import shlex
+import shutil
+import stat
+import tempfile
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any, Literal
+
+from virnucpro_pl.errors import InputError, UsageError
+from virnucpro_pl.input.fastx import Record
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["BAM", "CRAM", "SAM"]
+
+_GZIP = b"\x1f\x8b"
+_HEAD = 1 << 16
+"""Bytes of compressed text that are looked at to tell SAM from FASTQ."""
+_HEADER_LINE = re.compile(rb"@(CO\t|[A-Z]{2}\t[A-Za-z][A-Za-z0-9]:)")
+"""How a header line of SAM begins."""
+_READ_LINE = re.compile(rb"[!-=?A-~]+\t\d+\t[!-~]+\t\d+\t\d+\t[\d*]")
+"""How a read of SAM begins: name, flag, reference, position, mapping quality, CIGAR."""
+_FIELDS = 11
+"""Fields that a read of SAM has at least."""
+
+_UNMAPPED, _REVERSED, _QC_FAILED = 0x4, 0x10, 0x200
+"""Bits of a read's flag; so are those below (SAM specification, section 1.4)."""
+_MATE_BITS = 0x1 | 0x40 | 0x80
+_MATES = {0x1 | 0x40: " 1:", 0x1 | 0x80: " 2:"}
+"""Second word of the header of a pair's first and second read, as in Illumina's FASTQ files."""
+_COMPLEMENT = str.maketrans("ACGTMRWSYKVHDBN", "TGCAKYWSRMBDHVN")
+"""Of all letters that BAM has; pysam before 0.24 leaves the ambiguous ones as they are."""
+
+_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+_CRAM_ENDS = (
+    bytes.fromhex("0f000000ffffffff0fe0454f4600000000010005bdd94f0001000606010001000100ee63014b"),
+    bytes.fromhex("0b000000ffffffff0fe0454f460000000001000001000606010001000100"),
+)
+"""The last bytes of a whole file (SAM specification, section 4.1.2; CRAM 3 and 2.1, section 9).
+htslib reports the lack of either only sometimes."""
+_NAMES_AND_PLACES = [b"required_fields=0x7"]
+"""Name, flag and reference of each read of a CRAM file, for which no reference is needed."""
+
+
+def kind_of(head: bytes) -> Kind | None:
+    """Tell by its first bytes whether a file is BAM, CRAM or SAM, whatever its name.
+
+    A FASTQ file, too, may begin with `@CO` and a tab; its second line is neither a header line nor
+    a read.
+
+    Args:
+        head: The first bytes; some thousands of them, where there are so many.
+    """
+    if head.startswith(b"CRAM"):
+        return "CRAM"
+    text = _inflated(head) if head.startswith(_GZIP) else head
+    if text.startswith(b"BAM\1") and text is not head:
+        return "BAM"
+    first, _, rest = text.partition(b"\n")
+    if not _HEADER_LINE.match(first):
+        return "SAM" if _is_read(first, text) else None
+    second = rest.partition(b"\n")[0]
+    is_sam = not second or _HEADER_LINE.match(second) or _is_read(second, rest)
+    return "SAM" if is_sam else None
+
+
+def _inflated(head: bytes) -> bytes:
+    """The first bytes of what is compressed; empty blocks of BGZF are passed over."""
+    text = b""
+    while head.startswith(_GZIP) and not text:
+        stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        try:
+            text = stream.decompress(head, _HEAD)
+        except zlib.error:
+            return b""
+        head = stream.unused_data
+    return text
+
+
+def _is_read(line: bytes, text: bytes) -> bool:
+    """Tell whether a line is a read of SAM, as far as a text that ends within it can tell."""
+    is_cut = len(line) == len(text)
+    return bool(_READ_LINE.match(line)) and (is_cut or line.count(b"\t") >= _FIELDS - 1)
+
+
+def parse_alignments(
+    file: io.BufferedReader, path: Path, kind: Kind, scratch: Path
+) -> Iterator[Record]:
+    """Give the reads: name and letters as sequenced; for pairs, `1:` or `2:` behind the name.
+
+    Reads that failed quality control are given, too, and counted in the log.
+
+    Args:
+        file: The open file, at its beginning.
+        path: Its path.
+        kind: What it is.
+        scratch: Existing folder for a copy of what cannot be opened twice, such as a pipe.
+
+    Raises:
+        InputError: If a read is mapped, pysam is missing, or the file is cut off or damaged: with
+            the last read before that.
+        UsageError: If a pipe cannot be copied.
+    """
+    try:
+        import pysam
+    except ImportError as error:
+        raise InputError(
+            f"{path} is a {kind} file, and pysam, which reads them, is not installed: "
+            "pip install 'virnucpro-pl[bam]'"
+        ) from error
+    verbosity = pysam.set_verbosity(0)
+    try:
+        with _regular(file, path, scratch) as place:
+            reads = _Reads(path, place, kind)
+            if kind == "CRAM":
+                for read in reads.each(format_options=_NAMES_AND_PLACES):
+                    reads.refuse_placed(read)
+            failed = 0
+            for read in reads.each():
+                flag = read.flag
+                failed += bool(flag & _QC_FAILED)
+                mate = _MATES.get(flag & _MATE_BITS, "")
+                letters = read.query_sequence or ""
+                if flag & _REVERSED:
+                    letters = letters.translate(_COMPLEMENT)[::-1]
+                yield f"{read.query_name}{mate}", letters
+    finally:
+        pysam.set_verbosity(verbosity)
+    if failed:
+        log.warning(
+            "%s: %d reads are marked as failing quality control (flag 0x200), and kept",
+            *(path, failed),
+        )
+
+
+class _Reads:
+    """The reads of a file, each checked to be unmapped."""
+
+    def __init__(self, path: Path, place: Path, kind: Kind) -> None:
+        """Keep where the file lies, and what it is called in messages."""
+        self._path = path
+        self._place = place
+        self._kind = kind
+        self._number, self._name = 0, ""
+
+    def each(self, **options: Any) -> Iterator[Any]:
+        """Yield them all.
+
+        Raises:
+            InputError: If one is mapped, or the file is cut off or damaged.
+        """
+        self._number, self._name = 0, ""
+        fault: Exception | None = None
+        what = f"it is cut off there, damaged, or no {self._kind}"
+        try:
+            with _opened(self._place, options) as file:
+                for read in file.fetch(until_eof=True):
+                    name = read.query_name
+                    self._number, self._name = self._number + 1, name
+                    if not read.flag & _UNMAPPED:
+                        raise self._refused("is mapped, and only unmapped reads are taken")
+                    yield read
+                is_whole = self._is_whole(file.compression)
+        except NotImplementedError as error:  # pysam wants to seek
+            fault, what = error, "it is compressed by plain gzip, not by bgzip: bgzip it anew"
+        except (OSError, ValueError) as error:  # of pysam
+            fault = error
+        else:
+            if is_whole:
+                return
+            what = "its last bytes are missing, so that it seems to be cut off"
+        past = f" past read {self._number} ({self._name})" if self._number else ""
+        raise InputError(f"{self._path} cannot be read{past}: {what}") from fault
+
+    def refuse_placed(self, read: Any) -> None:
+        """Refuse an unmapped read of CRAM that stands where its mate is mapped.
+
+        Raises:
+            InputError: If it stands there: its letters may be known by the reference alone.
+        """
+        if read.reference_id >= 0:
+            raise self._refused("is placed on a reference, which is never looked for")
+
+    def _refused(self, why: str) -> InputError:
+        unmapped = f"samtools view -b -f 4 {shlex.quote(str(self._path))} > unmapped.bam"
+        return InputError(
+            f"{self._path}: read {self._number} ({self._name}) {why}. Write the unmapped ones to a "
+            f"file of their own: {unmapped}"
+        )
+
+    def _is_whole(self, compression: str) -> bool:
+        """Tell whether the file ends as its format does."""
+        ends = {"BGZF": (_BGZF_END,), "NONE": (b"\n",), "CUSTOM": _CRAM_ENDS}.get(compression)
+        if ends is None:
+            return True  # plain gzip, which ends in a checksum
+        with self._place.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - max(map(len, ends))))
+            return file.read().endswith(ends)
+
+
+@contextmanager
+def _regular(file: io.BufferedReader, path: Path, scratch: Path) -> Iterator[Path]:
+    """Give the path of a regular file with the content of one that may be a pipe.
+
+    htslib opens a file by its name, and takes some names, but no absolute paths, for addresses.
+
+    Raises:
+        UsageError: If there is no room for a copy.
+    """
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        yield path.absolute()
+        return
+    with tempfile.NamedTemporaryFile(dir=scratch) as copy:
+        try:
+            shutil.copyfileobj(file, copy)
+            copy.flush()
+        except OSError as error:
+            raise UsageError(f"{path} cannot be copied to {scratch}: {error}") from error
+        yield Path(copy.name)
+
+
+def _opened(place: Path, options: dict[str, Any]) -> Any:
+    """Open a file with pysam, which says nothing but what it raises.
+
+    Where it fails to open one, it fails once more as it throws its object away, and prints that.
+    """
+    import pysam
+
+    with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an end that is missing
+        return pysam.AlignmentFile(
+            str(place), check_sq=False, check_header=False, ignore_truncation=True, **options
+        )
