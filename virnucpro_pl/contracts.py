@@ -199,6 +199,11 @@ class RowSource(ABC):
         return None
 
     @property
+    def chunk_length(self) -> int | None:
+        """Bases of the chunks that ORFs are of, if known; after `prepare_data`, on rank 0."""
+        return None
+
+    @property
     def inputs(self) -> Inputs | None:
         """Which file each record is of, where there is more than one; after `setup`."""
         return None

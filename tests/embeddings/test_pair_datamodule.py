@@ -142,6 +142,33 @@ def test_lengths_that_are_no_orfs_raise(files, tmp_path, bases, residues, bad):
         opened(paths, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "known"),
+    [((None, None), None), ((300, None), 300), ((None, 300), 300), ((300, 300), 300)],
+)
+def test_chunk_length_is_that_of_the_files_that_know(files, tmp_path, lengths, known):
+    paths = files(["a", "b"])
+    set_chunk_lengths(paths, lengths)
+    assert opened(paths, tmp_path).chunk_length == known
+
+
+def test_files_of_other_chunks_raise(files, tmp_path):
+    paths = files(["a", "b"])
+    set_chunk_lengths(paths, (300, 500))
+    with pytest.raises(InputError, match=r"dna\.h5 is of chunks of 300 bases, .*esm\.h5 of .* 500"):
+        opened(paths, tmp_path)
+    set_chunk_lengths(paths, ("x", 500))
+    with pytest.raises(InputError, match=r"dna\.h5: its chunk_length is no whole number, but 'x'"):
+        opened(paths, tmp_path)
+
+
+def set_chunk_lengths(paths, lengths):
+    for path, length in zip(paths, lengths, strict=True):
+        if length is not None:
+            with h5py.File(path, "r+") as file:
+                file.attrs["chunk_length"] = length
+
+
 def test_truncated_embeddings_raise(files, tmp_path):
     paths = files(["a", "b"], lengths=([3, 6], [1, 2]))
     with h5py.File(paths[1], "r+") as file:

@@ -2,6 +2,7 @@
 
 import pickle
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -178,6 +179,40 @@ def test_models_that_differ_raise_and_precisions_are_mentioned(write_set, caplog
         opened(viral, other)
     opened(viral, write_set("o", ids_of("o", [1, 1]), **{**told, "precision": "16-mixed"}))
     assert "were computed in 16-mixed and 32-true" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lengths", "known"),
+    [((500, 500, 500, 500), 500), ((300, 300, None, 300), None), ((None,) * 4, None)],
+)
+def test_chunk_length_is_known_where_all_four_files_know_it(both_sets, caplog, lengths, known):
+    caplog.set_level("INFO", "virnucpro_pl")
+    unknown = set_lengths(both_sets, lengths)
+    data = opened(*both_sets)
+    assert data.chunk_length == known
+    lines = [line for line in caplog.messages if "--data.length" in line]
+    assert bool(lines) == bool(unknown)
+    for path in unknown:
+        assert str(path) in lines[0]
+
+
+@pytest.mark.parametrize(
+    "lengths", [(500, None, None, 300), (500, 300, None, None), (300, 300, 500, 500)]
+)
+def test_chunk_lengths_that_differ_raise_with_the_files(both_sets, lengths):
+    set_lengths(both_sets, lengths)
+    with pytest.raises(InputError, match=r"[vo]_[de]\.h5 is of chunks of \d00 bases, .*\.h5 of"):
+        opened(*both_sets)
+
+
+def set_lengths(both_sets, lengths):
+    """Write these lengths of chunks to the four files; the files without one."""
+    paths = [path for pair in both_sets for path in (pair.dnabert_s, pair.esm2)]
+    for path, length in zip(paths, lengths, strict=True):
+        if length is not None:
+            with h5py.File(path, "r+") as file:
+                file.attrs["chunk_length"] = length
+    return [path for path, length in zip(paths, lengths, strict=True) if length is None]
 
 
 def test_class_with_too_few_records_raises(write_set):

@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,37 @@ def test_separable_sets_are_learnt_and_the_checkpoint_is_used(sets, fit, tmp_pat
     table = (tmp_path / "calls/prediction_results.txt").read_text()
     labels = [line.split("\t")[1] for line in table.splitlines()[1:]]
     assert labels.count("virus") > 0.9 * len(labels)
+
+
+def test_chunk_length_of_the_embeddings_is_kept_and_other_chunks_are_refused(
+    sets, fit, run_main, tmp_path
+):
+    words = list(sets)
+    for place, path in enumerate(sets[1::2]):
+        words[2 * place + 1] = shutil.copy(path, tmp_path)
+        with h5py.File(words[2 * place + 1], "r+") as file:
+            file.attrs["chunk_length"] = 300
+    code, said = fit(*words, "--trainer.max_epochs", 1)
+    assert code == 0, said
+    assert "--model.classifier classifier/best.ckpt --data.length 300" in said
+    assert json.loads((tmp_path / "classifier/metrics.json").read_text())["chunk_length"] == 300
+    assert load_classifier("classifier/best.ckpt").chunk_length == 300
+    for length, expected in ((300, 0), (500, 2), (None, 0)):
+        dna, esm = (tmp_path / f"{kind}_{length}.h5" for kind in ("dna", "esm"))
+        for source, path in ((sets[1], dna), (sets[3], esm)):  # of the viral set
+            shutil.copy(source, path)
+            if length:
+                with h5py.File(path, "r+") as file:
+                    file.attrs["chunk_length"] = length
+        ended = run_main(
+            *("--config", "classify.yaml", "--data.dnabert_s", dna, "--data.esm2", esm),
+            *("--data.num_workers", 0, "--model.classifier", "classifier/best.ckpt"),
+            *("--writer.path", f"calls{length}"),
+        )
+        assert ended.code == expected, ended.log
+        refused = "was trained on chunks of 300 bases, and these are of 500" in ended.log
+        assert refused == bool(expected)
+        assert (tmp_path / f"calls{length}").exists() == (not expected)
 
 
 def test_metrics_are_those_of_the_formulas(sets, fit, tmp_path):

@@ -9,19 +9,21 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pysam
 import pytest
 
 from virnucpro_pl.errors import InputError
-from virnucpro_pl.input.alignments import kind_of
+from virnucpro_pl.input.alignments import kind_of, parse_alignments
 from virnucpro_pl.input.alphabets import DNA, PROTEIN
 from virnucpro_pl.input.reader import _parse, read_records
 
 # pysam fails a second time where it cannot open a file; Python then prints that to nowhere.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
+CHROMOSOME = {"HD": {"VN": "1.6"}, "SQ": [{"SN": "chr1", "LN": 5000}]}
 MODES = {"bam": "wb", "cram": "wc", "sam": "w"}
 
 
@@ -170,9 +172,22 @@ def test_pipe_is_read_and_nothing_is_left_of_it(tmp_path, suffix):
     assert not list(scratch.iterdir())
 
 
-# What is refused ----------------------------------------------------------------------------------
+def test_open_file_of_another_path_is_copied(tmp_path):
+    reads = draw(5)
+    path = write(tmp_path / "x.bam", reads)
+    with path.open("rb") as file:  # as standard input is
+        assert kind_of(file.peek(1)) == "BAM"
+        records = parse_alignments(file, Path("-"), "BAM", tmp_path, name="standard input")
+        assert list(records) == reads
+    assert list(tmp_path.iterdir()) == [path]
+    path = write(tmp_path / "x.bam", [("a", "ACGT", 0)], CHROMOSOME)
+    with path.open("rb") as file, pytest.raises(InputError) as caught:
+        list(parse_alignments(file, Path("-"), "BAM", tmp_path, name="standard input"))
+    assert str(caught.value).startswith("standard input: read 1 (a) is mapped")
+    assert "samtools view -b -f 4 - > unmapped.bam" in str(caught.value)
 
-CHROMOSOME = {"HD": {"VN": "1.6"}, "SQ": [{"SN": "chr1", "LN": 5000}]}
+
+# What is refused ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flag", [0, 16, 73, 256, 2048])

@@ -11,8 +11,13 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from virnucpro_pl import DNABERTSEmbedder, ESM2Embedder, VirNucPro, VirusClassifier
-from virnucpro_pl.errors import WeightsError
-from virnucpro_pl.models.classifier import MLPClassifier, hash_classifier, load_classifier
+from virnucpro_pl.errors import UsageError, WeightsError
+from virnucpro_pl.models.classifier import (
+    MLPClassifier,
+    check_chunk_length,
+    hash_classifier,
+    load_classifier,
+)
 
 FEATURES, HIDDEN = 40, 12
 
@@ -184,6 +189,50 @@ def test_load_classifier_junk_raises_weights_error(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=r"c\.pth"):
         load_classifier(str(path))
+
+
+@pytest.mark.parametrize(
+    ("stored", "known"), [({}, None), ({"chunk_length": None}, None), ({"chunk_length": 300}, 300)]
+)
+def test_load_classifier_knows_the_chunks_of_a_checkpoint(state, tmp_path, stored, known):
+    torch.save({"state_dict": state, **stored}, tmp_path / "c.ckpt")
+    assert load_classifier(str(tmp_path / "c.ckpt")).chunk_length == known
+
+
+def test_load_classifier_chunks_that_are_no_number_raise(state, tmp_path):
+    torch.save({"state_dict": state, "chunk_length": "300"}, tmp_path / "c.ckpt")
+    with pytest.raises(WeightsError, match=r"c\.ckpt is no classifier: its chunk_length is no"):
+        load_classifier(str(tmp_path / "c.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("known", "source", "given", "refused", "warned"),
+    [
+        (300, "best.ckpt", 300, False, False),
+        (300, "best.ckpt", 500, True, False),
+        (300, "of/500_model.pth", 300, False, False),  # what the file knows counts
+        (None, "random", 500, False, False),
+        (None, "of/300_models/best.ckpt", 500, False, False),
+        (None, "of/300_model.pth", 500, False, True),
+        (None, "of/my_300_model_2.pth", 500, False, True),
+        (None, "of/500_model.pth", 500, False, False),
+    ],
+)
+def test_chunks_of_another_length_are_refused_or_warned_of(
+    caplog, known, source, given, refused, warned
+):
+    classifier = MLPClassifier(2, 2)
+    classifier.chunk_length = known
+    if refused:
+        message = f"{source} was trained on chunks of 300 .* of 500: .*--data.length 300"
+        with pytest.raises(UsageError, match=message):
+            check_chunk_length(classifier, source, given)
+    else:
+        check_chunk_length(classifier, source, given)
+    assert bool(caplog.messages) == warned
+    if warned:
+        assert f"{source} is for chunks of 300 bases, by its name" in caplog.text
+        assert "--data.length 300" in caplog.text
 
 
 def test_load_classifier_missing_file_raises_weights_error(tmp_path):

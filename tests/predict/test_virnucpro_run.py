@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import h5py
@@ -512,3 +513,73 @@ def test_bam_where_proteins_belong_exits_2(run_main, reads, tmp_path):
     assert ended.code == 2
     assert "reads.bam holds DNA, it seems, not protein" in ended.log
     assert "absent.pt" not in ended.log
+
+
+# Chunks of another length than the classifier's ---------------------------------------------------
+
+
+@pytest.fixture
+def classifier_of_300(seeded_classifier, tmp_path):
+    """A checkpoint that knows that it was trained on chunks of 300 bases."""
+    state = {f"classifier.{name}": value for name, value in seeded_classifier(80, 16).items()}
+    torch.save({"state_dict": state, "chunk_length": 300}, tmp_path / "best.ckpt")
+    return "best.ckpt"
+
+
+def test_chunks_of_another_length_than_trained_on_exit_2_before_weights(
+    run_main, words, classifier_of_300, tmp_path
+):
+    common = (*words, "--model.classifier", classifier_of_300, "--writer.path", "calls")
+    ended = run_main(*common, "--model.esm2.weights", "absent.pt")
+    assert ended.code == 2
+    assert "best.ckpt was trained on chunks of 300 bases, and these are of 500" in ended.log
+    assert "--data.length 300" in ended.log
+    assert "absent.pt" not in ended.log
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("calls")]
+    ended = run_main(*common, "--data.length", 300, "--writer.save_embeddings", "true")
+    assert ended.code == 0, ended.log
+    for name in ("dnabert_s", "esm2"):
+        with h5py.File(tmp_path / "calls" / f"{name}.h5") as file:
+            assert file.attrs["chunk_length"] == 300
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["virnucpro.yaml", "classify.yaml"])
+def test_two_ranks_with_chunks_of_another_length_exit_2(
+    start, words, classifier_of_300, write_embeddings, tmp_path, config
+):
+    if config == "classify.yaml":
+        ids, paths = ["a_chunk_1F1", "a_chunk_1F2"], []
+        for name, width in (("dnabert_s", 48), ("esm2", 32)):
+            vectors = np.zeros((2, width), np.float32)
+            path = write_embeddings(tmp_path / f"{name}.h5", ids, vectors, chunk_length=500)
+            paths += [f"--data.{name}", path]
+        words = ("--config", config, *paths)
+    command = start(
+        *("predict", *words, "--model.classifier", classifier_of_300, "--writer.path", "calls"),
+        *("--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strategy", "ddp"),
+    )
+    ended = command.wait(90)
+    command.assert_nothing_left()
+    assert ended.code == 2, ended.log
+    assert ended.log.count("was trained on chunks of 300 bases, and these are of 500") == 1
+    assert "Traceback" not in ended.log
+    assert "Loaded" not in ended.log
+    assert not (tmp_path / "calls").exists()
+
+
+def test_name_of_a_classifier_for_other_chunks_is_warned_of_once(
+    run_main, words, classifier_file, tmp_path
+):
+    shutil.copy(classifier_file, tmp_path / "300_model.pth")
+    common = (*words, "--model.classifier", "300_model.pth", "--writer.path")
+    ended = run_main(*common, "calls")
+    assert ended.code == 0, ended.log
+    [warning] = [line for line in ended.log.splitlines() if "300_model.pth is for chunks" in line]
+    assert "WARNING" in warning
+    assert "300 bases, by its name, and these are of 500" in warning
+    assert "--data.length 300" in warning
+    assert ended.log.index(warning) < ended.log.index("Loaded")
+    ended = run_main(*common, "again", "--data.length", 300)
+    assert ended.code == 0, ended.log
+    assert "by its name" not in ended.log

@@ -15,7 +15,7 @@ from virnucpro_pl.devices import announce, check_devices
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.fit.labelled_datamodule import LabelledPairDataModule
 from virnucpro_pl.fit.training import METRIC_NAMES, ClassifierTraining, ClassifierWriter
-from virnucpro_pl.models.classifier import load_classifier
+from virnucpro_pl.models.classifier import CHUNK_LENGTH, load_classifier
 from virnucpro_pl.version import __version__
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ class FitCLI(UsageCLI):
                 "split": data.split.counts,
                 "options": model.options,
                 "features": data.width,
+                CHUNK_LENGTH: data.chunk_length,
                 "input": data.provenance(),
                 "package_version": __version__,
                 "torch_version": str(torch.__version__),
@@ -108,7 +109,7 @@ class FitCLI(UsageCLI):
         part, metrics = list(shown.items())[-1]
         log.info(
             "Wrote %s (epoch %d; the last was %d) and %s. On the held-out %s records: %s. "
-            "Use it with: virnucpro-pl predict --config virnucpro.yaml --model.classifier %s",
+            "Use it with: virnucpro-pl predict --config virnucpro.yaml --model.classifier %s%s",
             writer.best,
             best["epoch"],
             history[-1]["epoch"],
@@ -116,6 +117,7 @@ class FitCLI(UsageCLI):
             part,
             _line(metrics),
             writer.source,
+            f" --data.length {data.chunk_length}" if data.chunk_length else "",
         )
 
     @property

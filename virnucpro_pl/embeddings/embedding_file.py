@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +276,38 @@ class EmbeddingFile:
                 yield names, self.rows(np.arange(start, start + len(names)))
                 start += len(names)
 
+    @property
+    def chunk_length(self) -> int | None:
+        """Bases of the chunks whose ORFs were embedded; None where the file does not know.
+
+        Raises:
+            InputError: If it is no number.
+        """
+        value = self.file.attrs.get("chunk_length")
+        if value is not None and not isinstance(value, int | np.integer):
+            raise InputError(f"{self.path}: its chunk_length is no whole number, but {value!r}")
+        return None if value is None else int(value)
+
     def sha256(self) -> str:
         """Hash of the file's bytes."""
         with self.path.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def known_chunk_length(files: Iterable[EmbeddingFile]) -> int | None:
+    """Bases of the chunks that files are of; None where no file knows.
+
+    Raises:
+        InputError: If two files know different ones.
+    """
+    first: EmbeddingFile | None = None
+    for file in files:
+        if file.chunk_length is None:
+            continue
+        if first is not None and file.chunk_length != first.chunk_length:
+            raise InputError(
+                f"{first.path} is of chunks of {first.chunk_length} bases, {file.path} of chunks "
+                f"of {file.chunk_length}: embed both with one --data.length"
+            )
+        first = file if first is None else first
+    return None if first is None else first.chunk_length

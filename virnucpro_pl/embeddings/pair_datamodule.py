@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
+from virnucpro_pl.embeddings.embedding_file import EmbeddingFile, known_chunk_length
 from virnucpro_pl.embeddings.id_table import IdTable, match_ids
 from virnucpro_pl.errors import InputError, UsageError, listed
 from virnucpro_pl.input.orfs import POOLED_RESIDUES, POOLING
@@ -191,6 +191,7 @@ class EmbeddingPairDataModule(PackedDataModule):
         """
         super().__init__(num_workers)
         self.files = (Path(dnabert_s), Path(esm2))
+        self._chunk_length: int | None = None
 
     @property
     def input_files(self) -> list[Path]:
@@ -205,6 +206,7 @@ class EmbeddingPairDataModule(PackedDataModule):
         """
         files = [EmbeddingFile(path) for path in self.files]
         try:
+            self._chunk_length = known_chunk_length(files)
             join(folder, *files)
             hashes = [file.sha256() for file in files]
             (folder / "sha256").write_text("\n".join(hashes))
@@ -256,6 +258,11 @@ class EmbeddingPairDataModule(PackedDataModule):
     def input_counts(self) -> dict[str, int]:
         """Nothing: the files hold no letters."""
         return {}
+
+    @property
+    def chunk_length(self) -> int | None:
+        """Bases of the chunks that the embedded ORFs are of, where a file knows."""
+        return self._chunk_length
 
     def provenance(self) -> dict[str, Any]:
         """What an output records about its input: of the embeddings what their files tell."""

@@ -21,7 +21,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
+from virnucpro_pl.embeddings.embedding_file import EmbeddingFile, known_chunk_length
 from virnucpro_pl.embeddings.pair_datamodule import PairStore, join
 from virnucpro_pl.errors import InputError, UsageError, listed
 from virnucpro_pl.fit.labelled_rows import LabelledBatch, LabelledRows, batches
@@ -58,11 +58,14 @@ class LabelledPairDataModule(LightningDataModule):
         rows: Both sets, from `setup` on.
         split: Rows of each part, from `setup` on.
         width: Numbers of a feature vector, from `setup` on.
+        chunk_length: Bases of the chunks of both sets, from `setup` on; None where a file does not
+            know.
     """
 
     rows: LabelledRows
     split: Split
     width: int
+    chunk_length: int | None
 
     def __init__(
         self,
@@ -137,6 +140,7 @@ class LabelledPairDataModule(LightningDataModule):
         folders = [Path(self._scratch.name) / name for name in CLASSES]
         stores = [_joined(folder, *pair) for folder, pair in zip(folders, self.files, strict=True)]
         _check_alike(stores[0], stores[1])
+        self.chunk_length = _chunk_length(stores)
         self.rows = LabelledRows((stores[0], stores[1]))
         self.width = stores[0].width
         records = self._records()
@@ -308,3 +312,20 @@ def _check_alike(others: PairStore, viral: PairStore) -> None:
                 second.path,
                 differ["precision"],
             )
+
+
+def _chunk_length(stores: list[PairStore]) -> int | None:
+    """Bases of the chunks of all files; None where one does not know, which the log says.
+
+    Raises:
+        InputError: If two files know different ones.
+    """
+    files = [file for store in stores for file in (store.dnabert_s, store.esm2)]
+    length = known_chunk_length(files)
+    unknown = [str(file.path) for file in files if file.chunk_length is None]
+    if unknown:
+        log.info(
+            "The classifier will not know for which --data.length it is: no chunk_length is in %s",
+            listed(unknown),
+        )
+    return None if unknown else length

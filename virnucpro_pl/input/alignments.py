@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import stat
 import tempfile
 import warnings
 import zlib
@@ -98,7 +97,7 @@ def _is_read(line: bytes, text: bytes) -> bool:
 
 
 def parse_alignments(
-    file: io.BufferedReader, path: Path, kind: Kind, scratch: Path
+    file: io.BufferedReader, path: Path, kind: Kind, scratch: Path, *, name: str
 ) -> Iterator[Record]:
     """Give the reads: name and letters as sequenced; for pairs, `1:` or `2:` behind the name.
 
@@ -109,6 +108,7 @@ def parse_alignments(
         path: Its path.
         kind: What it is.
         scratch: Existing folder for a copy of what cannot be opened twice, such as a pipe.
+        name: What messages call it.
 
     Raises:
         InputError: If a read is mapped, pysam is missing, or the file is cut off or damaged: with
@@ -119,13 +119,13 @@ def parse_alignments(
         import pysam
     except ImportError as error:
         raise InputError(
-            f"{path} is a {kind} file, and pysam, which reads them, is not installed: "
+            f"{name} is a {kind} file, and pysam, which reads them, is not installed: "
             "pip install 'virnucpro-pl[bam]'"
         ) from error
     verbosity = pysam.set_verbosity(0)
     try:
         with _regular(file, path, scratch) as place:
-            reads = _Reads(path, place, kind)
+            reads = _Reads(name, shlex.quote(str(path)), place, kind)
             if kind == "CRAM":
                 for read in reads.each(format_options=_NAMES_AND_PLACES):
                     reads.refuse_placed(read)
@@ -143,19 +143,20 @@ def parse_alignments(
     if failed:
         log.warning(
             "%s: %d reads are marked as failing quality control (flag 0x200), and kept",
-            *(path, failed),
+            *(name, failed),
         )
 
 
 class _Reads:
     """The reads of a file, each checked to be unmapped."""
 
-    def __init__(self, path: Path, place: Path, kind: Kind) -> None:
-        """Keep where the file lies, and what it is called in messages."""
-        self._path = path
+    def __init__(self, name: str, word: str, place: Path, kind: Kind) -> None:
+        """Keep what the file is called in messages and in a shell, and where it lies."""
+        self._file_name = name
+        self._word = word
         self._place = place
         self._kind = kind
-        self._number, self._name = 0, ""
+        self._number, self._read_name = 0, ""
 
     def each(self, **options: Any) -> Iterator[Any]:
         """Yield them all.
@@ -163,14 +164,14 @@ class _Reads:
         Raises:
             InputError: If one is mapped, or the file is cut off or damaged.
         """
-        self._number, self._name = 0, ""
+        self._number, self._read_name = 0, ""
         fault: Exception | None = None
         what = f"it is cut off there, damaged, or no {self._kind}"
         try:
             with _opened(self._place, options) as file:
                 for read in file.fetch(until_eof=True):
-                    name = read.query_name
-                    self._number, self._name = self._number + 1, name
+                    name = read.query_name  # fails where it is no text
+                    self._number, self._read_name = self._number + 1, name
                     if not read.flag & _UNMAPPED:
                         raise self._refused("is mapped, and only unmapped reads are taken")
                     yield read
@@ -183,8 +184,8 @@ class _Reads:
             if is_whole:
                 return
             what = "its last bytes are missing, so that it seems to be cut off"
-        past = f" past read {self._number} ({self._name})" if self._number else ""
-        raise InputError(f"{self._path} cannot be read{past}: {what}") from fault
+        past = f" past read {self._number} ({self._read_name})" if self._number else ""
+        raise InputError(f"{self._file_name} cannot be read{past}: {what}") from fault
 
     def refuse_placed(self, read: Any) -> None:
         """Refuse an unmapped read of CRAM that stands where its mate is mapped.
@@ -196,10 +197,9 @@ class _Reads:
             raise self._refused("is placed on a reference, which is never looked for")
 
     def _refused(self, why: str) -> InputError:
-        unmapped = f"samtools view -b -f 4 {shlex.quote(str(self._path))} > unmapped.bam"
         return InputError(
-            f"{self._path}: read {self._number} ({self._name}) {why}. Write the unmapped ones to a "
-            f"file of their own: {unmapped}"
+            f"{self._file_name}: read {self._number} ({self._read_name}) {why}. Write the unmapped "
+            f"ones to a file of their own: samtools view -b -f 4 {self._word} > unmapped.bam"
         )
 
     def _is_whole(self, compression: str) -> bool:
@@ -216,12 +216,13 @@ class _Reads:
 def _regular(file: io.BufferedReader, path: Path, scratch: Path) -> Iterator[Path]:
     """Give the path of a regular file with the content of one that may be a pipe.
 
-    htslib opens a file by its name, and takes some names, but no absolute paths, for addresses.
+    Standard input may be one, too, whatever its path. htslib opens a file by its name, and takes
+    some names, but no absolute paths, for addresses.
 
     Raises:
         UsageError: If there is no room for a copy.
     """
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    if path.is_file() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
         yield path.absolute()
         return
     with tempfile.NamedTemporaryFile(dir=scratch) as copy:

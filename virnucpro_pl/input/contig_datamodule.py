@@ -226,9 +226,14 @@ class ContigDataModule(SequenceFileData):
             },
         )
 
+    @property
+    def chunk_length(self) -> int:
+        """Bases of a chunk."""
+        return self.length
+
     def provenance(self) -> dict[str, Any]:
         """What an output records about its input."""
-        return {**super().provenance(), "chunk_length": self.length}
+        return {**super().provenance(), "chunk_length": self.chunk_length}
 
     def write_beside(self, folder: Path) -> None:
         """Write both ORF files as VirNucPro does, if they are asked for.

@@ -97,7 +97,9 @@ def _parse(path: Path, scratch: Path) -> Iterator[Record]:
     try:
         with path.open("rb") as file, open_text(file) as text:
             kind = kind_of(file.peek(1))
-            records = parse_alignments(file, path, kind, scratch) if kind else parse(text)
+            records = (
+                parse_alignments(file, path, kind, scratch, name=str(path)) if kind else parse(text)
+            )
             for record in records:
                 number, header = number + 1, record[0]
                 yield record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from virnucpro_pl.errors import WeightsError, listed
+from virnucpro_pl.errors import UsageError, WeightsError, listed
 from virnucpro_pl.models.checkpoint import read_torch_file
 from virnucpro_pl.models.download import hash_of
 from virnucpro_pl.models.weights import assign_random, on_meta
@@ -23,12 +24,22 @@ FEATURES = 768 + 2560
 """Width of the published features: DNABERT-S, then ESM-2 3B."""
 RANDOM = "random"
 """Names a classifier with seeded random weights, whose calls mean nothing."""
+CHUNK_LENGTH = "chunk_length"
+"""Under which name a checkpoint of `fit` keeps the bases of the chunks it was trained on."""
+_NAMED = re.compile(r"(\d+)_model")
+"""The same number in the name of a published file, such as `500_model.pth`."""
 _PREFIX = "classifier."
 """What stands before the names in a Lightning checkpoint of `VirusClassifier` or `VirNucPro`."""
 
 
 class MLPClassifier(nn.Module):
-    """Two linear layers; attribute names are those of the published pickles. Always FP32."""
+    """Two linear layers; attribute names are those of the published pickles. Always FP32.
+
+    Attributes:
+        chunk_length: Bases of the chunks that it was trained on; None where its file does not know.
+    """
+
+    chunk_length: int | None = None
 
     def __init__(self, features: int = FEATURES, hidden: int = 512, classes: int = 2) -> None:
         """Create the parameters.
@@ -108,7 +119,8 @@ def load_classifier(source: str, features: int | None = None) -> MLPClassifier:
     # weights_only unpickling takes an instance of an allowed class, and then its attributes.
     parts = [MLPClassifier, nn.Linear, nn.BatchNorm1d, nn.Dropout, nn.ReLU, set, OrderedDict]
     allowed = [(MLPClassifier, "__main__.MLPClassifier"), *parts]
-    state = _tensors(_state(read_torch_file(path, allowed), path), path)
+    content = read_torch_file(path, allowed)
+    state = _tensors(_state(content, path), path)
     weight = state.get("hidden_layer.weight")
     if weight is None or weight.ndim != 2:
         raise WeightsError(f"{path} is no classifier: it has {listed(sorted(state)) or 'nothing'}")
@@ -119,7 +131,45 @@ def load_classifier(source: str, features: int | None = None) -> MLPClassifier:
         classifier.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(f"{path} is no classifier: {error}") from error
+    classifier.chunk_length = _chunk_length(content, path)
     return classifier.eval().requires_grad_(False)
+
+
+def check_chunk_length(classifier: MLPClassifier, source: str, given: int) -> None:
+    """Refuse chunks of another length than a classifier was trained on, if its file knows that.
+
+    Where only the file's name speaks of another length, the log says so.
+
+    Args:
+        classifier: Loaded from `source`.
+        source: Its file, or `random`.
+        given: Bases of the chunks that it is to call.
+
+    Raises:
+        UsageError: With both lengths.
+    """
+    advice = "cut them with --data.length {} or give another --model.classifier"
+    known = classifier.chunk_length
+    if known is not None and known != given:
+        raise UsageError(
+            f"{source} was trained on chunks of {known} bases, and these are of {given}: "
+            f"{advice.format(known)}"
+        )
+    named = _NAMED.search(Path(source).name)
+    if known is None and named and int(named[1]) != given:
+        log.warning(
+            "%s is for chunks of %s bases, by its name, and these are of %d: %s",
+            *(source, named[1], given, advice.format(named[1])),
+        )
+
+
+def _chunk_length(content: Any, path: Path) -> int | None:
+    """What a checkpoint of `fit` knows; None of any other file."""
+    is_checkpoint = isinstance(content, dict) and "state_dict" in content
+    known = content.get(CHUNK_LENGTH) if is_checkpoint else None
+    if known is not None and not isinstance(known, int):
+        raise WeightsError(f"{path} is no classifier: its {CHUNK_LENGTH} is no whole number")
+    return known
 
 
 def _check_width(taken: int, given: int, source: str) -> None:

@@ -228,7 +228,7 @@ class TableWriter(StreamingWriter):
         run.signals.shielded = True  # to the end: there is little behind the last merge
         rows, origin = run.source.store, run.source.origin
         assert origin is not None, "only ORFs of contigs have both embeddings"
-        shared = ("input_sha256", "precision", "package_version", "torch_version")
+        shared = ("input_sha256", "chunk_length", "precision", "package_version", "torch_version")
         residues = provenance["max_length"]
         longest = {"protein": residues, "DNA": residues and CODON_BASES * residues}
         for name, molecule in _EMBEDDINGS.items():

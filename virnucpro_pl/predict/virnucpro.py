@@ -20,6 +20,7 @@ from virnucpro_pl.input.packed_batch import PackedBatch
 from virnucpro_pl.models.classifier import (
     RANDOM,
     MLPClassifier,
+    check_chunk_length,
     hash_classifier,
     load_classifier,
 )
@@ -61,12 +62,24 @@ class ClassifyingModule(PredictModule):
         """Look at the classifier on rank 0; a fault is kept for all ranks to raise in setup."""
         self._fault = None
         try:
-            load_classifier(self.classifier_source)
+            self._check_chunks(load_classifier(self.classifier_source))
             self._classifier_sha256 = hash_classifier(self.classifier_source)
         except UsageError as error:
             self._fault = error
         if self.classifier_source == RANDOM:
             log.warning("The classifier has RANDOM weights: its calls mean nothing")
+
+    def _check_chunks(self, classifier: MLPClassifier) -> None:
+        """See that it is for the data's chunks, if the data could be read. On rank 0.
+
+        Raises:
+            UsageError: If it is not.
+        """
+        data = source_of(self.trainer)
+        if data is None or data.fault is not None or not self.trainer.is_global_zero:
+            return
+        if data.chunk_length is not None:
+            check_chunk_length(classifier, self.classifier_source, data.chunk_length)
 
     def setup(self, stage: str) -> None:
         """Stop all ranks where the data are none that can be classified, or the classifier is none.
