@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from virnucpro_pl import HDF5Writer, SequenceDataModule
-from virnucpro_pl.contracts import Embeddings
+from virnucpro_pl.contracts import Embeddings, Inputs
 from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 from virnucpro_pl.output import parts_folder
@@ -77,6 +77,22 @@ def test_predict_python_writes_the_file_and_keeps_nothing_in_memory(fasta, tmp_p
     assert report["resumed_records"] == 0
     assert report["devices"] == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.faa", "out.h5", "out.h5.run.json"]
+
+
+class TwoFiles(SequenceDataModule):
+    """Its rows are of two files, even and odd ones."""
+
+    @property
+    def inputs(self):
+        return Inputs(["even.faa", "odd.faa"], (np.arange(29) % 2).astype(np.int32))
+
+
+def test_file_of_several_inputs_names_that_of_each_row(fasta, tmp_path):
+    data = TwoFiles(fasta, tokens_per_batch=70, num_workers=0)
+    quiet_trainer(HDF5Writer(tmp_path / "out.h5")).predict(Counting(), data)
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["inputs"].asstr()[:].tolist() == ["even.faa", "odd.faa"]
+        assert file["input"][:].tolist() == [row % 2 for row in range(29)]
 
 
 @pytest.mark.parametrize("option", ["commit_seconds", "stall_seconds"])

@@ -2,6 +2,7 @@ import h5py
 import numpy as np
 import pytest
 
+from virnucpro_pl.contracts import Inputs
 from virnucpro_pl.output.merge import Merge
 from virnucpro_pl.output.part_file import IncompleteError, Part, write_part
 
@@ -54,8 +55,9 @@ def test_merge_scattered_parts_are_in_input_order(tmp_path):
         assert file["lengths"].dtype == np.int32
         assert file.attrs["complete"]
         assert file.attrs["format"] == "virnucpro-pl embeddings"
-        assert file.attrs["model"] == "m"
+        assert file.attrs["model"] == file.attrs["model_name"] == "m"
         assert "absent" not in file.attrs
+        assert "input" not in file
 
 
 def test_merge_truncated_records_are_marked(tmp_path):
@@ -63,6 +65,14 @@ def test_merge_truncated_records_are_marked(tmp_path):
         assert file["lengths"][:].tolist() == [1, 2, 3, 4, 5, 5, 5]
         assert file["lengths"].attrs["max_length"] == 5
         assert file["lengths"].attrs["truncated_records"] == 2
+
+
+def test_merge_of_several_files_says_which_of_them_each_row_is_of(tmp_path):
+    inputs = Inputs(["a.faa", "ü.faa"], np.array([0, 0, 1, 1, 1, 1, 1], np.int32))
+    with h5py.File(merged(tmp_path, write(tmp_path, part(*range(7))), inputs=inputs)) as file:
+        assert file["inputs"].asstr()[:].tolist() == inputs.names
+        assert file["input"].dtype == np.int32
+        assert file["input"][:].tolist() == inputs.file.tolist()
 
 
 @pytest.mark.parametrize(

@@ -279,6 +279,8 @@ def test_saved_embeddings_give_the_same_calls_again(call, tmp_path):
             "DNABERT-S-tiny",
             "ESM-2, 3 layers of 32",
         )
+        assert dna.attrs["model_name"] == dna.attrs["model"]
+        assert "input" not in dna
         assert (dna.attrs["weights"], esm.attrs["weights"]) == ("random", "tiny.pt")
         assert (dna["embeddings"].shape[1], esm["embeddings"].shape[1]) == (192, 32)
         proteins = (folder / "in_identified_protein.faa").read_text().splitlines()[1::2]
@@ -298,6 +300,24 @@ def test_saved_embeddings_give_the_same_calls_again(call, tmp_path):
         assert summary(again)[key] == summary(folder)[key]
     assert summary(folder)["weights_esm2"] == "tiny.pt"
     assert summary(again)["warnings"] == summary(folder)["warnings"]  # of the embeddings' weights
+
+
+class TwoFiles(ContigDataModule):
+    """Its first record is of one file, the others are of another."""
+
+    @property
+    def inputs(self):
+        return Inputs(["a.fna", "b.fna"], np.array([0, 1, 1, 1, 1], np.int32))
+
+
+def test_saved_embeddings_of_several_inputs_name_that_of_each_orf(call):
+    folder = call(data_module=TwoFiles, save_embeddings=True)
+    for name in ("dnabert_s.h5", "esm2.h5"):
+        with h5py.File(folder / name) as file:
+            assert file["inputs"].asstr()[:].tolist() == ["a.fna", "b.fna"]
+            of_first = [str(n).startswith("long_") for n in file["sequence_ids"].asstr()[:]]
+            assert file["input"][:].tolist() == [0 if first else 1 for first in of_first]
+            assert {*of_first} == {True, False}
 
 
 def test_input_without_orf_gives_headers_and_empty_files(call):

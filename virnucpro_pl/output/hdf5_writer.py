@@ -71,6 +71,7 @@ class HDF5Writer(StreamingWriter):
             lengths=rows.lengths,
             attributes={**attributes, "config": self.config},
             max_length=provenance["max_length"],
+            inputs=run.source.inputs,
         )
         without = f", {failed:,} without" if failed else ""
         vectors = f"{len(rows) - failed:,} vectors of {run.model.width_of('vectors'):,} numbers"

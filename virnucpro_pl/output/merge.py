@@ -3,7 +3,8 @@
 The file holds `/embeddings` (N, D) float32, `/sequence_ids` (N,) and `/lengths` (N,) int32, row i
 being record i of the input; `/failed` and `/recomputed`, the numbers of the rows that have no
 vector (they are NaN) and of those computed again in FP32; and `complete=True` among its attributes,
-written last.
+written last. Where the run read several files, `/inputs` are their names, and `/input` (N,) int32
+says which of them each row is of.
 
 Parts are copied by hand: HDF5's virtual datasets would need the parts forever, and tools that join
 files row behind row do not know which row is which record.
@@ -20,6 +21,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro_pl.contracts import Inputs
 from virnucpro_pl.embedding_format import FORMAT, FORMAT_VERSION
 from virnucpro_pl.output.atomic_files import publish, temporary_name
 from virnucpro_pl.output.part_file import Part, Tally, runs
@@ -123,6 +125,7 @@ class Merge:
         lengths: NDArray[np.int64],
         attributes: Mapping[str, Any],
         max_length: int | None = None,
+        inputs: Inputs | None = None,
     ) -> int:
         """Write the ids that are left, lengths and attributes, and give the file its name.
 
@@ -130,6 +133,7 @@ class Merge:
             lengths: (N,) letters of each record of the input.
             attributes: Root attributes beside the format's own; those that are None are left out.
             max_length: Letters at which records were cut; None if they were not.
+            inputs: The files that were read, and which of them each row is of; None of one file.
 
         Returns:
             How many rows have no vector: they are NaN, and listed in `/failed`.
@@ -143,9 +147,14 @@ class Merge:
             pass
         file = self._file
         _write_lengths(file, lengths, max_length)
+        if inputs is not None:
+            file.create_dataset("inputs", data=inputs.names, dtype=h5py.string_dtype())
+            file["input"] = inputs.file.astype(np.int32)
         file["failed"] = failed = np.flatnonzero(self._outcome == FAILED)
         file["recomputed"] = np.flatnonzero(self._outcome == RECOMPUTED)
         known = {name: value for name, value in attributes.items() if value is not None}
+        if "model" in known:
+            known["model_name"] = known["model"]  # what protspace asks for
         file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **known})
         file.flush()
         file.attrs["complete"] = True

@@ -226,7 +226,7 @@ class TableWriter(StreamingWriter):
         self, folder: Path, run: Run, parts: list[Path], provenance: dict[str, Any]
     ) -> None:
         run.signals.shielded = True  # to the end: there is little behind the last merge
-        rows, origin = run.source.store, run.source.origin
+        rows, origin, inputs = run.source.store, run.source.origin, run.source.inputs
         assert origin is not None, "only ORFs of contigs have both embeddings"
         shared = ("input_sha256", "chunk_length", "precision", "package_version", "torch_version")
         residues = provenance["max_length"]
@@ -250,6 +250,7 @@ class TableWriter(StreamingWriter):
                     lengths=origin.letters[molecule],
                     attributes={**attributes, "config": self.config},
                     max_length=longest[molecule],
+                    inputs=inputs and inputs._replace(file=inputs.file[origin.record]),
                 )
             finally:
                 merge.discard()
