@@ -262,6 +262,11 @@ class RowModel(ABC):
             )
 
     @property
+    def leaves_out_failures(self) -> bool:
+        """Whether a row that cannot be had is left NaN and the run goes on."""
+        return False
+
+    @property
     @abstractmethod
     def tokenizers(self) -> tuple[Tokenizer, ...]:
         """One for each network that reads sequences; none if it reads features."""

@@ -13,13 +13,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from virnucpro_pl import HDF5Writer, SequenceDataModule
-from virnucpro_pl.contracts import Embeddings, Inputs
+from virnucpro_pl import FailureLog, HDF5Writer, SequenceDataModule, load_embeddings
+from virnucpro_pl.contracts import Embeddings, Inputs, RowModel
 from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 from virnucpro_pl.output import parts_folder
 from virnucpro_pl.output.part_file import IncompleteError, read_part
-from virnucpro_pl.stability import FAILED, FINE
+from virnucpro_pl.stability import FAILED, FINE, NumericalInstabilityError
 
 
 class Counting(LightningModule):
@@ -156,6 +156,97 @@ def test_without_data_module_raises(fasta, tmp_path):
     trainer = Trainer(accelerator="cpu", logger=False, callbacks=[HDF5Writer(tmp_path / "o.h5")])
     with pytest.raises(UsageError, match="needs a data module"):
         trainer.predict(Counting(), torch.utils.data.DataLoader([1]))
+
+
+# Half precision -------------------------------------------------------------------------------
+
+
+class LeavesOut(Counting, RowModel):
+    """Counts, and goes on without rows that cannot be had."""
+
+    columns = ("vectors",)
+    leaves_out_failures = True
+    data_needed = "SequenceDataModule"
+    input_files = ()
+
+    @property
+    def tokenizers(self):
+        return (self.tokenizer,)
+
+    def width_of(self, column):
+        return self.width
+
+
+def enlarge(*large):
+    """A step whose vectors of some rows hold a number beyond float16, and of row 0 a tiny one."""
+
+    def step(index, rows, vectors):
+        vectors[torch.isin(rows, torch.tensor(large)), 1] = 65_520.0
+        vectors[rows == 0, 0] = 1e-30
+        return Embeddings(rows, vectors)
+
+    return step
+
+
+def test_float16_halves_the_vectors_and_is_read_as_float32(fasta, tmp_path):
+    predict(fasta, HDF5Writer(tmp_path / "out.h5", dtype="float16"), enlarge())
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["embeddings"].dtype == np.float16
+        assert file["embeddings"].id.get_storage_size() == 29 * 2 * 2
+        assert file.attrs["dtype"] == "float16"
+        assert len(file["failed"]) == 0
+    with load_embeddings(tmp_path / "out.h5") as embeddings:
+        vectors = embeddings[:]
+    assert vectors.dtype == np.float32
+    assert vectors.tolist() == [[row, row + 1] for row in range(29)]
+    predict(fasta, HDF5Writer(tmp_path / "full.h5"))
+    with h5py.File(tmp_path / "full.h5") as file:
+        assert file.attrs["dtype"] == file["embeddings"].dtype == "float32"
+
+
+def test_float16_row_that_does_not_fit_ends_the_run_and_is_named(fasta, tmp_path):
+    log = FailureLog()
+    trainer = quiet_trainer(HDF5Writer(tmp_path / "out.h5", commit_seconds=0, dtype="float16"))
+    trainer.callbacks.append(log)
+    data = SequenceDataModule(fasta, tokens_per_batch=70, num_workers=0)
+    message = r"up to 6\.55e\+04, .*--writer\.dtype float32"
+    with pytest.raises(NumericalInstabilityError, match=message) as ended:
+        trainer.predict(Counting(enlarge(20, 21)), data)
+    assert ended.value.exit_code == 3
+    assert ended.value.sequence_ids == ["p20", "p21"]
+    assert ended.value.inf_count == 2
+    [failure] = map(json.loads, (tmp_path / "out.h5.failures.jsonl").read_text().splitlines())
+    assert failure["status"] == "numerical_instability"
+    assert failure["sequence_ids"] == ["p20", "p21"]
+    assert failure["failed_batch"] == 4
+    assert not (tmp_path / "out.h5").exists()
+    with pytest.raises(UsageError, match="dtype was 'float16' and is 'float32'"):
+        predict(fasta, HDF5Writer(tmp_path / "out.h5"), enlarge())
+    predict(fasta, HDF5Writer(tmp_path / "out.h5", dtype="float16"), enlarge())
+    assert json.loads((tmp_path / "out.h5.run.json").read_text())["resumed_records"] > 0
+
+
+def test_float16_row_that_does_not_fit_is_left_out_where_the_model_leaves_failures_out(
+    fasta, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO)
+    trainer = quiet_trainer(HDF5Writer(tmp_path / "out.h5", dtype="float16"))
+    trainer.callbacks.append(FailureLog())
+    data = SequenceDataModule(fasta, tokens_per_batch=70, num_workers=0)
+    trainer.predict(LeavesOut(enlarge(3, 20)), data)
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["failed"][:].tolist() == [3, 20]
+        assert np.flatnonzero(np.isnan(file["embeddings"][:]).all(axis=1)).tolist() == [3, 20]
+        assert np.isfinite(np.delete(file["embeddings"][:], [3, 20], axis=0)).all()
+    lines = (tmp_path / "out.h5.failures.jsonl").read_text().splitlines()
+    assert [json.loads(line)["sequence_ids"] for line in lines] == [["p3"], ["p20"]]
+    assert json.loads((tmp_path / "out.h5.run.json").read_text())["failed_rows"] == 2
+    assert caplog.messages[-1] == "29 records: 27 vectors of 2 numbers, 2 without"
+
+
+def test_other_dtype_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="float32 or float16, not float64"):
+        HDF5Writer(tmp_path / "out.h5", dtype="float64")
 
 
 # Commits --------------------------------------------------------------------------------------

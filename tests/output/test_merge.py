@@ -25,7 +25,12 @@ def write(folder, *parts):
 
 def begin(folder):
     return Merge(
-        folder / "out.h5", folder, column="embeddings", count=7, ids=lambda rows: IDS[rows].tolist()
+        folder / "out.h5",
+        folder,
+        column="embeddings",
+        count=7,
+        ids=lambda rows: IDS[rows].tolist(),
+        width=3,
     )
 
 

@@ -4,25 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import h5py
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
 
-from virnucpro_pl.contracts import SequenceSource
+from virnucpro_pl.contracts import (
+    Batch,
+    RowModel,
+    SequenceSource,
+    failure_records_of,
+    model_of,
+)
 from virnucpro_pl.embedding_format import FORMAT
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.output.merge import Merge
 from virnucpro_pl.output.run import Run
 from virnucpro_pl.output.streaming_writer import Published, StreamingWriter
+from virnucpro_pl.stability import FAILED, NumericalInstabilityError
 
 _COLUMN = "embeddings"
 """What parts call a vector."""
+Dtype = Literal["float32", "float16"]
 
 
 class HDF5Writer(StreamingWriter):
     """Writes one HDF5 file with a vector for every record, in input order."""
 
     _merge: Merge | None = None
+
+    def __init__(
+        self,
+        path: str | Path,
+        overwrite: bool = False,
+        commit_seconds: float = 60.0,
+        stall_seconds: float = 600.0,
+        dtype: Dtype = "float32",
+    ) -> None:
+        """Configure the output; nothing is touched yet.
+
+        Args:
+            path: File to write.
+            overwrite: Whether to replace an existing file and discard an interrupted run's parts.
+            commit_seconds: Longest time that finished rows stay uncommitted.
+            stall_seconds: Time without progress after which a rank is reported as stalled.
+            dtype: How a number is stored. float16 halves the file and keeps three digits; a vector
+                with a number above 65,504 fails, which model.on_instability decides about.
+        """
+        super().__init__(path, overwrite, commit_seconds, stall_seconds)
+        if dtype not in get_args(Dtype):
+            raise UsageError(f"--writer.dtype is float32 or float16, not {dtype}")
+        self.dtype = dtype
 
     def check_output(self) -> None:
         """Refuse to replace anything but an embedding file.
@@ -51,6 +85,45 @@ class HDF5Writer(StreamingWriter):
         """
         if "vectors" not in columns:
             raise UsageError(f"HDF5Writer writes embeddings, {model} gives none: use TableWriter")
+
+    def settings(self) -> dict[str, Any]:
+        """How a number is stored; parts hold it so, too."""
+        return {"dtype": self.dtype}
+
+    def row_bytes(self, model: RowModel) -> int:
+        """Bytes of a vector."""
+        return np.dtype(self.dtype).itemsize * model.width_of("vectors")
+
+    def narrow(
+        self, trainer: Trainer, batch: Batch, batch_idx: int, columns: dict[str, torch.Tensor]
+    ) -> None:
+        """Round the vectors, if they are to be float16; the model's policy is for those too large.
+
+        Raises:
+            NumericalInstabilityError: With the ids of those, unless the model leaves failures out.
+        """
+        if self.dtype == "float32":
+            return
+        vectors = columns[_COLUMN]
+        half = columns[_COLUMN] = vectors.half()
+        too_large = half.isinf() & vectors.isfinite()
+        fails = too_large.any(dim=1)
+        if not fails.any():
+            return
+        ids = [name for name, lost in zip(batch.ids, fails.tolist(), strict=True) if lost]
+        error = NumericalInstabilityError(
+            f"{len(ids)} vector(s) hold numbers of up to {vectors[too_large].abs().max():.2e}, "
+            "which float16 cannot store: it ends at 6.55e+04. --writer.dtype float32 stores them.",
+            inf_count=int(too_large.sum()),
+            sequence_ids=ids,
+        )
+        model = model_of(trainer)
+        if model is None or not model.leaves_out_failures:
+            raise error
+        half[fails] = torch.nan
+        columns["outcome"] = columns["outcome"].masked_fill(fails, FAILED)
+        for log in failure_records_of(trainer):
+            log.record(trainer, error, ids, batch_idx)
 
     def gather(self, run: Run, parts: list[Path]) -> bool:
         """Merge one of the parts that are there; tell whether more are."""
@@ -92,7 +165,13 @@ class HDF5Writer(StreamingWriter):
         if self._merge is None:
             rows = run.source.store
             self._merge = Merge(
-                self.path, run.folder.path, column=_COLUMN, count=len(rows), ids=rows.ids
+                self.path,
+                run.folder.path,
+                column=_COLUMN,
+                count=len(rows),
+                ids=rows.ids,
+                width=run.model.width_of("vectors"),
+                dtype=self.dtype,
             )
         return self._merge
 

@@ -1,10 +1,10 @@
 """From parts to one embedding file: merged while others are computed, published when all are there.
 
-The file holds `/embeddings` (N, D) float32, `/sequence_ids` (N,) and `/lengths` (N,) int32, row i
-being record i of the input; `/failed` and `/recomputed`, the numbers of the rows that have no
-vector (they are NaN) and of those computed again in FP32; and `complete=True` among its attributes,
-written last. Where the run read several files, `/inputs` are their names, and `/input` (N,) int32
-says which of them each row is of.
+The file holds `/embeddings` (N, D) float32 or float16, `/sequence_ids` (N,) and `/lengths` (N,)
+int32, row i being record i of the input; `/failed` and `/recomputed`, the numbers of the rows that
+have no vector (they are NaN) and of those computed again in FP32; and `complete=True` among its
+attributes, written last. Where the run read several files, `/inputs` are their names, and `/input`
+(N,) int32 says which of them each row is of.
 
 Parts are copied by hand: HDF5's virtual datasets would need the parts forever, and tools that join
 files row behind row do not know which row is which record.
@@ -30,6 +30,7 @@ from virnucpro_pl.stability import FAILED, FINE, RECOMPUTED
 
 _CHUNK_BYTES = 1 << 18
 _ID_BLOCK = 65_536
+_FORMAT = {"format": FORMAT, "format_version": FORMAT_VERSION}
 
 
 class Merge:
@@ -43,7 +44,8 @@ class Merge:
         column: str,
         count: int,
         ids: Callable[[NDArray[np.int64]], list[str]],
-        width: int | None = None,
+        width: int,
+        dtype: str = "float32",
     ) -> None:
         """Begin the file under a temporary name.
 
@@ -53,7 +55,8 @@ class Merge:
             column: The column of the parts that becomes `/embeddings`.
             count: N, rows of the input.
             ids: Gives the ids of some rows of the input.
-            width: Numbers of a vector, where there may be no part that tells.
+            width: D, numbers of a vector.
+            dtype: What the file holds of each number, `float32` or `float16`.
 
         Raises:
             OSError: If it cannot be created.
@@ -65,7 +68,6 @@ class Merge:
         self._tally = Tally(count, ids)
         self._outcome = np.full(count, FINE, np.uint8)
         self._taken: set[Path] = set()
-        self._embeddings: h5py.Dataset | None = None
         self._disk = QuietFile(self._temporary)
         self._file = h5py.File(self._disk, "w")
         self._names = self._file.create_dataset(
@@ -75,8 +77,10 @@ class Merge:
             chunks=(min(count, _ID_BLOCK),) if count else None,
         )
         self._named = 0
-        if width is not None:
-            self._create(width)
+        rows = max(1, min(count, _CHUNK_BYTES // (np.dtype(dtype).itemsize * width)))
+        self._embeddings = self._file.create_dataset(
+            "embeddings", (count, width), dtype, chunks=(rows, width) if count else None
+        )
 
     def take(self, parts: Iterable[Path], most: int | None = None) -> bool:
         """Copy parts into the file, each once however often it is named.
@@ -104,9 +108,6 @@ class Merge:
 
     def _write(self, part: Part) -> None:
         vectors = part.columns[self._column]
-        if self._embeddings is None:
-            self._create(vectors.shape[1])
-        assert self._embeddings is not None
         self._outcome[part.rows] = part.columns["outcome"]
         for run in runs(part.rows):
             self._embeddings[part.rows[run.start] : part.rows[run.stop - 1] + 1] = vectors[run]
@@ -155,7 +156,7 @@ class Merge:
         known = {name: value for name, value in attributes.items() if value is not None}
         if "model" in known:
             known["model_name"] = known["model"]  # what protspace asks for
-        file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, **known})
+        file.attrs.update({**_FORMAT, "dtype": self._embeddings.dtype.name, **known})
         file.flush()
         file.attrs["complete"] = True
         self._close()
@@ -179,14 +180,6 @@ class Merge:
     def _raise_error(self) -> None:
         if self._disk.error is not None:
             raise self._disk.error
-
-    def _create(self, width: int) -> None:
-        count = len(self._outcome)
-        rows = max(1, min(count, _CHUNK_BYTES // (4 * width)))
-        chunks = (rows, width) if count else None
-        self._embeddings = self._file.create_dataset(
-            "embeddings", (count, width), np.float32, chunks=chunks
-        )
 
 
 def _write_lengths(file: h5py.File, lengths: NDArray[np.int64], max_length: int | None) -> None:

@@ -131,6 +131,15 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
             IncompleteError: If any row is missing, doubled, or under a wrong id.
         """
 
+    def narrow(
+        self, trainer: Trainer, batch: Batch, batch_idx: int, columns: dict[str, torch.Tensor]
+    ) -> None:
+        """Turn a pack's columns (N, ...), in their dictionary, into what parts hold of them.
+
+        Raises:
+            NumericalInstabilityError: If that cannot hold them.
+        """
+
     def gather(self, run: Run, parts: list[Path]) -> bool:
         """Do a bit of the work of `publish` while the run goes on, with the parts that are there.
 
@@ -260,6 +269,7 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
         counts = {len(column) for column in columns.values()}
         if counts != {len(batch.rows)} or not torch.equal(prediction.rows, batch.rows):
             raise IncompleteError(f"Batch {batch_idx} has no prediction for each of its rows")
+        self.narrow(trainer, batch, batch_idx, columns)
         self._run.take(batch, columns, self.commit_seconds)
 
     # After the run ----------------------------------------------------------------------------

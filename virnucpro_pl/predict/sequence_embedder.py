@@ -74,6 +74,11 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
         """Its only tokenizer."""
         return (self.tokenizer,)
 
+    @property
+    def leaves_out_failures(self) -> bool:
+        """Whether a row that cannot be had is left NaN and the run goes on."""
+        return self.on_instability != "raise"
+
     def setup(self, stage: str) -> None:
         """Tell every rank where the weights are.
 
