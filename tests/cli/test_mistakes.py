@@ -86,7 +86,8 @@ def mistake(tmp_path, monkeypatch, capsys):
         ((*FIT, "--model.class_weights", "[1]"), "--model.class_weights must be none, balanced or "
                                                  "a list of 2, not [1]"),
         ((*FIT, "--writer.mode=up"), "--writer.mode must be min or max, not up"),
-        (("export", "a.h5", "--to", "csv"), "--to must be per-id, anndata or npy, not csv"),
+        (("export", "a.h5", "--to", "csv"),
+         "--to must be per-id, biotrainer, anndata or npy, not csv"),
         (("compare", "a", "b", "--min-cosine", "two"), "--min-cosine must be a number, not two"),
         (("bench", "--peers", "maybe"), "--peers must be true or false, not maybe"),
         (("bench", "--model", "esm3"), "--model must be one of virnucpro, dnabert_s, esm2_t6_8M"),

@@ -1,5 +1,6 @@
 """`export`: every vector under its own id, in formats that other programs read."""
 
+import hashlib
 import sys
 
 import h5py
@@ -34,6 +35,7 @@ def test_per_id_is_read_as_uniprot_and_biotrainer_files_are(path, tmp_path):
         by_original_id = {file[name].attrs["original_id"]: file[name][:] for name in file}
         assert file["a_chunk_1F1"][:].tolist() == [0, 1, 2]
         assert file["ü"].dtype == np.float32
+        assert file.attrs["model_name"] == "m"
     assert set(by_original_id) == set(IDS)
     for name, vector in zip(IDS, VECTORS, strict=True):
         assert np.array_equal(by_original_id[name], vector, equal_nan=True)
@@ -44,6 +46,87 @@ def test_dataset_names_are_safe_and_differ():
     assert names[:5] == ["a_chunk_1F1", "sp|x%2Fy", "ü", "sp|x%252Fy", "%2E"]
     assert names[5:] == ["a b", "%2E%2E"]
     assert len(set(names)) == len(IDS)
+
+
+def write_letters(path, records, width=3):
+    """Write lines of `width` letters, as FASTA files have them."""
+    lines = []
+    for name, letters in records:
+        lines += [f">{name} text", *(letters[i : i + width] for i in range(0, len(letters), width))]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def read_as_biotrainer(path, letters):
+    """Vector of a sequence under the key that biotrainer computes: SHA-256 of letters_count."""
+    with h5py.File(path) as file:
+        key = hashlib.sha256(f"{letters}_{len(letters)}".encode()).hexdigest()
+        return file[key][:].tolist(), file[key].attrs["original_id"]
+
+
+FIVE = IDS[1:5] + IDS[6:]
+
+
+@pytest.fixture
+def five(write_embeddings, path, tmp_path):
+    """The embeddings that are there, and the file that they are of."""
+    vectors, lengths = np.delete(VECTORS, [0, 5], axis=0), [1, 2, 3, 4, 6]
+    write_embeddings(tmp_path / "five.h5", FIVE, vectors, lengths, model="m")
+    letters = ["A", "AC", "acU", "MK VL*", "ACDEFG"]
+    write_letters(tmp_path / "in.faa", zip(FIVE, letters, strict=True), width=4)
+    return dict(zip(letters, zip(vectors.tolist(), FIVE, strict=True), strict=True))
+
+
+def test_biotrainer_finds_each_vector_by_its_sequence(five, tmp_path):
+    main(["export", "five.h5", "--to", "biotrainer", "--sequences", "in.faa"])
+    with h5py.File(tmp_path / "five.biotrainer.h5") as file:
+        assert len(file) == 5
+        assert file.attrs["model_name"] == "m"
+    for letters, (vector, name) in five.items():
+        assert read_as_biotrainer("five.biotrainer.h5", letters) == (vector, name)
+
+
+def test_biotrainer_keeps_the_first_of_equal_sequences(five, tmp_path, capsys):
+    with h5py.File("five.h5", "r+") as file:
+        file["lengths"][1] = 1
+    write_letters(tmp_path / "in.faa", zip(FIVE, ["C", "C", "MKV", "ACDE", "ACDEFG"], strict=True))
+    main(["export", "five.h5", "--to", "biotrainer", "--sequences", "in.faa"])
+    with h5py.File("five.biotrainer.h5") as file:
+        assert len(file) == 4
+    assert read_as_biotrainer("five.biotrainer.h5", "C") == ([3, 4, 5], FIVE[0])
+    log = capsys.readouterr().err
+    assert "1 record(s) have the sequence of an earlier one" in log
+    assert "Wrote five.biotrainer.h5: 4 vectors" in log
+
+
+def test_biotrainer_of_records_that_were_cut(five, tmp_path):
+    with h5py.File("five.h5", "r+") as file:
+        file["lengths"][:] = [1, 2, 2, 2, 2]
+        file["lengths"].attrs["max_length"] = 2
+    main(["export", "five.h5", "--to", "biotrainer", "--sequences", "in.faa"])
+    assert read_as_biotrainer("five.biotrainer.h5", "ACDEFG") == ([18, 19, 20], "..")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r[:-1], "in.faa has fewer records than five.h5 has rows (5)"),
+        (lambda r: [*r, ("more", "A")], "in.faa has more records than five.h5 has rows (5)"),
+        (lambda r: r[::-1], "record 1 is .., but row 1 of five.h5 is sp|x/y"),
+        (lambda r: [*r[:4], ("../2", r[4][1])], "if ids were changed on the way, change them"),
+        (lambda r: [*r[:4], ("..", "ACDE")], "record 5 (..) has 4 letters, but 6 were embedded"),
+        (lambda r: [("#", "A")], "record 1 is #, but row 1"),
+    ],
+)
+def test_biotrainer_refuses_sequences_that_were_not_embedded(
+    five, tmp_path, capsys, change, message
+):
+    records = [(name, letters) for letters, (_, name) in five.items()]
+    write_letters(tmp_path / "in.faa", change(records))
+    before = sorted(tmp_path.iterdir())
+    words = ("five.h5", "--to", "biotrainer", "--sequences", "in.faa")
+    assert message in refused(capsys, *words)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_npy_holds_matrix_and_ids(path, tmp_path, caplog):
@@ -148,6 +231,14 @@ def test_ids_of_another_matrix_are_not_overwritten(path, tmp_path, capsys):
         (["out.h5", "--to", "csv"], "csv"),
         (["out.h5"], "to"),
         (["out.h5", "--to", "npy", "--output", "m.txt"], "ends in .npy"),
+        (["out.h5", "--to", "biotrainer"], "--to biotrainer needs --sequences"),
+        (["out.h5", "--to", "npy", "--sequences", "out.h5"], "--sequences is for --to biotrainer"),
+        (["out.h5", "--to=biotrainer", "--sequences=no.faa"], "no.faa cannot be read: "),
+        (["out.h5", "--to=biotrainer", "--sequences=out.h5"], "neither FASTA nor FASTQ"),
+        (
+            ["out.h5", "--to=biotrainer", "--sequences=out.h5", "--output=out.h5"],
+            "out.h5 is an input of this run",
+        ),
         (["out.h5", "--to", "npy", "--output", "no/m.npy"], "the folder no does not exist"),
         (["out.h5", "--to=per-id", "--output=out.h5", "--overwrite=true"], "input of this run"),
         (["out.h5", "--to", "per-id", "--output", "."], "is a folder"),

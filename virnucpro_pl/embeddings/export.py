@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile, load_embeddings
+from virnucpro_pl.embeddings.sequence_keys import sequence_keys
 from virnucpro_pl.errors import MAX_LISTED, UnwritableError, UsageError
 from virnucpro_pl.output.atomic_files import published
 from virnucpro_pl.output.overwriting import check_exports
@@ -22,8 +23,13 @@ from virnucpro_pl.output.viral_pipelines import export_results
 
 log = logging.getLogger(__name__)
 
-Format = Literal["per-id", "anndata", "npy", "viral-pipelines"]
-_SUFFIXES = {"per-id": ".per-id.h5", "anndata": ".h5ad", "npy": ".npy"}
+Format = Literal["per-id", "biotrainer", "anndata", "npy", "viral-pipelines"]
+_SUFFIXES = {
+    "per-id": ".per-id.h5",
+    "biotrainer": ".biotrainer.h5",
+    "anndata": ".h5ad",
+    "npy": ".npy",
+}
 _UNSAFE = re.compile(r"[/%]|^\.+$")
 """What cannot stand in the name of an HDF5 dataset: `/` parts groups, `.` is the group itself."""
 _CHUNK_BYTES = 1 << 18
@@ -31,7 +37,14 @@ _LOOKED_AT = 1000
 """Datasets of a file by which it is told to be one of this command."""
 
 
-def export(file: Path, *, to: Format, output: Path | None = None, overwrite: bool = False) -> None:
+def export(
+    file: Path,
+    *,
+    to: Format,
+    output: Path | None = None,
+    sequences: Path | None = None,
+    overwrite: bool = False,
+) -> None:
     """Write an embedding file, or calls, as other programs read them.
 
     Args:
@@ -39,14 +52,17 @@ def export(file: Path, *, to: Format, output: Path | None = None, overwrite: boo
             NaN in the output, too. For viral-pipelines a folder of results of contigs.
         to: per-id is HDF5 with one dataset (D,) for each record, named by its id, with the id again
             as its attribute original_id: what reads UniProt's per-protein.h5, bio_embeddings or
-            biotrainer reads it. In names / is %2F and % is %25. anndata is .h5ad with the vectors
-            as X, ids and lengths as obs; needs pip install 'virnucpro-pl[anndata]'. npy is a matrix
-            (N, D), and beside it the ids, one a line, in a file .ids.txt. viral-pipelines is what
-            the tasks of broadinstitute/viral-pipelines write: NAME.virnucpro.tsv, NAME.virnucpro_
+            protspace reads it. In names / is %2F and % is %25. biotrainer is the same, but named by
+            the hashes of the sequences, as biotrainer does: of equal sequences the first one's
+            vector is kept. Needs --sequences. anndata is .h5ad with the vectors as X, ids and
+            lengths as obs; needs pip install 'virnucpro-pl[anndata]'. npy is a matrix (N, D), and
+            beside it the ids, one a line, in a file .ids.txt. viral-pipelines is what the tasks of
+            broadinstitute/viral-pipelines write: NAME.virnucpro.tsv, NAME.virnucpro_
             highestscore.csv, both packed as NAME.virnucpro.tgz, and NAME.contigs_classified.tsv;
             what has no score is left out.
-        output: File to write; by default the input's name with .per-id.h5, .h5ad or .npy. For
-            viral-pipelines what the files' names begin with, by default as the folder.
+        output: File to write; by default the input's name with .per-id.h5, .biotrainer.h5, .h5ad or
+            .npy. For viral-pipelines what the files' names begin with, by default as the folder.
+        sequences: For biotrainer, the FASTA or FASTQ file that was embedded.
         overwrite: Whether to replace a file that exists and is as this command writes it.
 
     Raises:
@@ -54,6 +70,13 @@ def export(file: Path, *, to: Format, output: Path | None = None, overwrite: boo
             folder.
         OutputError: If the disk is full, for example.
     """
+    if (to == "biotrainer") != (sequences is not None):
+        raise UsageError(
+            "--to biotrainer needs --sequences, the file that was embedded: its keys are hashes of "
+            "the letters, which embedding files do not hold"
+            if sequences is None
+            else f"--sequences is for --to biotrainer, not for --to {to}"
+        )
     if to == "viral-pipelines":
         export_results(file, output, overwrite)
         return
@@ -63,16 +86,25 @@ def export(file: Path, *, to: Format, output: Path | None = None, overwrite: boo
     if to == "anndata" and find_spec("anndata") is None:
         raise UsageError("anndata is not installed: pip install 'virnucpro-pl[anndata]'")
     outputs = [output, output.with_suffix(".ids.txt")] if to == "npy" else [output]
-    checks = {"per-id": [_is_per_id], "anndata": [_is_anndata], "npy": [_is_matrix, _are_ids]}[to]
+    checks = {
+        "per-id": [_holds_datasets],
+        "biotrainer": [_holds_datasets],
+        "anndata": [_is_anndata],
+        "npy": [_is_matrix, _are_ids],
+    }[to]
     with load_embeddings(file) as embeddings:
-        check_exports(dict(zip(outputs, checks, strict=True)), [file], to, overwrite)
+        inputs = [file, *([sequences] if sequences else [])]
+        check_exports(dict(zip(outputs, checks, strict=True)), inputs, to, overwrite)
         if count := len(embeddings.failed):
             ids = embeddings.file["sequence_ids"]
             names = ", ".join(ids[row].decode() for row in embeddings.failed[:MAX_LISTED])
             log.warning("%d records have no vector and are written as NaN: %s ...", count, names)
+        written = len(embeddings)
         with _reporting(output):
-            if to == "per-id":
-                _write_per_id(embeddings, output)
+            if sequences is not None:
+                written = _write_datasets(embeddings, output, sequence_keys(embeddings, sequences))
+            elif to == "per-id":
+                _write_datasets(embeddings, output, map(dataset_name, embeddings))
             elif to == "anndata":
                 _write_anndata(embeddings, output)
             else:
@@ -80,15 +112,15 @@ def export(file: Path, *, to: Format, output: Path | None = None, overwrite: boo
         log.info(
             "Wrote %s: %d vectors of %d numbers",
             " and ".join(map(str, outputs)),
-            len(embeddings),
+            written,
             embeddings.width,
         )
 
 
-def _is_per_id(path: Path) -> bool:
+def _holds_datasets(path: Path) -> bool:
     with h5py.File(path) as file:
         first = (file[name] for name in islice(file, _LOOKED_AT))
-        return not file.attrs and all(
+        return set(file.attrs) <= {"model_name"} and all(
             isinstance(item, h5py.Dataset) and "original_id" in item.attrs for item in first
         )
 
@@ -125,19 +157,31 @@ def _reporting(output: Path) -> Iterator[None]:
         raise UnwritableError(f"{output} cannot be written: {error}") from error
 
 
-def _write_per_id(embeddings: EmbeddingFile, output: Path) -> None:
+def _write_datasets(embeddings: EmbeddingFile, output: Path, keys: Iterator[str]) -> int:
+    """Write one dataset for each key, of rows with one key the first, and count them."""
     with published(output) as temporary, h5py.File(temporary, "w") as file:
-        for names, vectors in embeddings.row_blocks():
-            for name, vector in zip(names, vectors, strict=True):
-                dataset = file.create_dataset(dataset_name(name), data=vector)
-                dataset.attrs["original_id"] = name
+        if "model" in embeddings.attributes:
+            file.attrs["model_name"] = embeddings.attributes["model"]  # what protspace asks for
+        rows = chain.from_iterable(zip(*block, strict=True) for block in embeddings.row_blocks())
+        written = 0
+        for key, (name, vector) in zip(keys, rows, strict=True):
+            if key not in file:
+                file.create_dataset(key, data=vector).attrs["original_id"] = name
+                written += 1
+    if repeated := len(embeddings) - written:
+        log.warning(
+            "%d record(s) have the sequence of an earlier one, whose vector and id stand for them: "
+            "biotrainer knows sequences, not records",
+            repeated,
+        )
+    return written
 
 
 def dataset_name(name: str) -> str:
     """Give the name of a record's dataset; no two ids have the same one.
 
-    UniProt's readers look a record up by this name, those of bio_embeddings and biotrainer by the
-    attribute; the letters that HDF5 does not allow are escaped as in an address.
+    UniProt's readers look a record up by this name, those of bio_embeddings by the attribute; the
+    letters that HDF5 does not allow are escaped as in an address.
     """
     return _UNSAFE.sub(lambda unsafe: "".join(f"%{ord(letter):02X}" for letter in unsafe[0]), name)
 
