@@ -14,6 +14,7 @@ import pytest
 
 from virnucpro_pl.cli.main import main
 from virnucpro_pl.output.part_file import read_part
+from virnucpro_pl.output.parts_folder import PartsFolder
 
 pytestmark = pytest.mark.slow
 
@@ -168,6 +169,40 @@ def test_kills_at_random_moments_lose_nothing(
     assert_is(output, expected)
     assert not Path(f"{output}.parts").exists()
     assert published < len(phases) / 2
+
+
+def kept_rows(output):
+    """Rows that a continuation will find, those with a receipt included."""
+    files = PartsFolder(output, overwrite=False).committed()
+    return {row for path in files for row in read_part(path).rows.tolist()}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_kills_while_parts_give_way_to_receipts_lose_nothing(
+    start, predict_words, script, weights_file, fasta, expected, tmp_path, ranks
+):
+    chance, kept = random.Random(ranks), set()
+    launcher, output = script("merge.KEPT_BYTES = 0", disk=0.005), tmp_path / "out.h5"
+    words = predict_words(weights_file, fasta, output, "--writer.commit_seconds=0", ranks=ranks)
+    receipts = 0
+    for _ in range(5):
+        command = start(*words, launcher=launcher)
+        command.wait_for(lambda known=kept: output.exists() or len(kept_rows(output)) > len(known))
+        time.sleep(chance.uniform(0, 0.4))
+        command.kill()
+        command.wait(60)
+        command.assert_nothing_left()
+        if output.exists():
+            break
+        assert kept_rows(output) >= kept
+        kept = kept_rows(output)
+        receipts = max(receipts, len(list(Path(f"{output}.parts").glob("receipt-*.h5"))))
+    else:
+        ended = start(*words, launcher=launcher).wait(60)
+        assert ended.code == 0, ended.log
+        assert f"Continuing: {len(kept)} of {RECORDS}" in ended.log
+    assert receipts > 0
+    assert_is(output, expected)
 
 
 # Resuming -------------------------------------------------------------------------------------

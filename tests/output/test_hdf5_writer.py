@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import logging
@@ -352,6 +353,40 @@ def test_parts_are_merged_while_packs_are_computed(fasta, tmp_path, monkeypatch)
     assert (gathered[0] > 0, gathered[-2]) == (True, 29)
     with h5py.File(tmp_path / "out.h5") as file:
         assert file["embeddings"][:, 0].tolist() == list(range(29))
+
+
+def test_disk_holds_little_more_than_the_finished_file(write_fasta, tmp_path, monkeypatch):
+    monkeypatch.setattr("virnucpro_pl.output.merge.KEPT_BYTES", 100_000)
+    peak, ended = [0], threading.Event()
+
+    def watch():
+        while not ended.wait(0.001):
+            files = (path.stat() for path in folder.rglob("*") if path.is_file())
+            with contextlib.suppress(OSError):  # some vanish meanwhile
+                peak.append(sum(512 * file.st_blocks for file in files))
+
+    class Wide(Counting):
+        width = 2000
+
+    def widen(index, rows, vectors):
+        time.sleep(0.01)
+        return Embeddings(rows, vectors[:, :1].expand(-1, 2000).contiguous())
+
+    folder = tmp_path / "out.h5.parts"
+    fasta = write_fasta(tmp_path / "in.faa", ["ACD"] * 700)
+    data = SequenceDataModule(fasta, tokens_per_batch=70, num_workers=0)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        writer = HDF5Writer(tmp_path / "out.h5", commit_seconds=0)
+        quiet_trainer(writer).predict(Wide(widen), data)
+    finally:
+        ended.set()
+        watcher.join()
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["embeddings"][:, 1999].tolist() == list(range(700))
+    size = (tmp_path / "out.h5").stat().st_size
+    assert 0.8 * size < max(peak) < 1.2 * size
 
 
 class Unlucky(HDF5Writer):

@@ -26,7 +26,7 @@ def write(folder, *parts):
 def begin(folder):
     return Merge(
         folder / "out.h5",
-        folder,
+        folder / "half-made.h5",
         column="embeddings",
         count=7,
         ids=lambda rows: IDS[rows].tolist(),
@@ -97,7 +97,7 @@ def test_merge_rows_not_exactly_once_raises_and_publishes_nothing(tmp_path, part
     with pytest.raises(IncompleteError, match=message):
         merged(tmp_path, write(tmp_path, *parts))
     assert not (tmp_path / "out.h5").exists()
-    assert not list(tmp_path.glob(".tmp-*"))
+    assert not (tmp_path / "half-made.h5").exists()
 
 
 def test_merge_damaged_part_raises(tmp_path):
@@ -158,7 +158,7 @@ def test_discarded_merge_leaves_nothing(tmp_path):
 
 def test_full_disk_raises_at_once_and_the_file_is_not_published(tmp_path):
     merge = begin(tmp_path)
-    merge._disk.error = OSError(28, "No space left on device")
+    merge._rows._disk.error = OSError(28, "No space left on device")
     with pytest.raises(OSError, match="No space left"):
         merge.take(write(tmp_path, part(*range(7))))
     with pytest.raises(OSError, match="No space left"):

@@ -40,7 +40,7 @@ class Commits:
             write: Commits a part. Called in the thread, and again with the same rows where it
                 raises.
             then: Does a bit of other work, and tells whether there is more. Called in the thread
-                after a commit, until it is asked for the next one; must not raise.
+                after a commit, once and until it is asked for the next one; must not raise.
         """
         self.held_bytes = 0
         self.held_since = 0.0
@@ -137,7 +137,7 @@ class Commits:
         self._write(part)
 
     def _go_on(self) -> None:
-        while not self._asked.is_set() and self._then():
+        while self._then() and not self._asked.is_set():
             pass
 
 

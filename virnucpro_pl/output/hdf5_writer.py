@@ -20,8 +20,10 @@ from virnucpro_pl.contracts import (
 )
 from virnucpro_pl.embedding_format import FORMAT
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.output.merge import Merge
-from virnucpro_pl.output.run import Run
+from virnucpro_pl.output.merge import KEPT_BYTES, Merge
+from virnucpro_pl.output.parts_folder import OVERHEAD
+from virnucpro_pl.output.receipts import receipts_in, true_receipts
+from virnucpro_pl.output.run import COMMIT_BYTES, Run
 from virnucpro_pl.output.streaming_writer import Published, StreamingWriter
 from virnucpro_pl.stability import FAILED, NumericalInstabilityError
 
@@ -93,6 +95,28 @@ class HDF5Writer(StreamingWriter):
     def row_bytes(self, model: RowModel) -> int:
         """Bytes of a vector."""
         return np.dtype(self.dtype).itemsize * model.width_of("vectors")
+
+    def bytes_needed(self, run: Run, count: int, left: int) -> int:
+        """Bytes of the rows that are left, and of the parts that are there at any one time."""
+        row_bytes = self.row_bytes(run.model) + OVERHEAD
+        parts = KEPT_BYTES + 2 * COMMIT_BYTES * run.ranks.count
+        return left * row_bytes + min(count * row_bytes, parts)
+
+    def true_receipts(self, run: Run, receipts: list[Path]) -> list[Path]:
+        """Those of the receipts whose rows are in the half-made file.
+
+        Raises:
+            UsageError: If that cannot be read.
+        """
+        file, count = run.folder.half_made, len(run.source.store)
+        width = run.model.width_of("vectors")
+        try:
+            return true_receipts(receipts, file, count, width, self.dtype)
+        except (OSError, RuntimeError) as error:
+            raise UsageError(
+                f"{file}, which holds rows of the interrupted run, cannot be read: {error}. Start "
+                "over with --writer.overwrite true"
+            ) from error
 
     def narrow(
         self, trainer: Trainer, batch: Batch, batch_idx: int, columns: dict[str, torch.Tensor]
@@ -166,12 +190,13 @@ class HDF5Writer(StreamingWriter):
             rows = run.source.store
             self._merge = Merge(
                 self.path,
-                run.folder.path,
+                run.folder.half_made,
                 column=_COLUMN,
                 count=len(rows),
                 ids=rows.ids,
                 width=run.model.width_of("vectors"),
                 dtype=self.dtype,
+                receipts=receipts_in(run.folder.path),
             )
         return self._merge
 

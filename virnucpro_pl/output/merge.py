@@ -12,8 +12,7 @@ files row behind row do not know which row is which record.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,15 @@ from numpy.typing import NDArray
 
 from virnucpro_pl.contracts import Inputs
 from virnucpro_pl.embedding_format import FORMAT, FORMAT_VERSION
-from virnucpro_pl.output.atomic_files import publish, temporary_name
-from virnucpro_pl.output.part_file import Part, Tally, runs
-from virnucpro_pl.output.quiet_file import QuietFile
+from virnucpro_pl.output.atomic_files import publish
+from virnucpro_pl.output.part_file import Tally
+from virnucpro_pl.output.receipts import give_receipt, part_of, receipts_in
+from virnucpro_pl.output.row_file import RowFile
 from virnucpro_pl.stability import FAILED, FINE, RECOMPUTED
 
-_CHUNK_BYTES = 1 << 18
+KEPT_BYTES = 128 << 20
+"""Parts that are merged are deleted only while all parts take more than this: up to here they are
+kept, so that a half-made file that is lost costs nothing."""
 _ID_BLOCK = 65_536
 _FORMAT = {"format": FORMAT, "format_version": FORMAT_VERSION}
 
@@ -39,48 +41,51 @@ class Merge:
     def __init__(
         self,
         path: Path,
-        scratch: Path,
+        half_made: Path,
         *,
         column: str,
         count: int,
         ids: Callable[[NDArray[np.int64]], list[str]],
         width: int,
         dtype: str = "float32",
+        receipts: Sequence[Path] | None = None,
     ) -> None:
-        """Begin the file under a temporary name.
+        """Begin the file under another name.
 
         Args:
             path: The file to publish; one that is there is replaced.
-            scratch: Folder on the same file system for the file while it is being made.
+            half_made: The file while it is being made, on the same file system.
             column: The column of the parts that becomes `/embeddings`.
             count: N, rows of the input.
             ids: Gives the ids of some rows of the input.
             width: D, numbers of a vector.
             dtype: What the file holds of each number, `float32` or `float16`.
+            receipts: Those whose rows are in the half-made file, where merged parts may be deleted;
+                None where other outputs are made of the same parts.
 
         Raises:
-            OSError: If it cannot be created.
+            IncompleteError: If a receipt is damaged, or holds rows of another.
+            OSError: If the file cannot be created.
         """
         self.path = path
-        self._temporary = temporary_name(path, scratch)
+        self._half_made = half_made
         self._column = column
         self._ids = ids
         self._tally = Tally(count, ids)
         self._outcome = np.full(count, FINE, np.uint8)
-        self._taken: set[Path] = set()
-        self._disk = QuietFile(self._temporary)
-        self._file = h5py.File(self._disk, "w")
-        self._names = self._file.create_dataset(
+        self._gives_receipts = receipts is not None
+        self._taken = {part_of(receipt) for receipt in receipts or ()}
+        for receipt in receipts or ():
+            part = self._tally.read(receipt)
+            self._outcome[part.rows] = part.columns["outcome"]
+        self._rows = RowFile(half_made, count, width, dtype)
+        self._names = self._rows.file.create_dataset(
             "sequence_ids",
             (count,),
             h5py.string_dtype(),
             chunks=(min(count, _ID_BLOCK),) if count else None,
         )
         self._named = 0
-        rows = max(1, min(count, _CHUNK_BYTES // (np.dtype(dtype).itemsize * width)))
-        self._embeddings = self._file.create_dataset(
-            "embeddings", (count, width), dtype, chunks=(rows, width) if count else None
-        )
 
     def take(self, parts: Iterable[Path], most: int | None = None) -> bool:
         """Copy parts into the file, each once however often it is named.
@@ -99,18 +104,14 @@ class Merge:
         """
         new = [path for path in parts if path not in self._taken]
         for path in new[:most]:
-            self._write(self._tally.read(path))
+            part = self._tally.read(path)
+            checksums = self._rows.write(part.rows, part.columns[self._column])
+            self._outcome[part.rows] = part.columns["outcome"]
             self._taken.add(path)
-            self._name_more()
-            self._raise_error()
-            os.fsync(self._disk.fileno())  # a little each time, as with the ids: the end is quick
+            self._name_more()  # a little each time: the end is quick
+            if self._gives_receipts and _bytes_of_parts(path.parent) > KEPT_BYTES:
+                give_receipt(path, part, checksums)
         return most is not None and len(new) > most
-
-    def _write(self, part: Part) -> None:
-        vectors = part.columns[self._column]
-        self._outcome[part.rows] = part.columns["outcome"]
-        for run in runs(part.rows):
-            self._embeddings[part.rows[run.start] : part.rows[run.stop - 1] + 1] = vectors[run]
 
     def _name_more(self) -> bool:
         """Write a block of the ids; tell whether there was one left."""
@@ -146,7 +147,7 @@ class Merge:
         self._tally.finish()
         while self._name_more():
             pass
-        file = self._file
+        file = self._rows.file
         _write_lengths(file, lengths, max_length)
         if inputs is not None:
             file.create_dataset("inputs", data=inputs.names, dtype=h5py.string_dtype())
@@ -156,30 +157,25 @@ class Merge:
         known = {name: value for name, value in attributes.items() if value is not None}
         if "model" in known:
             known["model_name"] = known["model"]  # what protspace asks for
-        file.attrs.update({**_FORMAT, "dtype": self._embeddings.dtype.name, **known})
+        file.attrs.update({**_FORMAT, "dtype": self._rows.dtype.name, **known})
         file.flush()
         file.attrs["complete"] = True
-        self._close()
-        self._raise_error()
-        publish(self._temporary, self.path)
+        self._rows.close()
+        self._rows.raise_error()
+        publish(self._half_made, self.path)
         return len(failed)
 
     def discard(self) -> None:
-        """Remove what there is of the file, unless it is published."""
+        """Remove what there is of the file, unless it is published or receipts are for its rows."""
         try:
-            self._close()
+            self._rows.close()
         finally:
-            self._temporary.unlink(missing_ok=True)
+            if not (self._gives_receipts and receipts_in(self._half_made.parent)):
+                self._half_made.unlink(missing_ok=True)
 
-    def _close(self) -> None:
-        try:
-            self._file.close()
-        finally:
-            self._disk.close()
 
-    def _raise_error(self) -> None:
-        if self._disk.error is not None:
-            raise self._disk.error
+def _bytes_of_parts(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("part-*.h5"))
 
 
 def _write_lengths(file: h5py.File, lengths: NDArray[np.int64], max_length: int | None) -> None:

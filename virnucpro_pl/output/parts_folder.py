@@ -1,7 +1,8 @@
 """The folder in which the parts of an output lie until it is published.
 
 One file for each commit: a kill while HDF5 appends to a file can leave one that does not open, and
-several processes write to one file through MPI only.
+several processes write to one file through MPI only. Of a large embedding file, merged parts give
+way to receipts (see `receipts`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +22,14 @@ from virnucpro_pl.output.locks import Locks
 from virnucpro_pl.output.manifest import Manifest, Provenance
 from virnucpro_pl.output.overwriting import is_taken
 from virnucpro_pl.output.part_file import Part, count_rows, read_part, write_part
+from virnucpro_pl.output.receipts import part_of, receipts_in
 from virnucpro_pl.stability import FAILED
 
 log = logging.getLogger(__name__)
 
 REPLACED = "replaced"
 """Name, within the parts, of the output that is being replaced."""
-_OVERHEAD = 64
+OVERHEAD = 64
 """Bytes of a row beside its numbers: id, row number, length."""
 
 
@@ -62,9 +65,20 @@ class PartsFolder:
         """Committed parts."""
         return sorted(self.path.glob("part-*.h5"))
 
+    @property
+    def half_made(self) -> Path:
+        """The output while it is being made; it stays where receipts are for rows in it."""
+        return self.path / "half-made.h5"
+
+    def committed(self) -> list[Path]:
+        """Receipts, and the parts that have none."""
+        receipts = receipts_in(self.path)
+        gone = set(map(part_of, receipts))
+        return [*receipts, *(file for file in self.files() if file not in gone)]
+
     def count_kept(self) -> int:
         """Count the committed rows that a continuation will find."""
-        return sum(map(count_rows, self.files())) if self.manifest.path.exists() else 0
+        return sum(map(count_rows, self.committed())) if self.manifest.path.exists() else 0
 
     # Before the run ---------------------------------------------------------------------------
 
@@ -102,43 +116,60 @@ class PartsFolder:
             (self.path / REPLACED).rename(self.output)
 
     def _sweep(self) -> None:
-        """Remove what an earlier run left, but for its committed parts."""
+        """Remove what an earlier run left, but for what it has committed."""
+        kept = {self.manifest.path, *self.files(), *(receipts := receipts_in(self.path))}
+        kept |= {self.half_made} if receipts else set()
         for item in self.path.iterdir():
-            if item.name == self.manifest.path.name or item.name.startswith(("part-", "lock")):
+            if item in kept or item.name.startswith("lock"):
                 continue
             shutil.rmtree(item) if item.is_dir() else item.unlink()
 
-    def resume(self, count: int, provenance: Provenance) -> NDArray[np.bool_]:
+    def resume(
+        self,
+        count: int,
+        provenance: Provenance,
+        true_receipts: Callable[[list[Path]], list[Path]] = lambda _: [],
+    ) -> NDArray[np.bool_]:
         """Flags (count,) of the rows that an earlier run has committed. Called on rank 0.
 
         Args:
             count: Rows of the input.
             provenance: Gives what rows depend on; asked only where there are parts.
+            true_receipts: Gives those of some receipts whose rows are in the half-made output.
 
         Raises:
             UsageError: If the earlier run differs in anything that its rows depend on.
         """
-        files = self.files()
+        files = self.committed()
         if files and self.overwrite:
             log.info("Starting over: %d part(s) of an earlier run are removed", len(files))
         elif files and not self.manifest.path.exists():
             log.warning("%s: %d part(s) of an unknown run are removed", self.path, len(files))
         elif files:
-            return self._take_over(files, count, provenance)
+            return self._take_over(count, provenance, true_receipts)
         self.manifest.path.unlink(missing_ok=True)  # first: parts without one are never trusted
-        for file in files:
+        for file in (*receipts_in(self.path), *self.files()):
             file.unlink()
         failures_file(self.output).unlink(missing_ok=True)
         return np.zeros(count, np.bool_)
 
     def _take_over(
-        self, files: list[Path], count: int, provenance: Provenance
+        self,
+        count: int,
+        provenance: Provenance,
+        true_receipts: Callable[[list[Path]], list[Path]],
     ) -> NDArray[np.bool_]:
-        """Check the parts of an earlier run, and remove those that cannot be used."""
+        """Check what an earlier run has committed, and remove what cannot be used."""
         before, now = self.manifest.read(), provenance()
         self.manifest.check_same_run(before, now)
         done, failed = np.zeros(count, np.bool_), 0
-        for file in files:
+        receipts = receipts_in(self.path)
+        for receipt in set(receipts) - set(true_receipts(receipts) if receipts else ()):
+            log.warning("%s is not true: its rows will be computed again", receipt)
+            receipt.unlink()
+        for replaced in map(part_of, receipts_in(self.path)):
+            replaced.unlink(missing_ok=True)  # a kill has kept it from being deleted
+        for file in self.committed():
             part = read_part(file)
             if part is None or _is_strange(part, done):
                 log.warning("%s: its rows will be computed again", file)
@@ -150,18 +181,15 @@ class PartsFolder:
         log.info("Continuing: %d of %d records are committed already", done.sum(), count)
         return done
 
-    def require_space(self, count: int, left: int, row_bytes: int) -> None:
+    def require_space(self, needed: int) -> None:
         """Refuse a run that the disk cannot hold.
 
         Args:
-            count: Rows of the output.
-            left: Rows that are not committed yet.
-            row_bytes: Bytes of a row's numbers.
+            needed: Bytes.
 
         Raises:
             UsageError: With the bytes that are needed and those that are free.
         """
-        needed = (count + left) * (row_bytes + _OVERHEAD)
         free = shutil.disk_usage(self.path).free
         if needed > free:
             raise UsageError(
@@ -200,7 +228,7 @@ class PartsFolder:
         self._claimed = False
         self.manifest.close()
         self._restore()
-        if self.files() and self.manifest.path.exists():  # else nobody trusts them
+        if self.committed() and self.manifest.path.exists():  # else nobody trusts them
             self._sweep()
             return
         shutil.rmtree(self.path, ignore_errors=True)

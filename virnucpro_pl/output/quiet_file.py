@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,24 @@ class QuietFile(io.FileIO):
 
     Attributes:
         error: What went wrong first; look at it once h5py has closed the file.
+        least_size: Bytes that HDF5 does not cut off: what was there, until it is set.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep: bool = False) -> None:
         """Create the file.
 
         Args:
-            path: Its name; a file that is there is emptied.
+            path: Its name.
+            keep: Whether the content of a file that is there stays. HDF5 sees none of it, and
+                writes over some of it.
 
         Raises:
             OSError: If it cannot be created.
         """
-        super().__init__(path, "w+")
+        super().__init__(path, "r+" if keep and path.exists() else "w+")
         self.error: OSError | None = None
+        self.least_size = path.stat().st_size
+        self._end = 0
 
     def write(self, data: Any, /) -> int:
         """Write all of it, unless there has been an error."""
@@ -36,9 +42,16 @@ class QuietFile(io.FileIO):
         try:
             while left and self.error is None:
                 left = left[super().write(left) :]  # less than all where a disk is almost full
+            self._end = max(self._end, self.tell())
         except OSError as error:
             self.error = error
         return size
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Go to a place; the end is that of what has been written here."""
+        if whence == os.SEEK_END:
+            offset, whence = self._end + offset, os.SEEK_SET
+        return super().seek(offset, whence)
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill a buffer: with zeros where there is nothing, or nothing can be read."""
@@ -56,7 +69,8 @@ class QuietFile(io.FileIO):
         """Set the length, unless there has been an error."""
         try:
             if self.error is None:
-                super().truncate(size)
+                self._end = self.tell() if size is None else size
+                super().truncate(max(self._end, self.least_size))
         except OSError as error:
             self.error = error
         return self.tell() if size is None else size

@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 INTERRUPTED = (130, 143)
 """Exit codes after Ctrl-C and SIGTERM."""
-_COMMIT_BYTES = 64 << 20
+COMMIT_BYTES = 64 << 20
+"""Bytes of finished numbers at which a rank commits them."""
 _MANIFEST_SECONDS = 5.0
 """How long a run that ends early waits for the hash of its weights; without it its parts are lost,
 which is no more than was computed while the weights were read."""
@@ -166,7 +167,7 @@ class Run:
         self.report.packed(len(batch.rows), len(batch.tokens), failures)
         self.commits.check()
         late = time.monotonic() - self.commits.held_since >= commit_seconds
-        if late or self.commits.held_bytes >= _COMMIT_BYTES:
+        if late or self.commits.held_bytes >= COMMIT_BYTES:
             self.folder.manifest.wait()
             self.commits.begin()
         self.ranks.progress(self.report.counts)

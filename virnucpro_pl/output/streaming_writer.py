@@ -29,6 +29,7 @@ from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.output.failures import failures_file
 from virnucpro_pl.output.overwriting import is_or_holds, refuse_inputs
 from virnucpro_pl.output.part_file import IncompleteError
+from virnucpro_pl.output.parts_folder import OVERHEAD
 from virnucpro_pl.output.processes import announce_rank_0, close_gloo_at_exit
 from virnucpro_pl.output.report import report_file
 from virnucpro_pl.output.run import INTERRUPTED, Run, exit_code
@@ -233,9 +234,23 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
         return done
 
     def _resume(self, run: Run, count: int) -> NDArray[np.bool_]:
-        done = run.folder.resume(count, run.provenance)
-        run.folder.require_space(count, count - int(done.sum()), self.row_bytes(run.model))
+        done = run.folder.resume(count, run.provenance, partial(self.true_receipts, run))
+        run.folder.require_space(self.bytes_needed(run, count, count - int(done.sum())))
         return done
+
+    def bytes_needed(self, run: Run, count: int, left: int) -> int:
+        """Free bytes that a run wants: at its end all parts and the whole output are there.
+
+        Args:
+            run: The run.
+            count: Rows of the output.
+            left: Rows that are not committed yet.
+        """
+        return (count + left) * (self.row_bytes(run.model) + OVERHEAD)
+
+    def true_receipts(self, run: Run, receipts: list[Path]) -> list[Path]:
+        """Those of the receipts whose rows are in the half-made output; of most writers none."""
+        return []
 
     def row_bytes(self, model: RowModel) -> int:
         """Bytes of the kept numbers of a row, float32 all of them."""

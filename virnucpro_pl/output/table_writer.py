@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from virnucpro_pl.contracts import Contigs, Inputs, Molecule, OrfOrigin
 from virnucpro_pl.errors import UsageError, listed
-from virnucpro_pl.output.atomic_files import flush
+from virnucpro_pl.output.atomic_files import flush, temporary_name
 from virnucpro_pl.output.chunk_table import (
     chunk_blocks,
     summarise_chunks,
@@ -238,7 +238,7 @@ class TableWriter(StreamingWriter):
                     attributes[key.removesuffix(f"_{name}")] = value
             merge = Merge(
                 folder / f"{name}.h5",
-                run.folder.path,
+                temporary_name(folder / f"{name}.h5", run.folder.path),
                 column=name,
                 count=len(rows),
                 ids=rows.ids,
