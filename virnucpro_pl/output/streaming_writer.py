@@ -135,11 +135,7 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
     def narrow(
         self, trainer: Trainer, batch: Batch, batch_idx: int, columns: dict[str, torch.Tensor]
     ) -> None:
-        """Turn a pack's columns (N, ...), in their dictionary, into what parts hold of them.
-
-        Raises:
-            NumericalInstabilityError: If that cannot hold them.
-        """
+        """Turn a pack's columns (N, ...), in their dictionary, into what parts hold of them."""
 
     def gather(self, run: Run, parts: list[Path]) -> bool:
         """Do a bit of the work of `publish` while the run goes on, with the parts that are there.
@@ -239,13 +235,7 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
         return done
 
     def bytes_needed(self, run: Run, count: int, left: int) -> int:
-        """Free bytes that a run wants: at its end all parts and the whole output are there.
-
-        Args:
-            run: The run.
-            count: Rows of the output.
-            left: Rows that are not committed yet.
-        """
+        """Free bytes for `left` of `count` rows: at the end all parts and the output are there."""
         return (count + left) * (self.row_bytes(run.model) + OVERHEAD)
 
     def true_receipts(self, run: Run, receipts: list[Path]) -> list[Path]:
