@@ -17,9 +17,9 @@ from virnucpro_pl.input.alphabets import DNA, PRINTABLE
 from virnucpro_pl.input.contig_datamodule import (
     ContigDataModule,
     OrfPacks,
-    input_stem,
 )
 from virnucpro_pl.input.dna_tokens import DNATokenizer
+from virnucpro_pl.input.files import input_stem
 from virnucpro_pl.input.orf_store import OrfStore, write_orfs
 from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 from virnucpro_pl.input.reader import read_records
@@ -60,7 +60,7 @@ def test_orf_files_of_any_block_equal_virnucpros(tmp_path, monkeypatch, name, si
     monkeypatch.setattr(orf_store, "_BLOCK", block)
     monkeypatch.setattr(module, "_ROWS", 7 if block < 1000 else 1 << 16)
     data = ContigDataModule(DATA / f"{name}.fa", size, save_orfs=True)
-    data.store = write_orfs(read_records(data.path, PRINTABLE, tmp_path), size)
+    data.store = write_orfs(read_records(data.paths, PRINTABLE, tmp_path), size)
     data.write_beside(tmp_path)
     files = [tmp_path / f"{name}_identified_{kind}" for kind in ("nucleotide.fa", "protein.faa")]
     digests = tuple(hashlib.sha256(file.read_bytes()).hexdigest()[:32] for file in files)
@@ -139,6 +139,7 @@ def test_orf_packs_pool_over_the_first_1024_residues_only(tmp_path):
         ("reads.fq.zst", "reads"),
         ("plain", "plain"),
         ("x.gz", "x"),
+        ("-", "stdin"),
     ],
 )
 def test_input_stem_drops_compression_and_format(name, stem):
@@ -166,7 +167,7 @@ def test_contig_data_module_original_letters_are_counted_and_none_changed(tmp_pa
     assert "no residue: 3 U, 1 -, 1 *, 1 X, 1 ., 1 1" in caplog.text
     contigs = OrfStore(tmp_path).contigs
     assert contigs.sequences(np.arange(2)) == [b"ACGUUN", b"RY-*XK.1U"]
-    assert data.path == path
+    assert data.paths == [path]
 
 
 def test_contig_data_module_usual_letters_are_not_mentioned(tmp_path, caplog):

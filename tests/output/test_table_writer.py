@@ -113,7 +113,9 @@ def test_contigs_follow_from_the_scores_of_the_orfs(call):
 def test_summary_accounts_for_records_chunks_and_orfs(call):
     content = summary(call())
     assert content["records"] == sum(content["records_by_status"].values()) == 5
-    assert content["records_by_status"] == {"ok": 3, "no_orf": 1, "too_short": 1, "failed": 0}
+    assert content["records_by_status"] == {
+        "ok": 3, "no_orf": 1, "too_short": 1, "failed": 0, "skipped": 0,
+    }  # fmt: skip
     assert sum(content["records_by_prediction"].values()) == 5
     assert content["chunks"] == sum(content["chunks_by_status"].values()) == 7
     assert content["chunks_by_status"] == {"ok": 5, "no_orf": 2, "failed": 0}

@@ -91,7 +91,12 @@ class HDF5Writer(StreamingWriter):
         if self._merge is None:
             rows = run.source.store
             self._merge = Merge(
-                self.path, run.folder.path, column=_COLUMN, count=len(rows), ids=rows.ids
+                self.path,
+                run.folder.path,
+                column=_COLUMN,
+                count=len(rows),
+                ids=rows.ids,
+                width=run.model.width_of("vectors"),
             )
         return self._merge
 

@@ -158,6 +158,8 @@ class TableWriter(StreamingWriter):
         if self.save_embeddings:
             self._write_embeddings(folder, run, parts, provenance)
         ledger["input_counts"] = run.source.input_counts
+        if run.source.inputs is not None:
+            ledger["inputs"] = run.source.inputs.counts
         write_summary(
             folder / "summary.json",
             ledger,
@@ -180,6 +182,7 @@ class TableWriter(StreamingWriter):
             origin.chunk,
             scores,
             self.threshold,
+            origin.min_length,
         )
         write_contigs(folder / "contigs.tsv", contigs.ids, calls)
         self._write_viruses(folder, contigs, np.flatnonzero(calls.is_virus))
