@@ -72,10 +72,13 @@ def refuse_repeated_files(paths: Sequence[Path]) -> None:
             status = os.fstat(_STDIN_FILE) if path == STDIN else path.stat()
         except OSError:  # whoever reads it says what is wrong
             continue
-        other = first.setdefault((status.st_dev, status.st_ino), path)
-        if other is not path:
-            names = shown(path) if path == other else f"{shown(other)} and {shown(path)}"
-            raise InputError(f"{names}: the same file is given twice. Name it once in --data.path")
+        place = status.st_dev, status.st_ino
+        if place in first:
+            names = dict.fromkeys([shown(first[place]), shown(path)])
+            raise InputError(
+                f"{' and '.join(names)}: the same file is given twice; name it once in --data.path"
+            )
+        first[place] = path
 
 
 def records_of(path: Path, scratch: Path) -> Iterator[Record]:
@@ -112,10 +115,10 @@ def _open(path: Path) -> io.BufferedReader:
     if path != STDIN:
         return io.BufferedReader(_FilledFile(path))
     if sys.stdin is None:  # its number may be another file's by now
-        raise InputError("Standard input is closed: pipe the sequences into the command")
+        raise InputError("standard input is closed: pipe the sequences into the command")
     if os.isatty(_STDIN_FILE):
         raise InputError(
-            "Standard input is a terminal: pipe the sequences into the command, as in "
+            "standard input is a terminal: pipe the sequences into the command, as in "
             "zcat reads.fq.gz | virnucpro-pl predict - -o results"
         )
     return io.BufferedReader(_FilledFile(_STDIN_FILE, closefd=False))
