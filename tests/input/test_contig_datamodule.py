@@ -23,6 +23,7 @@ from virnucpro_pl.input.files import input_stem
 from virnucpro_pl.input.orf_store import OrfStore, write_orfs
 from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 from virnucpro_pl.input.reader import read_records
+from virnucpro_pl.input.records import RecordStore
 
 DATA = Path(__file__).parent.parent / "data" / "virnucpro"
 # SHA-256 (half of it) of the nucleotide and protein files, by input and length of a chunk.
@@ -83,6 +84,21 @@ def test_orf_store_by_hand(tmp_path):
     assert store.columns["n_orfs"].tolist() == [0, 0, 4]
     assert store.ids(np.array([3, 0])) == ["b_chunk_1R2", "b_chunk_1F1"]
     assert store.sequences("protein", np.array([3, 0])) == [b"H", b"M"]
+
+
+def test_short_contigs_have_no_chunks_and_the_others_the_same(tmp_path):
+    text = "".join(f">c{n}\n{'GCC' * 400}"[: n + len(f">c{n}\n")] + "\n" for n in (3, 8, 9, 600))
+    store = store_of(text, tmp_path)
+    found, chunks = strings(store), store.places(np.arange(4))
+    short = write_orfs(RecordStore(tmp_path), 500, min_length=9)
+    assert short.columns["n_chunks"].tolist() == [0, 0, 1, 2]
+    assert strings(short) == {n: s for n, s in found.items() if n.startswith(("c9_", "c600_"))}
+    assert len(strings(short)) < len(found)
+    places = short.places(np.arange(4))
+    assert places.start.tolist() == chunks.start.tolist()[2:]
+    assert places.length.tolist() == chunks.length.tolist()[2:]
+    assert short.counts == {"shorter_than_min_length": 2}
+    assert short.sha256 == f"{store.sha256}/9"
 
 
 def test_orf_store_received_by_a_worker_is_mapped_by_path(tmp_path):

@@ -301,6 +301,20 @@ def test_store_of_an_earlier_input_replaced(read):
     assert read(b">c\nM\n") == [("c", b"M")]
 
 
+def test_store_without_short_records_replaced_by_one_with_all(tmp_path):
+    path = tmp_path / "x.fa"
+    path.write_bytes(b">a\nMKL\n>b\nV\n>c\nMM\n")
+    whole = [("a", b"MKL"), ("b", b"V"), ("c", b"MM")]
+    for least, kept in ((2, whole[::2]), (0, whole), (1, whole), (3, whole[:1])):
+        store = read_records(path, PROTEIN, tmp_path, min_length=least)
+        assert contents(store) == contents(pickle.loads(pickle.dumps(store))) == kept
+        assert store.lengths.tolist() == [len(letters) for _, letters in kept]
+        assert store.files == [(str(path), len(kept))]
+        joined = b"".join(b"\0%b\n%b" % (name.encode(), letters) for name, letters in kept)
+        assert store.sha256 == hashlib.sha256(joined).hexdigest()
+        assert store.counts.get("shorter_than_min_length") == (3 - len(kept) if least else None)
+
+
 def test_store_in_a_missing_folder_usage_error(tmp_path):
     (tmp_path / "x.fa").write_bytes(b">a\nMK")
     with pytest.raises(UsageError, match=r"x\.fa cannot be stored in .*nowhere"):
