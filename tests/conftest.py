@@ -319,7 +319,7 @@ def find_free_port():
 class Command:
     """A running command; a variable in their environment tells which processes belong to it."""
 
-    def __init__(self, words, folder, env):
+    def __init__(self, words, folder, env, stdin):
         self.log_file = folder / f"log-{time.monotonic_ns()}.txt"
         mine = {k: v for k, v in os.environ.items() if k not in PACKAGE_VARIABLES}
         mine |= {"MASTER_PORT": str(find_free_port())}
@@ -330,7 +330,7 @@ class Command:
                 [str(word) for word in words],
                 cwd=folder,
                 env=mine | {k: str(v) for k, v in env.items()},
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -404,8 +404,14 @@ def start(tmp_path):
     """Start a command: `start("predict", ..., env={})`; whatever is left of it is killed."""
     running = []
 
-    def launch(*words, env=None, folder=tmp_path, launcher=("-m", "virnucpro_pl")):
-        running.append(Command([sys.executable, *launcher, *words], folder, env or {}))
+    def launch(
+        *words,
+        env=None,
+        folder=tmp_path,
+        launcher=("-m", "virnucpro_pl"),
+        stdin=subprocess.DEVNULL,
+    ):
+        running.append(Command([sys.executable, *launcher, *words], folder, env or {}, stdin))
         return running[-1]
 
     yield launch

@@ -157,6 +157,8 @@ class OrfOrigin(NamedTuple):
     """(M,) frame of each ORF: 0 to 5 for F1, F2, F3, R1, R2, R3."""
     letters: dict[Molecule, NDArray[np.int64]]
     """(M,) bases, and residues, of each ORF."""
+    min_length: int = 0
+    """Bases; a shorter contig is skipped: it has no chunks."""
 
 
 class Inputs(NamedTuple):
@@ -166,6 +168,12 @@ class Inputs(NamedTuple):
     """Each file as it was given."""
     file: NDArray[np.int32]
     """(R,) index into `names` of each record: of a contig, or of a row where rows are records."""
+
+    @property
+    def counts(self) -> list[dict[str, str | int]]:
+        """How many of these records each file has, for reports."""
+        records = np.bincount(self.file, minlength=len(self.names)).tolist()
+        return [{"file": f, "records": n} for f, n in zip(self.names, records, strict=True)]
 
 
 class RowSource(ABC):

@@ -52,6 +52,42 @@ def test_only_paths_are_spelt():
     assert read_paths(positional) == ["null", "--to", "npy", "-x.h5", "-h"]
 
 
+def test_inputs_that_follow_each_other_are_a_list_of_literal_names():
+    names = [*NAMES, "a, b", "-", "1e5", "[x].fa"]
+    plain = [name for name in names if name == "-" or not name.startswith("-")]
+    for first in names:
+        for option in ([f"--data.path={first}"], ["--data.path", first]):
+            if option[-1].startswith("--y"):
+                continue
+            spelt = spell_paths(["predict", *option, *plain, "-c", "x.yaml", "--data.length", "3"])
+            assert spelt[-4:] == ["-c", "x.yaml", "--data.length", "3"]
+            assert len(spelt) == 1 + len(option) + 4
+            assert read_paths(yaml.safe_load(spelt[-5].removeprefix("--data.path="))) == [
+                first, *plain,
+            ]  # fmt: skip
+
+
+def test_predict_reads_several_files_of_any_name_in_order(
+    weights_file, fair_esm_vectors, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    names = ["1e5", "[x].fa", "null", "a, b", " c: d ", "./-"]
+    for row, name in enumerate(names):
+        Path(name).write_text(f">p{row}\n{'MKVL'[: row % 4 + 1]}\n")
+    fixed = (
+        *("--config", "esm2.yaml", "--model.weights", str(weights_file)),
+        *("--trainer.accelerator", "cpu", "--trainer.precision=32", "--data.num_workers=0"),
+    )
+    for number, words in enumerate(
+        (names, ["--data.path", *names], [f"--data.path={names[0]}", *names[1:]])
+    ):
+        main(["predict", *fixed, *words, "-o", f"{number}.h5"])
+        with h5py.File(f"{number}.h5") as file:
+            assert file["sequence_ids"].asstr()[:].tolist() == [f"p{row}" for row in range(6)]
+            config = yaml.safe_load(file.attrs["config"])
+        assert config["data"]["init_args"]["path"][1:] == names[1:]  # 1e5 is shown as a number
+
+
 @pytest.mark.parametrize("name", ["a: b.faa", "#1.faa", "null", "~", "-x.faa", "[1]", "007"])
 def test_predict_reads_and_writes_files_of_any_name(
     name, weights_file, write_fasta, fair_esm_vectors, tmp_path, monkeypatch

@@ -131,8 +131,9 @@ def mistake(tmp_path, monkeypatch, capsys):
         (("predict",), f"predict needs a config, such as --config virnucpro.yaml: the shipped "
                        f"ones of predict are {SHIPPED}"),
         (("predict", "--data.path=x", "--writer.path=o"), "--model.classifier"),
-        (("predict", "a.fa", "b.fa", "-o=o"), "predict reads one input, not a.fa, b.fa: join them"),
-        (("predict", "a.fa", "--data.path=b.fa", "-o=o"), "The input is given twice: as a.fa and"),
+        (("predict", "a.fa", "b.fa", "--data.path=c.fa", "-o=o"),
+         "Inputs are given in two ways: as a.fa, b.fa, and by --data.path. Write all of them"),
+        (("predict", "--data.path=a.fa", "-o=o", "b.fa"), "Inputs are given in two ways: as b.fa"),
         (("predict", "a.fa", "-o", "--config=esm2.yaml"), "--writer.path has no value"),
         (("predict", "--config", "esm2"), "There is no config esm2: did you mean esm2.yaml?"),
         (("predict", "--config=ems2.yaml"), "There is no config ems2.yaml: did you mean esm2.yaml"),

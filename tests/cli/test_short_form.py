@@ -22,6 +22,13 @@ DEFAULT = "--config virnucpro.yaml"
         ("--print_config p.fa", f"{DEFAULT} --print_config --data.path=p.fa"),
         ("--classifier=a=b.pth x=y.fa", f"{DEFAULT} --model.classifier=a=b.pth --data.path=x=y.fa"),
         ("-", f"{DEFAULT} --data.path=-"),
+        ("a.fa -o r b.fq.gz --print_config -",
+         f"{DEFAULT} --writer.path r --print_config --data.path=a.fa b.fq.gz -".replace(
+             "--writer.path r --print_config", "--print_config --writer.path r")),
+        ("--data.path a.fa b.fa - -o r", f"{DEFAULT} --data.path a.fa b.fa - --writer.path r"),
+        ("-o r --data.path=a.fa b.fa", f"{DEFAULT} --data.path=a.fa b.fa --writer.path r"),
+        ("--data.init_args.path a.fa b.fa",
+         f"{DEFAULT} --data.init_args.path a.fa b.fa"),
         ("--model.help virnucpro_pl.ESM2Embedder", "--model.help virnucpro_pl.ESM2Embedder"),
         ("--model virnucpro_pl.ESM2Embedder p.fa",
          "--model virnucpro_pl.ESM2Embedder --data.path=p.fa"),

@@ -17,12 +17,13 @@ from virnucpro_pl.input.alphabets import DNA, PRINTABLE
 from virnucpro_pl.input.contig_datamodule import (
     ContigDataModule,
     OrfPacks,
-    input_stem,
 )
 from virnucpro_pl.input.dna_tokens import DNATokenizer
+from virnucpro_pl.input.files import input_stem
 from virnucpro_pl.input.orf_store import OrfStore, write_orfs
 from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 from virnucpro_pl.input.reader import read_records
+from virnucpro_pl.input.records import RecordStore
 
 DATA = Path(__file__).parent.parent / "data" / "virnucpro"
 # SHA-256 (half of it) of the nucleotide and protein files, by input and length of a chunk.
@@ -60,7 +61,7 @@ def test_orf_files_of_any_block_equal_virnucpros(tmp_path, monkeypatch, name, si
     monkeypatch.setattr(orf_store, "_BLOCK", block)
     monkeypatch.setattr(module, "_ROWS", 7 if block < 1000 else 1 << 16)
     data = ContigDataModule(DATA / f"{name}.fa", size, save_orfs=True)
-    data.store = write_orfs(read_records(data.path, PRINTABLE, tmp_path), size)
+    data.store = write_orfs(read_records(data.paths, PRINTABLE, tmp_path), size)
     data.write_beside(tmp_path)
     files = [tmp_path / f"{name}_identified_{kind}" for kind in ("nucleotide.fa", "protein.faa")]
     digests = tuple(hashlib.sha256(file.read_bytes()).hexdigest()[:32] for file in files)
@@ -83,6 +84,21 @@ def test_orf_store_by_hand(tmp_path):
     assert store.columns["n_orfs"].tolist() == [0, 0, 4]
     assert store.ids(np.array([3, 0])) == ["b_chunk_1R2", "b_chunk_1F1"]
     assert store.sequences("protein", np.array([3, 0])) == [b"H", b"M"]
+
+
+def test_short_contigs_have_no_chunks_and_the_others_the_same(tmp_path):
+    text = "".join(f">c{n}\n{'GCC' * 400}"[: n + len(f">c{n}\n")] + "\n" for n in (3, 8, 9, 600))
+    store = store_of(text, tmp_path)
+    found, chunks = strings(store), store.places(np.arange(4))
+    short = write_orfs(RecordStore(tmp_path), 500, min_length=9)
+    assert short.columns["n_chunks"].tolist() == [0, 0, 1, 2]
+    assert strings(short) == {n: s for n, s in found.items() if n.startswith(("c9_", "c600_"))}
+    assert len(strings(short)) < len(found)
+    places = short.places(np.arange(4))
+    assert places.start.tolist() == chunks.start.tolist()[2:]
+    assert places.length.tolist() == chunks.length.tolist()[2:]
+    assert short.counts == {"shorter_than_min_length": 2}
+    assert short.sha256 == f"{store.sha256}/9"
 
 
 def test_orf_store_received_by_a_worker_is_mapped_by_path(tmp_path):
@@ -139,6 +155,7 @@ def test_orf_packs_pool_over_the_first_1024_residues_only(tmp_path):
         ("reads.fq.zst", "reads"),
         ("plain", "plain"),
         ("x.gz", "x"),
+        ("-", "stdin"),
     ],
 )
 def test_input_stem_drops_compression_and_format(name, stem):
@@ -166,7 +183,7 @@ def test_contig_data_module_original_letters_are_counted_and_none_changed(tmp_pa
     assert "no residue: 3 U, 1 -, 1 *, 1 X, 1 ., 1 1" in caplog.text
     contigs = OrfStore(tmp_path).contigs
     assert contigs.sequences(np.arange(2)) == [b"ACGUUN", b"RY-*XK.1U"]
-    assert data.path == path
+    assert data.paths == [path]
 
 
 def test_contig_data_module_usual_letters_are_not_mentioned(tmp_path, caplog):

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.input import reader as module
+from virnucpro_pl.input import records, validator
 from virnucpro_pl.input.alphabets import DNA, PRINTABLE, PROTEIN
 from virnucpro_pl.input.reader import read_records
 from virnucpro_pl.input.records import RecordStore
@@ -66,6 +66,12 @@ def fault(read):
         return re.sub(r"^\S*/", "", str(caught.value))
 
     return call
+
+
+def listed(message):
+    """The lines of a message that each tell a fault, without what to do about it."""
+    indented = [line[2:] for line in message.splitlines() if line.startswith("  ")]
+    return [line.partition(": remove such records")[0] for line in indented]
 
 
 def contents(store):
@@ -287,12 +293,26 @@ def test_store_is_the_same_bytes_in_every_process(tmp_path):
         subprocess.run(words, cwd=tmp_path, env=environment, check=True, timeout=60)
         found.append({file.name: file.read_bytes() for file in folder.iterdir()})
     assert found[0] == found[1]
-    assert set(json.loads(found[0]["store.json"])) == {"sha256", "counts"}
+    assert set(json.loads(found[0]["store.json"])) == {"sha256", "counts", "files"}
 
 
 def test_store_of_an_earlier_input_replaced(read):
     read(b">a\nMKLLLLL\n>b\nV\n")
     assert read(b">c\nM\n") == [("c", b"M")]
+
+
+def test_store_without_short_records_replaced_by_one_with_all(tmp_path):
+    path = tmp_path / "x.fa"
+    path.write_bytes(b">a\nMKL\n>b\nV\n>c\nMM\n")
+    whole = [("a", b"MKL"), ("b", b"V"), ("c", b"MM")]
+    for least, kept in ((2, whole[::2]), (0, whole), (1, whole), (3, whole[:1])):
+        store = read_records(path, PROTEIN, tmp_path, min_length=least)
+        assert contents(store) == contents(pickle.loads(pickle.dumps(store))) == kept
+        assert store.lengths.tolist() == [len(letters) for _, letters in kept]
+        assert store.files == [(str(path), len(kept))]
+        joined = b"".join(b"\0%b\n%b" % (name.encode(), letters) for name, letters in kept)
+        assert store.sha256 == hashlib.sha256(joined).hexdigest()
+        assert store.counts.get("shorter_than_min_length") == (3 - len(kept) if least else None)
 
 
 def test_store_in_a_missing_folder_usage_error(tmp_path):
@@ -348,7 +368,7 @@ def test_unreadable_file_error_names_it(tmp_path):
 @pytest.mark.parametrize("data", [b"", b"\n", b" \n\t\r\n\n", b"\n" * 200_000])
 @pytest.mark.parametrize("wrap", [bytes, *COMPRESS.values()], ids=["plain", *COMPRESS])
 def test_file_without_a_record_is_empty(fault, data, wrap):
-    assert fault(wrap(data)) == "input.fa is empty"
+    assert fault(wrap(data)).startswith("input.fa is empty: --data.allow_empty true takes")
 
 
 @pytest.mark.parametrize(
@@ -420,7 +440,7 @@ def test_byte_that_is_no_text_error_names_record_and_place(fault, data, what):
 
 def test_ids_that_are_no_text_and_repeated_ones_reported_together(fault):
     data = b">a\nM\n>\xff\nM\n>\xff\nM\n>b\0c\nM\n>c\nM\n>a\nM\n"
-    assert [line.split(": ")[1] for line in fault(data).splitlines()[1:]] == [
+    assert [line.split(": ")[1] for line in listed(fault(data))] == [
         *("its id is not UTF-8", "its id is not UTF-8"),
         *("its id holds U+0000, which cannot be printed", "the id is that of record 1 already"),
     ]
@@ -503,14 +523,14 @@ def test_malformed_fastq_error_names_record_and_line(fault, data, message):
 )
 def test_bad_records_all_named(fault, data, lines):
     count = f"{len(lines)} fault{'s' * (len(lines) > 1)}"
-    said = [line.partition(": remove such records")[0] for line in fault(data).splitlines()]
-    assert said == [f"input.fa has {count}:", *(f"  {x}" for x in lines)]
+    message = fault(data)
+    assert message.startswith(f"input.fa has {count}:\n")
+    assert listed(message) == lines
 
 
 def test_empty_record_error_says_how_to_go_on(fault):
     assert fault(b">a\n>b\nMK\n").endswith(
-        "record 1 (a): its sequence is empty: remove such records, for example with seqkit seq "
-        "--min-len 1"
+        "record 1 (a): its sequence is empty: remove such records with --data.min_length 1"
     )
 
 
@@ -574,41 +594,40 @@ def test_molecule_taken_as_it_is_where_asked(tmp_path):
 
 def test_faults_of_every_kind_in_order_of_records(fault):
     message = fault(b">a\n1\n>\nMK\n>a\n\n>b\n..\n")
-    assert [line.split(":")[0] for line in message.splitlines()[1:]] == [
-        "  record 1 (a)", "  record 2", "  record 3 (a)", "  record 3 (a)", "  record 4 (b)",
+    assert [line.split(":")[0] for line in listed(message)] == [
+        "record 1 (a)", "record 2", "record 3 (a)", "record 3 (a)", "record 4 (b)",
     ]  # fmt: skip
 
 
 def test_faults_beyond_twenty_counted(fault):
     data = b"".join(b">r%d\nM1\n" % i for i in range(5000))
-    lines = fault(data + b">r0\nMK\n").splitlines()
+    *lines, advice = fault(data + b">r0\nMK\n").splitlines()
     assert lines[0] == "input.fa has 5001 faults:"
     assert [line.split()[1] for line in lines[1:-1]] == [str(i) for i in range(1, 21)]
     assert lines[-1] == "  and 4981 more"
+    assert "seqkit rename" in advice
 
 
 def test_fault_of_a_record_with_a_long_id_is_short(fault):
     message = fault(b">%b\nM1\n>%b\nM\n" % (b"x" * 10_000, b"x" * 10_000))
-    assert len(message) < 400
+    assert len(message) < 700
     assert f"record 2 ({'x' * 60}...): the id is that of record 1 already" in message
 
 
 def test_bad_records_of_many_blocks_keep_their_numbers(fault, read, monkeypatch):
-    monkeypatch.setattr(module, "_BLOCK", 250)
+    monkeypatch.setattr(validator, "_BLOCK", 250)
     records = [b">r%d\nMK\n" % i for i in range(50)]
     assert read(b"".join(records)) == [(f"r{i}", b"MK") for i in range(50)]
     records[7], records[30], records[49] = b">r7\nM7\n", b">r30\n", b">r3\nM\n"
-    assert [
-        line.partition(": remove")[0] for line in fault(b"".join(records)).splitlines()[1:]
-    ] == [
-        "  record 8 (r7): '7' at position 2 is no residue",
-        "  record 31 (r30): its sequence is empty",
-        "  record 50 (r3): the id is that of record 4 already",
+    assert listed(fault(b"".join(records))) == [
+        "record 8 (r7): '7' at position 2 is no residue",
+        "record 31 (r30): its sequence is empty",
+        "record 50 (r3): the id is that of record 4 already",
     ]
 
 
 def test_duplicates_are_told_by_id_not_by_hash(fault, read, monkeypatch):
-    monkeypatch.setattr(module, "hash", lambda _: 7, raising=False)
+    monkeypatch.setattr(records, "hash", lambda _: 7, raising=False)
     assert len(read(b">a\nM\n>b\nM\n>A\nM\n")) == 3
     assert "1 fault:\n  record 4 (b): the id is that of record 2" in fault(
         b">a\nM\n>b\nM\n>c\nM\n>b\nM\n"

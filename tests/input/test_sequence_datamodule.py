@@ -190,6 +190,42 @@ def test_rows_complete_and_in_order_for_any_workers(tmp_path, workers, count, wo
         assert order == sorted(order)
 
 
+def test_rows_of_several_files_know_their_file(tmp_path):
+    (tmp_path / "a.faa").write_text(">a\nMK\n>b\nMKV\n")
+    (tmp_path / "b\t.faa").write_text(">c\nM\n")
+    (tmp_path / "c.faa").write_text(">d\nMKL\n>e\nMKLL\n>f\nM\n")
+    paths = [tmp_path / name for name in ("a.faa", "b\t.faa", "c.faa")]
+    for least, ids, files, counts in (
+        (0, "abcdef", [0, 0, 1, 2, 2, 2], [2, 1, 3]),
+        (3, "bde", [0, 2, 2], [1, 0, 2]),
+    ):
+        for data in modules(paths, 2, min_length=least):
+            assert data.store.ids(np.arange(len(ids))) == list(ids)
+            assert data.inputs.file.dtype == np.int32
+            assert data.inputs.file.tolist() == files
+            names = [str(tmp_path / name) for name in ("a.faa", r"b\t.faa", "c.faa")]
+            assert data.inputs.names == names
+            assert [file["records"] for file in data.inputs.counts] == counts
+            assert data.input_files == paths
+    one = modules(paths[0], 1)[0]
+    assert one.inputs is None
+
+
+def test_kept_rows_are_those_of_the_records_that_are_long_enough(tmp_path):
+    proteins = sequences([3, 50, 7, 2, 20])
+    path = write(tmp_path / "x.faa", proteins)
+    made = modules(path, 2, min_length=7, tokens_per_batch=30)
+    found = [batch for rank in batches(made) for batch in rank]
+    kept = {(row, made[0].store.ids(np.array([row]))[0]) for row in range(3)}
+    assert kept == {(0, "id1"), (1, "id2"), (2, "id4")}
+    for batch in found:
+        for row, name, length in zip(batch.rows.tolist(), batch.ids, batch.lengths, strict=True):
+            assert (row, name) in kept
+            assert length == len(proteins[int(name[2:])])
+    assert sorted(row for batch in found for row in batch.rows.tolist()) == [0, 1, 2]
+    assert made[0].store.lengths.tolist() == [50, 7, 20]
+
+
 def test_ranks_beyond_the_packs_get_nothing(tmp_path):
     proteins = sequences([3, 3])
     path = write(tmp_path / "x.faa", proteins)
@@ -219,7 +255,8 @@ def test_bad_input_raised_on_every_rank(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"tokens_per_batch": 0}, {"num_workers": -1}, {"max_length": 0}]
+    "options",
+    [{"tokens_per_batch": 0}, {"num_workers": -1}, {"max_length": 0}, {"min_length": -1}],
 )
 def test_option_out_of_range_usage_error(options):
     with pytest.raises(UsageError, match="at least"):

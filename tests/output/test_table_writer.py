@@ -217,7 +217,9 @@ def test_other_regions_are_no_other_run(call, monkeypatch):
 def test_summary_accounts_for_records_chunks_and_orfs(call):
     content = summary(call())
     assert content["records"] == sum(content["records_by_status"].values()) == 5
-    assert content["records_by_status"] == {"ok": 3, "no_orf": 1, "too_short": 1, "failed": 0}
+    assert content["records_by_status"] == {
+        "ok": 3, "no_orf": 1, "too_short": 1, "failed": 0, "skipped": 0,
+    }  # fmt: skip
     assert sum(content["records_by_prediction"].values()) == 5
     assert sum(content["records_by_call"].values()) == 5
     assert sum(content["records_by_tier"].values()) == 5

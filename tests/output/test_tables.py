@@ -191,6 +191,15 @@ def test_summarise_contigs_threshold_includes_its_own_value(
     assert contigs.is_virus.tolist() == [expected]
 
 
+def test_summarise_contigs_skipped_ones_are_those_below_the_length() -> None:
+    lengths, none = np.array([0, 1, 2, 3, 500]), np.array([], np.int64)
+    contigs = summarise_contigs(
+        lengths, np.array([0, 0, 1, 1, 1]), none, none, pairs(), min_length=2
+    )
+    names = [STATUSES[i] for i in contigs.status]
+    assert names == ["skipped", "skipped", "too_short", "no_orf", "no_orf"]
+
+
 def test_summarise_contigs_without_orf_keeps_every_record() -> None:
     none = np.empty(0, dtype=np.int64)
     no_scores = np.empty((0, 2), dtype=np.float32)

@@ -63,7 +63,7 @@ are kept); 130 Ctrl-C; 143 SIGTERM.
 An interrupted command continues where it was when it is run again.
 """
 
-_PREDICT = """usage: virnucpro-pl predict INPUT -o OUTPUT [--config NAME] [options]
+_PREDICT = """usage: virnucpro-pl predict INPUT... -o OUTPUT [--config NAME] [options]
 
 Sequences in, calls or embeddings out. The config says which, virnucpro.yaml if none is named;
 options on the command line win.
@@ -76,7 +76,8 @@ shipped configs:
 
 options that matter most:
   --config NAME              a shipped config, or a file of yours
-  --data.path FILE           FASTA or FASTQ, plain or compressed
+  --data.path FILE...        FASTA or FASTQ, plain or compressed; - is standard input
+  --data.repeated_ids RULE   mates where both reads of a pair have one id, else number or error
   --data.tokens_per_batch N  tokens of a pack: fewer need less memory of the GPU
   --model.weights FILE       weights of the embedding model, or random for a trial; with
                              virnucpro.yaml --model.esm2.weights and --model.dnabert_s.weights
@@ -92,6 +93,7 @@ options that matter most:
 examples:
   virnucpro-pl predict --config demo.yaml
   virnucpro-pl predict contigs.fasta.gz -o results --classifier 500_model.pth
+  virnucpro-pl predict R1.fq.gz R2.fq.gz -o results --data.repeated_ids mates
   virnucpro-pl predict --config esm2.yaml proteins.faa -o proteins.h5
 
 more options:
@@ -175,7 +177,7 @@ def help_page(words: Sequence[str]) -> str | None:
     if words[0] == "fit":
         return _FIT.format(configs=_first_lines(configs_for("fit")))
     if words[0] == "predict" and not config_names(words):
-        short = {"INPUT": INPUT, **ALIASES}
+        short = {"INPUT...": INPUT, **ALIASES}
         aliases = "\n".join(f"  {name:<13} {option}" for name, option in short.items())
         return _PREDICT.format(configs=_first_lines(configs_for("predict")), aliases=aliases)
     return None

@@ -7,6 +7,7 @@ bytes, and get their own back in whatever comes out of it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+
+from virnucpro_pl.cli.short_form import is_input
 
 _OPTION = re.compile(
     r"--(data|writer)\.path|--data(\.\w+)?\.(dnabert_s|esm2)"
@@ -24,23 +27,30 @@ _SPELT = re.compile(r"path-bytes-((?:[0-9a-f]{2})*)")
 
 
 def spell_paths(words: Sequence[str], *, positional: bool = False) -> list[str]:
-    """Spell the paths of a command line by their bytes.
+    """Spell the paths of a command line by their bytes; inputs that follow each other as a list.
 
     Args:
         words: The command line.
         positional: Whether words that are neither options nor values are paths.
     """
-    spelt, flag = [], ""
+    spelt: list[str] = []
+    flag, before, inputs = "", "", list[str]()
     for word in words:
         option, equals, value = word.partition("=")
         if flag and not word.startswith("--"):
             spelt.append(spell(word) if _is_path(flag) else word)
+            before, inputs = "", [word] if is_input(flag) else []
             flag = ""
         elif word.startswith("--"):
             path = equals and _is_path(option)
             spelt.append(f"{option}={spell(value)}" if path else word)
+            before, inputs = f"{option}=", [value] if path and is_input(option) else []
             flag = "" if equals else option
+        elif inputs and (word == "-" or not word.startswith("-")):
+            inputs.append(word)
+            spelt[-1] = before + json.dumps([spell(path) for path in inputs])
         else:
+            inputs = []
             spelt.append(spell(word) if positional and word != "-h" else word)
     return spelt
 

@@ -33,7 +33,7 @@ _KINDS = {
 }
 """Types in words."""
 _PURPOSES = {
-    "--data.path": "the FASTA or FASTQ file to read",
+    "--data.path": "the FASTA or FASTQ files to read, or - for standard input",
     "--data.dnabert_s": "the embedding file of the nucleotides",
     "--data.esm2": "the embedding file of the proteins",
     "--writer.path": "the file or folder to write",

@@ -107,11 +107,14 @@ def _enable_fp16(model: Namespace) -> bool:
 
 
 def _resolve_sample(config: Namespace) -> None:
-    """Find a bundled sample beside the shipped config that runs on samples, from any folder."""
-    path = config.data.init_args.get("path")
-    beside = shipped_configs() / str(path)
-    trial = any(
-        Path(str(given)).samefile(shipped_configs() / DEMO) for given in config.config or ()
-    )
-    if trial and path is not None and not Path(path).exists() and beside.is_file():
-        config.data.init_args.path = str(beside)
+    """Find bundled samples beside the shipped config that runs on samples, from any folder."""
+    demo, paths = shipped_configs() / DEMO, config.data.init_args.get("path")
+    if paths and any(Path(str(given)).samefile(demo) for given in config.config or ()):
+        several = isinstance(paths, list)
+        config.data.init_args.path = [*map(_beside, paths)] if several else _beside(paths)
+
+
+def _beside(path: str | Path) -> str | Path:
+    """A sample, unless there is a file of that name in the working folder."""
+    sample = shipped_configs() / path
+    return str(sample) if sample.is_file() and not Path(path).exists() else path

@@ -10,7 +10,7 @@ from virnucpro_pl.errors import UsageError, listed
 
 INPUT = "--data.path"
 ALIASES = {"-o": "--writer.path", "--classifier": "--model.classifier"}
-"""What is written for an option of `predict`; a word that is no option is an INPUT."""
+"""What is written for an option of `predict`; words that are no options are the INPUTs."""
 CONFIG = "virnucpro.yaml"
 """The config where none is named."""
 
@@ -21,35 +21,47 @@ def expand(words: Sequence[str]) -> list[str]:
     Args:
         words: The command line, from `predict` on.
 
+    Returns:
+        It in the long form: all inputs stand behind one `--data.path`.
+
     Raises:
-        UsageError: If more than one input is given.
+        UsageError: If inputs are given in two ways.
     """
     command, *rest = words
     options: list[str] = []
     short: list[str] = []  # behind all configs, which say what options there are
     inputs: list[str] = []
     awaiting: list[str] | None = None  # where a value goes that may follow
+    behind = inputs  # where a word goes that is none
     for word in rest:
         name, equals, value = word.partition("=")
         if awaiting is not None and not word.startswith("--"):
             awaiting.append(word)
             awaiting = None
         elif word == "-" or not word.startswith("-"):
-            inputs.append(word)
+            behind.append(word)
         else:
             place = short if name in ALIASES else options
             place.append(f"{ALIASES.get(name, name)}{equals}{value}")
             # Behind the help of a class there may be its name.
             is_switch = SWITCHES.fullmatch(name) and not name.endswith(".help")
             awaiting = None if equals or is_switch else place
-    if len(inputs) > 1:
-        raise UsageError(f"predict reads one input, not {listed(inputs)}: join them into one file")
-    by_option = any(option.partition("=")[0] == INPUT for option in options)
+            behind = options if is_input(name) else inputs
+    by_option = any(is_input(option.partition("=")[0]) for option in options)
     if inputs and by_option:
-        raise UsageError(f"The input is given twice: as {inputs[0]} and by {INPUT}")
+        raise UsageError(
+            f"Inputs are given in two ways: as {listed(inputs)}, and by {INPUT}. Write all of them "
+            f"behind {INPUT}, or leave {INPUT} out"
+        )
     is_default = not config_names(options) and not names_model(options)
     config = ["--config", CONFIG] if is_default and (inputs or by_option) else []
-    return [command, *config, *options, *short, *(f"{INPUT}={path}" for path in inputs)]
+    given = [f"{INPUT}={inputs[0]}", *inputs[1:]] if inputs else []
+    return [command, *config, *options, *short, *given]
+
+
+def is_input(option: str) -> bool:
+    """Tell whether an option names the inputs."""
+    return option.replace(".init_args", "") == INPUT
 
 
 def expand_verify(words: Sequence[str]) -> list[str]:

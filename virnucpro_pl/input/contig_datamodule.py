@@ -17,11 +17,13 @@ from torch.utils.data import Dataset
 from virnucpro_pl.contracts import OrfOrigin, Tokenizer, workspace_of
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.input.alphabets import DNA, PRINTABLE
+from virnucpro_pl.input.files import input_stem, shown
 from virnucpro_pl.input.orf_store import Kind, OrfStore, write_orfs
 from virnucpro_pl.input.orfs import POOLED_RESIDUES, count_unusual_letters
 from virnucpro_pl.input.packed_batch import PackedBatch, pack
 from virnucpro_pl.input.packing import plan_packs
-from virnucpro_pl.input.reader import read_records
+from virnucpro_pl.input.records import SHORTER
+from virnucpro_pl.input.repeated_ids import RepeatedIds
 from virnucpro_pl.input.sequence_datamodule import SequenceFileData
 
 log = logging.getLogger(__name__)
@@ -105,35 +107,55 @@ class ContigDataModule(SequenceFileData):
 
     def __init__(
         self,
-        path: str | Path,
+        path: list[str | Path] | str | Path,
         length: int = 500,
         save_orfs: bool = False,
         tokens_per_batch: int | None = None,
         num_workers: int = 1,
         max_length: int | None = None,
+        min_length: int = 0,
         letters: Literal["iupac", "original"] = "iupac",
         check_molecule: bool = True,
+        repeated_ids: RepeatedIds = "error",
+        allow_empty: bool = False,
     ) -> None:
         """Configure the input; nothing is read yet.
 
         Args:
             path: FASTA or FASTQ file of DNA, plain or gz, bz2, xz, zst compressed; or BAM, CRAM or
-                SAM of unmapped reads.
+                SAM of unmapped reads; or a list of such files to be read in order. `-` is standard
+                input.
             length: Bases of a chunk: 500, or 300 with the classifier that was trained on 300.
             save_orfs: Whether to write the ORFs to the output folder, as
-                `<input>_identified_nucleotide.fa` and `<input>_identified_protein.faa`.
+                `<input>_identified_nucleotide.fa` and `<input>_identified_protein.faa`, named by
+                the first input.
             tokens_per_batch: Protein tokens of a pack, special tokens included; None for 16,384 on
                 a GPU and 2,048 on a CPU.
             num_workers: DataLoader processes of each rank; 0 tokenises in the rank itself.
             max_length: Residues of an ORF, and three times as many bases, that are embedded; None
                 for all.
+            min_length: Bases; shorter contigs are not searched for ORFs, and stay in the tables
+                with the status `skipped`.
             letters: `iupac` takes A, C, G, T, N and the IUPAC codes, and reads U as T. `original`
                 takes any printable character but `>` as it is, as VirNucPro does: a codon with one
                 that is not A, C, G or T yields no residue.
             check_molecule: Whether to refuse proteins: input of which more than a tenth of the
                 letters are no bases.
+            repeated_ids: What becomes of records with one id: `error`; `mates`, where the two reads
+                of a pair have one, gives them /1 and /2; `number` gives the second and later _1,
+                _2, ...
+            allow_empty: Whether an input without records gives tables without rows.
         """
-        super().__init__(path, tokens_per_batch, num_workers, max_length, check_molecule)
+        super().__init__(
+            path,
+            tokens_per_batch,
+            num_workers,
+            max_length,
+            min_length=min_length,
+            check_molecule=check_molecule,
+            repeated_ids=repeated_ids,
+            allow_empty=allow_empty,
+        )
         if length < 3:
             raise UsageError(
                 f"--data.length must be at least 3, a codon, not {length}: VirNucPro's classifiers "
@@ -152,21 +174,20 @@ class ContigDataModule(SequenceFileData):
         """
         if self.save_orfs and workspace_of(self.running_trainer) is None:
             raise UsageError("save_orfs writes to the folder of a TableWriter, and there is none")
-        contigs = read_records(
-            self.path,
-            DNA if self.letters == "iupac" else PRINTABLE,
-            folder,
-            allow_empty_records=True,
-            check_molecule=self.check_molecule,
-        )
+        alphabet = DNA if self.letters == "iupac" else PRINTABLE
+        contigs = self.read_files(alphabet, folder, allow_empty_records=True)
+        name = listed([shown(path) for path in self.paths])
         unusual = count_unusual_letters(contigs.residues)
         if unusual:
             letters = listed([f"{count} {letter}" for letter, count in unusual.items()])
             kept = "kept as they are, though a codon with one yields no residue"
-            log.warning("%s: %s: %s", self.path, kept, letters)
-        store = write_orfs(contigs, self.length)
+            log.warning("%s: %s: %s", name, kept, letters)
+        store = write_orfs(contigs, self.length, self.min_length)
+        if skipped := store.counts.get(SHORTER):
+            shortest = self.min_length
+            log.warning("%s: %d records of less than %d bases are skipped", name, skipped, shortest)
         counts = len(contigs), store.columns["n_chunks"].sum(), len(store)
-        log.info("%s: %d records, %d chunks, %d open reading frames", self.path, *counts)
+        log.info("%s: %d records, %d chunks, %d open reading frames", name, *counts)
 
     def open(self, folder: Path) -> None:
         """Map contigs and ORFs. Called on every rank."""
@@ -224,6 +245,7 @@ class ContigDataModule(SequenceFileData):
                 "DNA": store.letter_counts("nucleotide"),
                 "protein": store.letter_counts("protein"),
             },
+            min_length=store.min_length,
         )
 
     @property
@@ -245,17 +267,10 @@ class ContigDataModule(SequenceFileData):
             return
         files: dict[Kind, str] = {"nucleotide": "fa", "protein": "faa"}
         for kind, suffix in files.items():
-            path = folder / f"{input_stem(self.path)}_identified_{kind}.{suffix}"
+            path = folder / f"{input_stem(self.paths[0])}_identified_{kind}.{suffix}"
             with path.open("w", encoding="utf-8") as file:
                 for start in range(0, len(self.store), _ROWS):
                     rows = np.arange(start, min(start + _ROWS, len(self.store)))
                     names, letters = self.store.ids(rows), self.store.sequences(kind, rows)
                     pairs = zip(names, letters, strict=True)
                     file.writelines(f">{name}\n{text.decode()}\n" for name, text in pairs)
-
-
-def input_stem(path: Path) -> str:
-    """Name of an input without compression and format: `contigs` of `contigs.fasta.gz`."""
-    if path.suffix in (".gz", ".bz2", ".xz", ".zst"):
-        path = path.with_suffix("")
-    return path.stem

@@ -14,7 +14,7 @@ from virnucpro_pl.contracts import ChunkPlaces
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.input.orfs import Orfs, find_orfs, orf_id, plan_all_chunks
 from virnucpro_pl.input.packing import plan_packs
-from virnucpro_pl.input.records import RecordStore, map_array
+from virnucpro_pl.input.records import SHORTER, FileRecords, RecordStore, map_array
 
 Kind = Literal["nucleotide", "protein"]
 """Which of an ORF's two strings."""
@@ -41,7 +41,9 @@ class OrfStore:
     Attributes:
         contigs: The input's records.
         columns: Arrays of `Orfs`, by name.
-        sha256: Hash of the input and of the length of a chunk.
+        size: Bases of a chunk.
+        min_length: Bases of the shortest contig that is cut into chunks.
+        sha256: Hash of the input and of both.
         unit: What a row is, for messages.
     """
 
@@ -56,8 +58,9 @@ class OrfStore:
         self.folder = folder
         self.contigs = RecordStore(folder)
         self.columns = {n: map_array(folder / f"orfs.{n}", t) for n, t in _COLUMNS.items()}
-        self.size = int((folder / "orfs.size").read_text())
-        self.sha256 = f"{self.contigs.sha256}/{self.size}"
+        self.size, self.min_length = map(int, (folder / "orfs.cut").read_text().split())
+        cut = f"/{self.min_length}" if self.min_length else ""
+        self.sha256 = f"{self.contigs.sha256}/{self.size}{cut}"
 
     def __reduce__(self) -> tuple[type[OrfStore], tuple[Path]]:
         """Send the path to a worker, not the bytes."""
@@ -70,7 +73,15 @@ class OrfStore:
     @property
     def counts(self) -> dict[str, int]:
         """What a reader of the results should know of the input, by name."""
-        return self.contigs.counts
+        if not self.min_length:
+            return self.contigs.counts
+        short = int(np.count_nonzero(self.contigs.lengths < self.min_length))
+        return {**self.contigs.counts, SHORTER: short}
+
+    @property
+    def files(self) -> list[FileRecords]:
+        """The files that the contigs are of, in order."""
+        return self.contigs.files
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -84,7 +95,8 @@ class OrfStore:
     def places(self, contigs: NDArray[np.int64]) -> ChunkPlaces:
         """Give the chunks of some contigs."""
         offsets = self.contigs.offsets
-        chunks = plan_all_chunks(offsets[contigs + 1] - offsets[contigs], self.size)
+        lengths = offsets[contigs + 1] - offsets[contigs]
+        chunks = plan_all_chunks(lengths, self.size, self.min_length)
         return ChunkPlaces(chunks.start, chunks.length)
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
@@ -100,12 +112,13 @@ class OrfStore:
         return [letters[a:b].tobytes() for a, b in zip(starts, ends[rows], strict=True)]
 
 
-def write_orfs(contigs: RecordStore, size: int) -> OrfStore:
+def write_orfs(contigs: RecordStore, size: int, min_length: int = 0) -> OrfStore:
     """Find all ORFs of the contigs and append them to their store, a block at a time.
 
     Args:
         contigs: The input's records.
         size: Bases of a chunk.
+        min_length: Bases of the shortest contig that is cut into chunks.
 
     Raises:
         UsageError: If there is no room for them.
@@ -117,18 +130,18 @@ def write_orfs(contigs: RecordStore, size: int) -> OrfStore:
                 name: stack.enter_context((folder / f"orfs.{name}").open("wb")) for name in _COLUMNS
             }
             ends = {"nucleotide": 0, "protein": 0}
-            for first, orfs in _blocks(contigs, size):
+            for first, orfs in _blocks(contigs, size, min_length):
                 _append(files, orfs, first, ends)
-        (folder / "orfs.size").write_text(str(size))
+        (folder / "orfs.cut").write_text(f"{size} {min_length}")
     except OSError as error:
         raise UsageError(f"The ORFs cannot be stored in {folder}: {error}") from error
     return OrfStore(folder)
 
 
-def _blocks(contigs: RecordStore, size: int) -> Iterator[tuple[int, Orfs]]:
+def _blocks(contigs: RecordStore, size: int, min_length: int) -> Iterator[tuple[int, Orfs]]:
     for block in plan_packs(contigs.lengths, _BLOCK, specials=0):
         offsets = contigs.offsets[block.start : block.stop + 1]
-        yield block.start, find_orfs(contigs.residues, offsets, size)
+        yield block.start, find_orfs(contigs.residues, offsets, size, min_length)
 
 
 def _append(files: Mapping[str, IO[bytes]], orfs: Orfs, first: int, ends: dict[str, int]) -> None:

@@ -97,8 +97,8 @@ def plan_chunks(length: int, size: int) -> NDArray[np.int64]:
     return np.stack([chunks.start, chunks.length], axis=1)
 
 
-def plan_all_chunks(lengths: NDArray[np.int64], size: int) -> Chunks:
-    """Cut many records into overlapping chunks; an empty record has none.
+def plan_all_chunks(lengths: NDArray[np.int64], size: int, min_length: int = 0) -> Chunks:
+    """Cut many records into overlapping chunks; an empty record, or one too short, has none.
 
     n = ceil(length / size) chunks have T = n * size - length bases too many. With lo, r =
     divmod(T, n), chunks k and k + 1 overlap by lo bases, and by one more while k < lo + r. On
@@ -108,6 +108,7 @@ def plan_all_chunks(lengths: NDArray[np.int64], size: int) -> Chunks:
     Args:
         lengths: (R,) bases of each record.
         size: Bases of a chunk; the published classifiers have 500 or 300.
+        min_length: Bases of the shortest record that is cut.
 
     Raises:
         ValueError: If size is below 1 or a length below 0.
@@ -117,6 +118,7 @@ def plan_all_chunks(lengths: NDArray[np.int64], size: int) -> Chunks:
     lengths = np.asarray(lengths, dtype=np.int64)
     if lengths.size and lengths.min() < 0:
         raise ValueError(f"record {lengths.argmin()} has {lengths.min()} bases; give 0 or more")
+    lengths = np.where(lengths < min_length, 0, lengths)
     n = -(-lengths // size)
     lo, r = np.divmod(n * size - lengths, np.maximum(n, 1))
     record = np.repeat(np.arange(len(lengths)), n)
@@ -143,7 +145,9 @@ def translate(sequence: bytes) -> bytes:
     return _residue_at_each_base(sequence)[::3].replace(_NO_RESIDUE, b"")
 
 
-def find_orfs(residues: NDArray[np.uint8], offsets: NDArray[np.int64], size: int = 500) -> Orfs:
+def find_orfs(
+    residues: NDArray[np.uint8], offsets: NDArray[np.int64], size: int = 500, min_length: int = 0
+) -> Orfs:
     """Find the open reading frames of many records.
 
     On purpose as in VirNucPro: an ORF is a whole frame of a chunk whose translation is not empty
@@ -156,6 +160,7 @@ def find_orfs(residues: NDArray[np.uint8], offsets: NDArray[np.int64], size: int
         offsets: (R + 1,) record i is residues[offsets[i] : offsets[i + 1]]. The first need not be
             0: `offsets[i : j + 1]` of a larger table serves its records i to j, numbered from 0.
         size: Bases of a chunk.
+        min_length: Bases of the shortest record that is searched.
 
     Returns:
         The ORFs in the order record, chunk, F1, F2, F3, R1, R2, R3. Beside them the call holds no
@@ -166,7 +171,7 @@ def find_orfs(residues: NDArray[np.uint8], offsets: NDArray[np.int64], size: int
     """
     if len(offsets) == 0 or offsets[0] < 0 or offsets[-1] > len(residues):
         raise ValueError(f"the R + 1 offsets must lie within 0 and the {len(residues)} letters")
-    chunks = plan_all_chunks(np.diff(offsets), size)
+    chunks = plan_all_chunks(np.diff(offsets), size, min_length)
     begins = np.asarray(offsets, dtype=np.int64)[chunks.record] + chunks.start
     ends = begins + chunks.length
     places: list[tuple[int, int]] = []

@@ -9,15 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 _END_OF_ID = b"\0"
 """In no id: one that is not printable is refused."""
+_KEPT = "kept.bin"
+"""File of the records that are rows, where some are left out."""
+
+
+SHORTER = "shorter_than_min_length"
+"""What the number of records is called that are shorter than `min_length`."""
+_BLOCK = 1 << 16
+"""Records whose ids and sequences are in memory at a time."""
+
+
+class FileRecords(NamedTuple):
+    """A file of an input."""
+
+    file: str
+    """The file as it was given."""
+    records: int
+    """How many of the store's records it has; they follow each other."""
 
 
 class RecordStore:
@@ -25,9 +43,10 @@ class RecordStore:
 
     Attributes:
         residues: (total letters,) uint8, all sequences one behind the other.
-        offsets: (N+1,) int64 start of each sequence in `residues`.
+        offsets: (R+1,) int64 start of each sequence in `residues`, those left out included.
         sha256: Hash of ids and sequences, whatever the file's compression and line width.
         counts: What a reader of the results should know of the input, by name.
+        files: The files that the records are of, in order.
         unit: What a row is, for messages.
     """
 
@@ -47,6 +66,9 @@ class RecordStore:
         content = json.loads((folder / "store.json").read_text())
         self.sha256 = str(content["sha256"])
         self.counts: dict[str, int] = content["counts"]
+        self.files = [FileRecords(*file) for file in content["files"]]
+        kept = folder / _KEPT
+        self._kept = map_array(kept, np.int64) if kept.exists() else None
 
     def __reduce__(self) -> tuple[type[RecordStore], tuple[Path]]:
         """Send the path to a worker, not the bytes."""
@@ -54,15 +76,17 @@ class RecordStore:
 
     def __len__(self) -> int:
         """Count the records."""
-        return len(self.offsets) - 1
+        return len(self.offsets) - 1 if self._kept is None else len(self._kept)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """(N,) letters of each record."""
-        return np.diff(self.offsets)
+        lengths = np.diff(self.offsets)
+        return lengths if self._kept is None else lengths[self._kept]
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         """Ids of some rows; quickest where rows follow each other."""
+        rows = self._stored(rows)
         firsts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
         lasts = np.flatnonzero(np.diff(rows, append=-2) != 1)
         starts = self._id_offsets[rows[firsts]].tolist()
@@ -74,8 +98,13 @@ class RecordStore:
 
     def sequences(self, rows: NDArray[np.int64]) -> list[bytes]:
         """Sequences of some rows."""
+        rows = self._stored(rows)
         starts, stops = self.offsets[rows], self.offsets[rows + 1]
         return [self.residues[a:b].tobytes() for a, b in zip(starts, stops, strict=True)]
+
+    def _stored(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where some rows lie in the store, of which some records may be left out."""
+        return rows if self._kept is None else self._kept[rows]
 
 
 def map_array(path: Path, dtype: type[np.generic]) -> NDArray[Any]:
@@ -103,6 +132,7 @@ class StoreWriter:
         self.id_lengths = array("q")
         self.hashes = array("q")
         self._sha256 = hashlib.sha256()
+        (folder / _KEPT).unlink(missing_ok=True)
         self._residues = (folder / "residues.bin").open("wb")
         self._ids = (folder / "ids.bin").open("wb")
 
@@ -127,17 +157,79 @@ class StoreWriter:
         self.hashes.extend(map(hash, ids))
         self._residues.write(b"".join(sequences))
         self._ids.writelines(name + _END_OF_ID for name in ids)
-        for pair in zip(ids, sequences, strict=True):
-            self._sha256.update(b"\0%b\n%b" % pair)
+        _add_to_hash(self._sha256, ids, sequences)
 
-    def close(self, counts: dict[str, int]) -> RecordStore:
-        """Write offsets, hash and counts, and map the result."""
+    def close(self, files: list[FileRecords], counts: dict[str, int]) -> RecordStore:
+        """Write offsets, hash, files and counts, and map the result."""
         self._residues.close()
         self._ids.close()
-        for name, lengths in (("offsets", self.lengths), ("id_offsets", self.id_lengths)):
-            offsets = np.zeros(len(lengths) + 1, np.int64)
-            np.cumsum(np.asarray(lengths, np.int64), out=offsets[1:])
-            offsets.tofile(self.folder / f"{name}.bin")
-        content = {"sha256": self._sha256.hexdigest(), "counts": counts}
-        (self.folder / "store.json").write_text(json.dumps(content))
+        _write_offsets(self.folder / "offsets.bin", self.lengths)
+        _write_offsets(self.folder / "id_offsets.bin", self.id_lengths)
+        _describe(self.folder, self._sha256.hexdigest(), files, counts)
         return RecordStore(self.folder)
+
+
+def change_store(
+    store: RecordStore,
+    *,
+    ids: Iterable[list[bytes]] | None,
+    kept: NDArray[np.bool_] | None,
+    counts: dict[str, int],
+) -> RecordStore:
+    """Give records other ids, or leave some out; the hash is then that of what is left.
+
+    Args:
+        store: The store as it was written.
+        ids: New ids of all records, a block at a time; None for those that they have.
+        kept: (R,) flags of the records that are rows; None for all.
+        counts: What is added to the store's counts.
+
+    Returns:
+        The new store, in the same folder; the old one is of no more use.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    folder, files = store.folder, store.files
+    if ids is not None:
+        lengths = array("q")
+        with (folder / "ids.new").open("wb") as file:
+            for block in ids:
+                lengths.extend(len(name) + len(_END_OF_ID) for name in block)
+                file.writelines(name + _END_OF_ID for name in block)
+        (folder / "ids.new").replace(folder / "ids.bin")
+        _write_offsets(folder / "id_offsets.bin", lengths)
+    if kept is not None:
+        np.flatnonzero(kept).tofile(folder / _KEPT)
+        ends = np.cumsum([0, *(file.records for file in files)])
+        left = np.diff(np.append(0, np.cumsum(kept))[ends]).tolist()
+        files = [file._replace(records=n) for file, n in zip(files, left, strict=True)]
+    changed = ids is not None or kept is not None
+    sha256 = _hash(RecordStore(folder)) if changed else store.sha256
+    _describe(folder, sha256, files, {**store.counts, **counts})
+    return RecordStore(folder)
+
+
+def _hash(store: RecordStore) -> str:
+    sha256 = hashlib.sha256()
+    for start in range(0, len(store), _BLOCK):
+        rows = np.arange(start, min(start + _BLOCK, len(store)))
+        names = [name.encode() for name in store.ids(rows)]
+        _add_to_hash(sha256, names, store.sequences(rows))
+    return sha256.hexdigest()
+
+
+def _add_to_hash(sha256: Any, ids: list[bytes], sequences: list[bytes]) -> None:
+    for pair in zip(ids, sequences, strict=True):
+        sha256.update(b"\0%b\n%b" % pair)
+
+
+def _write_offsets(path: Path, lengths: array[int]) -> None:
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(np.asarray(lengths, np.int64), out=offsets[1:])
+    offsets.tofile(path)
+
+
+def _describe(folder: Path, sha256: str, files: list[FileRecords], counts: dict[str, int]) -> None:
+    content = {"sha256": sha256, "files": files, "counts": counts}
+    (folder / "store.json").write_text(json.dumps(content))

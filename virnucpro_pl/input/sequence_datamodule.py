@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from virnucpro_pl.contracts import SequenceRows, SequenceSource, Tokenizer
-from virnucpro_pl.input.alphabets import ALPHABETS
+from virnucpro_pl.contracts import Inputs, SequenceRows, SequenceSource, Tokenizer
+from virnucpro_pl.input.alphabets import ALPHABETS, Alphabet
+from virnucpro_pl.input.files import files_on_disk, input_paths, printable
 from virnucpro_pl.input.packed_batch import PackedBatch, lay
 from virnucpro_pl.input.packed_datamodule import PackedDataModule, check_least
 from virnucpro_pl.input.packing import default_budget, plan_packs
 from virnucpro_pl.input.reader import read_records
-from virnucpro_pl.input.records import RecordStore
+from virnucpro_pl.input.records import FileRecords, RecordStore
+from virnucpro_pl.input.repeated_ids import RepeatedIds
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,10 @@ class FileRows(SequenceRows, Protocol):
     def counts(self) -> dict[str, int]:
         """What a reader of the results should know of the input, by name."""
 
+    @property
+    def files(self) -> list[FileRecords]:
+        """The files that the records are of, in order."""
+
 
 class SequenceFileData(PackedDataModule, SequenceSource):
     """What all data modules of a sequence file share: packs of so many tokens at most."""
@@ -42,20 +48,28 @@ class SequenceFileData(PackedDataModule, SequenceSource):
 
     def __init__(
         self,
-        path: str | Path,
+        path: list[str | Path] | str | Path,
         tokens_per_batch: int | None,
         num_workers: int,
         max_length: int | None,
+        *,
+        min_length: int,
         check_molecule: bool,
+        repeated_ids: RepeatedIds,
+        allow_empty: bool,
     ) -> None:
         """Configure the input, as the data modules below say; nothing is read yet."""
         super().__init__(num_workers)
         check_least("tokens_per_batch", tokens_per_batch, 1)
         check_least("max_length", max_length, 1)
-        self.path = Path(path)
+        check_least("min_length", min_length, 0)
+        self.paths = input_paths(path)
         self.tokens_asked = tokens_per_batch
         self.max_length = max_length
+        self.min_length = min_length
         self.check_molecule = check_molecule
+        self.repeated_ids = repeated_ids
+        self.allow_empty = allow_empty
 
     @abstractmethod
     def kept_lengths(self, tokenizer: Tokenizer) -> NDArray[np.int64]:
@@ -64,7 +78,28 @@ class SequenceFileData(PackedDataModule, SequenceSource):
     @property
     def input_files(self) -> list[Path]:
         """Files that are read."""
-        return [self.path]
+        return files_on_disk(self.paths)
+
+    def read_files(self, alphabet: Alphabet, folder: Path, **options: Any) -> RecordStore:
+        """Read and validate the records.
+
+        Args:
+            alphabet: Letters that are accepted.
+            folder: Existing folder for the store.
+            **options: More of those of `read_records`.
+
+        Raises:
+            InputError: If a file cannot be read completely and exactly.
+        """
+        return read_records(
+            self.paths,
+            alphabet,
+            folder,
+            allow_empty=self.allow_empty,
+            check_molecule=self.check_molecule,
+            repeated_ids=self.repeated_ids,
+            **options,
+        )
 
     @property
     def tokens_per_batch(self) -> int:
@@ -98,9 +133,23 @@ class SequenceFileData(PackedDataModule, SequenceSource):
         """What a reader of the results should know of the input, by name; from `setup` on."""
         return self.store.counts
 
+    @property
+    def inputs(self) -> Inputs | None:
+        """Which file each record is of, where there is more than one; after `setup`."""
+        files = self.store.files
+        if len(files) == 1:
+            return None
+        numbers = np.arange(len(files), dtype=np.int32)
+        names = [printable(file.file) for file in files]
+        return Inputs(names, np.repeat(numbers, [file.records for file in files]))
+
     def provenance(self) -> dict[str, Any]:
         """What an output file records about its input."""
-        return {"input_sha256": self.store.sha256, "max_length": self.max_length}
+        return {
+            "input_sha256": self.store.sha256,
+            "max_length": self.max_length,
+            "min_length": self.min_length or None,
+        }
 
 
 @dataclass(eq=False)
@@ -143,9 +192,11 @@ class Packs(Dataset[list[PackedBatch]]):
 
 
 class SequenceDataModule(SequenceFileData):
-    """Reads a file of sequences once and serves it as packs of consecutive records.
+    """Reads sequence files once and serves them as packs of consecutive records.
 
-    The model says which alphabet and tokenizer it needs. Packs go to ranks in turn.
+    A row is a record, in the order of the files and within each; of those that are kept, where
+    `min_length` leaves out shorter ones. The model says which alphabet and tokenizer it needs.
+    Packs go to ranks in turn.
 
     Attributes:
         store: The records, from `setup` on.
@@ -158,25 +209,43 @@ class SequenceDataModule(SequenceFileData):
 
     def __init__(
         self,
-        path: str | Path,
+        path: list[str | Path] | str | Path,
         tokens_per_batch: int | None = None,
         num_workers: int = 1,
         max_length: int | None = None,
+        min_length: int = 0,
         check_molecule: bool = True,
+        repeated_ids: RepeatedIds = "error",
+        allow_empty: bool = False,
     ) -> None:
         """Configure the input; nothing is read yet.
 
         Args:
             path: FASTA or FASTQ file, plain or gz, bz2, xz, zst compressed; for DNA also BAM, CRAM
-                or SAM of unmapped reads.
+                or SAM of unmapped reads; or a list of such files to be read in order. `-` is
+                standard input.
             tokens_per_batch: Tokens of a pack, special tokens included; None for 16,384 on a GPU
                 and 2,048 on a CPU. A longer record gets a pack of its own.
             num_workers: DataLoader processes of each rank; 0 tokenises in the rank itself.
             max_length: Letters of a record that are embedded; None for all.
+            min_length: Letters; shorter records are left out, and counted.
             check_molecule: Whether to refuse DNA where proteins belong, and proteins where DNA
                 does: records of nothing but A, C, G, T, U, N, and letters that are no bases.
+            repeated_ids: What becomes of records with one id: `error`; `mates`, where the two reads
+                of a pair have one, gives them /1 and /2; `number` gives the second and later _1,
+                _2, ...
+            allow_empty: Whether an input without records gives a file without rows.
         """
-        super().__init__(path, tokens_per_batch, num_workers, max_length, check_molecule)
+        super().__init__(
+            path,
+            tokens_per_batch,
+            num_workers,
+            max_length,
+            min_length=min_length,
+            check_molecule=check_molecule,
+            repeated_ids=repeated_ids,
+            allow_empty=allow_empty,
+        )
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -191,7 +260,7 @@ class SequenceDataModule(SequenceFileData):
             InputError: If the file cannot be read completely and exactly.
         """
         alphabet = ALPHABETS[self.tokenizer.molecule]
-        read_records(self.path, alphabet, folder, check_molecule=self.check_molecule)
+        self.read_files(alphabet, folder, min_length=self.min_length)
 
     def open(self, folder: Path) -> None:
         """Map the records. Called on every rank."""

@@ -33,7 +33,7 @@ Dtype = Literal["float32", "float16"]
 
 
 class HDF5Writer(StreamingWriter):
-    """Writes one HDF5 file with a vector for every record, in input order."""
+    """Writes one HDF5 file with a vector for every record that the data module serves, in order."""
 
     _merge: Merge | None = None
 

@@ -93,6 +93,7 @@ class RunReport:
             "failure_rate": failed / max(len(source.store), 1),
             "resumed_records": self.resumed,
             "input_counts": source.input_counts,
+            **({"inputs": source.inputs.counts} if source.inputs else {}),
             "tokens_per_second": round(speed, 1),
             "pack_fill": round(fill, 4),
             "seconds": {phase: round(value, 3) for phase, value in self._seconds.items()},

@@ -180,6 +180,8 @@ class TableWriter(StreamingWriter):
         if self.save_embeddings:
             self._write_embeddings(folder, run, parts, provenance)
         ledger["input_counts"] = run.source.input_counts
+        if run.source.inputs is not None:
+            ledger["inputs"] = run.source.inputs.counts
         write_summary(
             folder / "summary.json",
             ledger,
@@ -202,7 +204,7 @@ class TableWriter(StreamingWriter):
         write_chunks(folder / "chunks.tsv", chunk_blocks(origin, chunks), inputs)
         if self.bed:
             write_bed(folder / "chunks.bed", chunk_blocks(origin, chunks))
-        calls = summarise_contigs(contigs.lengths, chunks, self.threshold)
+        calls = summarise_contigs(contigs.lengths, chunks, self.threshold, origin.min_length)
         write_contigs(folder / "contigs.tsv", contigs.ids, calls, inputs)
         self._write_viruses(folder, contigs, np.flatnonzero(calls.is_virus))
         regions = write_regions(

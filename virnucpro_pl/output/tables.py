@@ -42,7 +42,7 @@ CONTIGS_HEADER = (
     "seq_name\tlength\tn_chunks\tn_orfs\tn_viral_chunks\tprediction\tvirus_score\tstatus"
     "\tweighted_delta\tcall\ttier\tn_confident_viral\tn_confident_others\tn_ambiguous"
 )
-STATUSES = ("ok", "no_orf", "too_short", "failed")
+STATUSES = ("ok", "no_orf", "too_short", "failed", "skipped")
 """Of a record; all but the first are reasons why it has no score."""
 CODON_BASES = 3
 _ROWS = 1 << 14
@@ -147,20 +147,25 @@ def _call(lines: Iterable[str]) -> str:
 
 
 def summarise_contigs(
-    lengths: NDArray[np.int64], chunks: ChunkCalls, threshold: float = 0.5
+    lengths: NDArray[np.int64],
+    chunks: ChunkCalls,
+    threshold: float = 0.5,
+    min_length: int = 0,
 ) -> ContigCalls:
     """Go from chunks to records.
 
     The virus_score of a record is the mean over its chunks of the chunk's best score2, the record
     is called virus when that is at or above the threshold. Chunks without a scored ORF do not
-    enter. The status is `too_short` for less than one codon, else `no_orf` without an ORF, else
-    `failed` if none of the ORFs could be scored, else `ok`.
+    enter. The status is `skipped` for less than min_length, else `too_short` for less than one
+    codon, else `no_orf` without an ORF, else `failed` if none of the ORFs could be scored, else
+    `ok`.
 
     Args:
         lengths: (R,) bases of each record.
         chunks: All of their chunks.
         threshold: Least virus_score of a record called virus, compared in float32, the precision
             in which the table states it.
+        min_length: Bases of the shortest record that was cut into chunks.
 
     Returns:
         One entry for every record, in their order.
@@ -183,8 +188,8 @@ def summarise_contigs(
         virus_score=virus_score,
         is_virus=virus_score >= np.float32(threshold),
         status=np.select(
-            [lengths < CODON_BASES, n_orfs == 0, n_scored_chunks == 0],
-            [np.int8(STATUSES.index(name)) for name in ("too_short", "no_orf", "failed")],
+            [lengths < min_length, lengths < CODON_BASES, n_orfs == 0, n_scored_chunks == 0],
+            [np.int8(STATUSES.index(n)) for n in ("skipped", "too_short", "no_orf", "failed")],
             np.int8(STATUSES.index("ok")),
         ),
         rule=call_by_rule(

@@ -1,0 +1,142 @@
+"""The files of an input: which they are, what messages call them, and the records in each."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from virnucpro_pl.errors import InputError, UsageError
+from virnucpro_pl.input.alignments import kind_of, parse_alignments
+from virnucpro_pl.input.fastx import FormatError, Record, parse
+from virnucpro_pl.input.faults import first_word, name_record
+from virnucpro_pl.input.text import DAMAGED, open_text
+
+STDIN = Path("-")
+"""Stands for standard input; a file of that name is given as `./-`."""
+_STDIN_FILE = 0
+"""File descriptor of standard input."""
+_HEAD = 64
+"""Bytes by which compression and format are told."""
+
+
+def input_paths(given: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Give the paths of an option that takes one or several.
+
+    Raises:
+        UsageError: If there is none, or standard input is named more than once.
+    """
+    several = [given] if isinstance(given, str | Path) else list(given)
+    if not several:
+        raise UsageError("--data.path is an empty list: name the files to read")
+    if [str(path) for path in several].count(str(STDIN)) > 1:
+        raise UsageError("--data.path names - twice, but standard input can be read only once")
+    paths = [(path, Path(path)) for path in several]
+    return [p.absolute() if p == STDIN and str(name) != str(STDIN) else p for name, p in paths]
+
+
+def shown(path: Path) -> str:
+    """What messages call a file."""
+    return "standard input" if path == STDIN else str(path)
+
+
+def printable(name: str) -> str:
+    """Name of a file as a table can hold it: no tabs, no bytes that are no text."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+def input_stem(path: Path) -> str:
+    """Name of an input without compression and format: `contigs` of `contigs.fasta.gz`."""
+    if path == STDIN:
+        return "stdin"
+    if path.suffix in (".gz", ".bz2", ".xz", ".zst"):
+        path = path.with_suffix("")
+    return path.stem
+
+
+def files_on_disk(paths: Sequence[Path]) -> list[Path]:
+    """Give the paths that must not be written; standard input may be a file, too."""
+    return [Path("/dev/stdin") if path == STDIN else path for path in paths]
+
+
+def refuse_repeated_files(paths: Sequence[Path]) -> None:
+    """Refuse a file that is given twice, whatever its names.
+
+    Raises:
+        InputError: If one is, by its path, a symbolic or a hard link.
+    """
+    first: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        try:
+            status = os.fstat(_STDIN_FILE) if path == STDIN else path.stat()
+        except OSError:  # whoever reads it says what is wrong
+            continue
+        place = status.st_dev, status.st_ino
+        if place in first:
+            names = dict.fromkeys([shown(first[place]), shown(path)])
+            raise InputError(
+                f"{' and '.join(names)}: the same file is given twice; name it once in --data.path"
+            )
+        first[place] = path
+
+
+def records_of(path: Path, scratch: Path) -> Iterator[Record]:
+    """Open a file and give its records: FASTA or FASTQ, compressed or not, or BAM, CRAM or SAM.
+
+    Args:
+        path: The file, or `STDIN`.
+        scratch: Existing folder for what a format has to put aside.
+
+    Raises:
+        InputError: Whatever is wrong with the file or its format.
+    """
+    number, header = 0, ""
+    try:
+        with _open(path) as file, open_text(file) as text:
+            kind, name = kind_of(file.peek(1)), shown(path)
+            records = (
+                parse_alignments(file, path, kind, scratch, name=name) if kind else parse(text)
+            )
+            for record in records:
+                number, header = number + 1, record[0]
+                yield record
+    except FormatError as error:
+        behind = f" behind {name_record(number, first_word(header))}" if number else ""
+        raise InputError(f"{shown(path)} cannot be read{behind}: {error}") from error
+    except DAMAGED as error:
+        past = f" past {name_record(number, first_word(header))}" if number else ""
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{shown(path)} cannot be read{past}: {reason}") from error
+
+
+def _open(path: Path) -> io.BufferedReader:
+    """Open a file, or standard input.
+
+    Raises:
+        InputError: If nothing can come from standard input.
+    """
+    if path != STDIN:
+        return io.BufferedReader(_FilledFile(path))
+    if sys.stdin is None:  # its number may be another file's by now
+        raise InputError("standard input is closed: pipe the sequences into the command")
+    if os.isatty(_STDIN_FILE):
+        raise InputError(
+            "standard input is a terminal: pipe the sequences into the command, as in "
+            "zcat reads.fq.gz | virnucpro-pl predict - -o results"
+        )
+    return io.BufferedReader(_FilledFile(_STDIN_FILE, closefd=False))
+
+
+class _FilledFile(io.FileIO):
+    """A file that gives enough bytes at once to tell its format, even where a pipe gives one."""
+
+    def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
+        size = super().readinto(buffer)
+        while size and size < min(_HEAD, len(buffer)):
+            more = super().readinto(buffer[size:])
+            if not more:
+                break
+            size += more
+        return size
