@@ -23,6 +23,8 @@ FEATURES = 768 + 2560
 """Width of the published features: DNABERT-S, then ESM-2 3B."""
 RANDOM = "random"
 """Names a classifier with seeded random weights, whose calls mean nothing."""
+_RANDOM_SEED = 147
+"""With it the demo calls some records virus and some not, so that none of its files is empty."""
 _PREFIX = "classifier."
 """What stands before the names in a Lightning checkpoint of `VirusClassifier` or `VirNucPro`."""
 
@@ -133,7 +135,9 @@ def _check_width(taken: int, given: int, source: str) -> None:
 
 def _random(features: int) -> MLPClassifier:
     classifier = on_meta(lambda: MLPClassifier(features))
-    assign_random(classifier, device=torch.device("cpu"), matrix_dtype=torch.float32)
+    assign_random(
+        classifier, device=torch.device("cpu"), matrix_dtype=torch.float32, seed=_RANDOM_SEED
+    )
     classifier.bn1 = nn.BatchNorm1d(classifier.bn1.num_features, dtype=torch.float32)  # identity
     return classifier.eval().requires_grad_(False)
 
