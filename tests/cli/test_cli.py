@@ -313,9 +313,9 @@ def test_demo_config_runs_from_any_folder(tmp_path):
     words = ("-m", "virnucpro_pl", "predict", "--config", "demo.yaml", "--trainer.accelerator=cpu")
     ended = run(sys.executable, *words, folder=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    *_, wrote, last = ended.stderr.splitlines()
+    *_, found, wrote = ended.stderr.splitlines()
     assert re.search(r"Wrote demo\S*\. Look at it with: ", wrote)
-    assert re.search(r" \d+ records: \d+ virus, \d+ others, \d+ without a score$", last)
+    assert re.search(r" \d+ records: \d+ virus, \d+ others, \d+ without a score$", found)
     assert not list(tmp_path.glob("*.parts"))
     kept = (*words, "--writer.overwrite=false")
     again = run(sys.executable, *kept, folder=tmp_path)
