@@ -21,6 +21,14 @@ log = logging.getLogger(__name__)
 
 _BF16_UNITS = ("amx_bf16", "avx512_bf16", "bf16")
 """As torch calls them on Intel, on Intel and AMD, and on ARM."""
+_IN_WORDS = {
+    "16-mixed": "matrix products in FP16",
+    "bf16-mixed": "matrix products in BF16",
+    "16-true": "all in FP16",
+    "bf16-true": "all in BF16",
+    "32-true": "all in FP32",
+}
+"""What a run computes in."""
 _STEP = ("SLURM_STEP_ID", "SLURM_STEPID")
 """What `srun` sets and a job script alone has not (manual of srun, output environment)."""
 _RESERVED_STEPS = 0xFFFFFFF0
@@ -161,7 +169,11 @@ def announce(trainer: Trainer, precision: str) -> None:
     if trainer.is_global_zero:
         ranks = _plural(trainer.world_size, "rank")
         place = _describe_devices(trainer)
-        log.info("virnucpro-pl %s on %s, %s, precision %s", __version__, place, ranks, precision)
+        words = _IN_WORDS.get(precision, "as Lightning does it")
+        log.info(
+            "virnucpro-pl %s on %s, %s, precision %s (%s)",
+            *(__version__, place, ranks, precision, words),
+        )
 
 
 def _describe_devices(trainer: Trainer) -> str:

@@ -38,21 +38,6 @@ def run(*words, folder, timeout=120, **options):
     )
 
 
-def readme_commands(text):
-    """Commands of this package in each ```bash block of README.md, those of a block one after the
-    other in one folder; plain ``` blocks are not run."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    commands = [
-        [
-            command.strip()
-            for command in re.split(r"&&|\n", block.replace("\\\n", " "))
-            if command.strip().startswith("virnucpro-pl")
-        ]
-        for block in blocks
-    ]
-    return [" && ".join(block) for block in commands if block]
-
-
 def test_help_names_exit_codes_and_subcommand(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
@@ -331,32 +316,15 @@ def test_demo_config_runs_from_any_folder(tmp_path):
     words = ("-m", "virnucpro_pl", "predict", "--config", "demo.yaml", "--trainer.accelerator=cpu")
     ended = run(sys.executable, *words, folder=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    *_, wrote, last = ended.stderr.splitlines()
+    *_, found, wrote = ended.stderr.splitlines()
     assert re.search(r"Wrote demo\S*\. Look at it with: ", wrote)
-    assert re.search(r" \d+ records: \d+ virus, \d+ others, \d+ without a score$", last)
+    assert re.search(r" \d+ records: \d+ virus, \d+ others, \d+ without a score$", found)
     assert not list(tmp_path.glob("*.parts"))
-    again = run(sys.executable, *words, folder=tmp_path)
+    kept = (*words, "--writer.overwrite=false")
+    again = run(sys.executable, *kept, folder=tmp_path)
     assert again.returncode == 2
     assert "exists already" in again.stderr
     assert "Traceback" not in again.stderr
-
-
-def test_readme_commands_are_found():
-    text = "```bash\npip x && virnucpro-pl a \\\n-b\npytest\n```\n```\nvirnucpro-pl c\n```\n"
-    text += "```bash\nvirnucpro-pl d\nvirnucpro-pl e\n```\n"
-    assert readme_commands(text) == ["virnucpro-pl a  -b", "virnucpro-pl d && virnucpro-pl e"]
-    assert readme_commands((CHECKOUT / "README.md").read_text())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", readme_commands((CHECKOUT / "README.md").read_text()))
-def test_readme_command_runs(command, tmp_path):
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path}
-    ended = run("bash", "-c", command, folder=tmp_path, timeout=400, env=environment)
-    assert ended.returncode == 0, f"{command}:\n{ended.stdout}{ended.stderr}"
-    writing = len(re.findall("virnucpro-pl (predict|export|fit|plot)", command))
-    assert ended.stderr.count(" INFO Wrote ") >= writing
 
 
 def test_sample_is_taken_by_the_trial_config_only(tmp_path, monkeypatch, capsys):

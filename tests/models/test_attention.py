@@ -99,8 +99,8 @@ def test_choose_attention_names_choice_and_reason_in_log(caplog):
     with caplog.at_level("INFO"):
         choose_attention("varlen", device=GPU, reduced=False)
         choose_attention("auto", device=CPU, reduced=True)
-    assert "sdpa (varlen: packed kernels need FP16 or BF16)" in caplog.text
-    assert "sdpa (auto: packed kernels need a GPU, and this runs on cpu)" in caplog.text
+    assert "(varlen: packed kernels need FP16 or BF16)" in caplog.text
+    assert "(auto: packed kernels need a GPU, and this runs on cpu)" in caplog.text
 
 
 @pytest.mark.parametrize("old", OLD)
@@ -111,7 +111,7 @@ def test_choose_attention_auto_on_an_old_gpu_is_sdpa_and_says_why(card, caplog, 
         assert choose_attention("auto", device=GPU, reduced=reduced) == "sdpa"
     major, minor = old.capability
     why = f"auto: {old.name} has compute capability {major}.{minor}, packed kernels need 8.0"
-    assert f"Attention: sdpa ({why})" in caplog.text
+    assert f"Attention: sdpa, PyTorch's own, sequence by sequence ({why})" in caplog.text
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])

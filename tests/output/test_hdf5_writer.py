@@ -667,17 +667,17 @@ def test_signal_while_held_rows_are_committed_after_an_error_keeps_what_is_whole
 # The last line --------------------------------------------------------------------------------
 
 
-def test_last_line_of_a_good_run_counts_vectors(fasta, tmp_path, caplog):
+def test_last_lines_of_a_good_run_count_vectors_and_say_where_they_are(fasta, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     predict(fasta, HDF5Writer(tmp_path / "out.h5"))
-    assert caplog.messages[-1] == "29 records: 29 vectors of 2 numbers"
-    assert caplog.messages[-2].startswith(f"Wrote {tmp_path / 'out.h5'}. Look at it with: ")
+    assert caplog.messages[-2] == "29 records: 29 vectors of 2 numbers"
+    assert caplog.messages[-1].startswith(f"Wrote {tmp_path / 'out.h5'}. Look at it with: ")
 
     def lose_two(index, rows, vectors):
         return Embeddings(rows, vectors, torch.where((rows == 3) | (rows == 20), FAILED, FINE))
 
     predict(fasta, HDF5Writer(tmp_path / "out.h5", overwrite=True), lose_two)
-    assert caplog.messages[-1] == "29 records: 27 vectors of 2 numbers, 2 without"
+    assert caplog.messages[-2] == "29 records: 27 vectors of 2 numbers, 2 without"
 
 
 @pytest.mark.parametrize("first", ["new", "replaced"])

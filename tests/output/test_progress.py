@@ -26,7 +26,7 @@ def test_line_every_thirty_seconds_with_time_left(clock, caplog):
     for _ in range(59):  # of 1 s each
         clock[0] += 1
         run.update(lambda: {"records": int(clock[0] - 100) * 5, "tokens": 0})
-    assert caplog.messages == ["250 of 1000 records, 0 tokens/s, 00:02:30 left"]
+    assert caplog.messages == ["250 of 1000 records, 5.0 records/s, 00:02:30 left"]
 
 
 def test_line_before_the_first_record_says_no_nonsense(clock, caplog):
@@ -34,17 +34,17 @@ def test_line_before_the_first_record_says_no_nonsense(clock, caplog):
     run = RunProgress(10, 0, unit="ORFs")
     clock[0] += 31
     run.update(dict)
-    assert caplog.messages == ["0 of 10 ORFs, 0 tokens/s, unknown time left"]
+    assert caplog.messages == ["0 of 10 ORFs, 0.0 ORFs/s, unknown time left"]
 
 
-def test_line_counts_tokens_per_second(clock, caplog):
+def test_line_counts_records_per_second(clock, caplog):
     caplog.set_level(logging.INFO)
     run = RunProgress(400_000, 0)
     clock[0] += 4
     run.update(lambda: {"records": 1, "tokens": 1})
     clock[0] += 36
     run.update(lambda: {"records": 1, "tokens": 400_000})
-    assert caplog.messages == ["1 of 400000 records, 10,000 tokens/s, 185.2 days left"]
+    assert caplog.messages == ["1 of 400000 records, 0.0 records/s, 185.2 days left"]
 
 
 def test_loggers_get_curves_over_rows(clock, tmp_path):
@@ -93,5 +93,5 @@ def test_bar_on_a_terminal_counts_rows_of_all(weights_file, write_fasta, predict
     counts = [int(n) for n in re.findall(rb"(\d+) of 40 records", shown)]
     assert counts[0] == 0
     assert any(0 < count < 40 for count in counts)
-    assert re.search(rb"[\d,]+ tokens/s, 00:00:\d\d left", shown)
+    assert re.search(rb"[\d,.]+ records/s, 00:00:\d\d left", shown)
     assert b"it/s" not in shown

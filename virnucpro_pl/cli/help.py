@@ -54,6 +54,10 @@ commands:
   virnucpro-pl predict --config demo.yaml     a trial without any download
   virnucpro-pl --version                      the version
 
+with any command:
+  --verbose         say more: the time of each phase, how full packs are
+  --log_file FILE   write the log to a file, too
+
 shipped configs:
 {configs}
 

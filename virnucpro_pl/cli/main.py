@@ -10,9 +10,9 @@ import logging
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -21,6 +21,7 @@ from virnucpro_pl.cli.help import ALL, COMMANDS, asks_help, help_page
 from virnucpro_pl.cli.shipped import with_shipped_configs
 from virnucpro_pl.cli.short_form import expand, expand_verify
 from virnucpro_pl.errors import ExpectedError, UnwritableError, UsageError
+from virnucpro_pl.logs import start_log
 from virnucpro_pl.output.processes import (
     announce_rank_0,
     launched_by_rank_0,
@@ -47,10 +48,11 @@ def main(args: Sequence[str] | None = None) -> None:
     signals.abrupt = True  # until the command itself begins
     signals.install()
     words = list(sys.argv[1:] if args is None else args)
-    _log_to_stderr()
+    start_log()
     announce_rank_0()
     watch_rank_0()
     try:
+        words = _with_log_options(words)
         run = _command(words)
         signals.abrupt = False
         run()
@@ -105,6 +107,31 @@ def _command(words: list[str]) -> Callable[[], None]:
     return partial(_load(path), words)
 
 
+def _with_log_options(words: Sequence[str]) -> list[str]:
+    """Set the log up as its options say, and give the other words.
+
+    Raises:
+        UsageError: If one has a wrong value.
+    """
+    others: list[str] = []
+    verbose, file = False, None
+    rest = iter(words)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if option == "--verbose":
+            if value.lower() not in ("", "true", "false"):
+                raise UsageError(f"--verbose must be true or false, not {value}")
+            verbose = value.lower() != "false"
+        elif option in ("--log_file", "--log-file"):
+            file = value if equals else next(rest, "")
+            if not file:
+                raise UsageError("--log_file has no value: write the name of a file behind it")
+        else:
+            others.append(word)
+    start_log(verbose=verbose, file=Path(file) if file else None)
+    return others
+
+
 def _load(path: str, *others: str) -> Any:
     """Import functions, and with them whatever they need; the first of them.
 
@@ -135,21 +162,3 @@ def _report(error: Exception) -> int:
         for note in getattr(error, "__notes__", ()):
             log.warning("%s", note)
     return error.exit_code if isinstance(error, ExpectedError) else 1
-
-
-class _StandardError(logging.StreamHandler[Any]):
-    """Writes to what is standard error at the time: while there is a bar, above it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
-        super().emit(record)
-
-
-def _log_to_stderr() -> None:
-    handler = _StandardError()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    log.handlers[:] = [handler]
-    # Rank 0 speaks for all; what goes wrong on another rank is said by that one.
-    log.setLevel(logging.WARNING if os.environ.get("LOCAL_RANK", "0") != "0" else logging.INFO)
-    log.propagate = False
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")

@@ -28,6 +28,11 @@ PACKING_SWITCH = "VIRNUCPRO_DISABLE_PACKING"
 PACKED_CAPABILITY = (8, 0)
 """Compute capability from which on there are packed kernels: Triton compiles for no older GPU, and
 FlashAttention, which is what `varlen` runs, neither."""
+_IN_WORDS = {
+    "triton": "kernels of this package for sequences one behind the other",
+    "varlen": "PyTorch's kernels for sequences one behind the other",
+    "sdpa": "PyTorch's own, sequence by sequence",
+}
 _LEAST_FILL = 0.75
 """Share of a group's longest sequence that its shortest has at least."""
 _BIAS_ELEMENTS = 1 << 23
@@ -151,7 +156,7 @@ def choose_attention(
             why = f"{asked}: packed kernels need FP16 or BF16"
         else:
             backend, why = ("triton", "auto") if asked == "auto" else (asked, "asked for")
-    log.info("Attention: %s (%s)", backend, why)
+    log.info("Attention: %s, %s (%s)", backend, _IN_WORDS[backend], why)
     return backend
 
 

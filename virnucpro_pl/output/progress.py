@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class RunProgress:
-    """Rows done of how many, tokens/s and time left, over all ranks. On rank 0 only.
+    """Rows done of how many, rows/s and time left, over all ranks. On rank 0 only.
 
     Lightning's own bar counts the batches of rank 0.
     """
@@ -88,7 +88,9 @@ class RunProgress:
     def _pace(self, counts: dict[str, int], now: float) -> tuple[str, str]:
         here, elapsed = counts.get("records", 0), now - self._began
         left = (self.rows - self._done(counts)) * elapsed / here if here else float("inf")
-        return f"{counts.get('tokens', 0) / elapsed:,.0f} tokens/s", f"{_duration(left)} left"
+        pace = here / elapsed
+        speed = f"{pace:,.0f}" if pace >= 10 else f"{pace:.1f}"
+        return f"{speed} {self.unit}/s", f"{_duration(left)} left"
 
     def _log_metrics(self, counts: dict[str, int], now: float) -> None:
         tokens, elapsed = counts.get("tokens", 0), max(now - self._began, 1e-9)

@@ -1,4 +1,4 @@
-"""What a run tells about itself at its end: a short block in the log, and `<output>.run.json`."""
+"""What a run tells about itself at its end: `<output>.run.json`, and a short block in the log."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class RunReport:
         provenance: dict[str, Any],
         failed: int,
     ) -> None:
-        """Write `<output>.run.json` and a short block in the log.
+        """Write `<output>.run.json` and, for who asks for more, a short block in the log.
 
         Args:
             output: File or folder that was published.
@@ -104,7 +104,7 @@ class RunReport:
         }
         write_json(report_file(output), content)
         before = f" ({self.resumed:,} more committed before)" if self.resumed else ""
-        log.info(
+        log.debug(
             "%s %s%s, %s failed: %s tokens at %s tokens/s, packs %.0f %% full",
             f"{totals['records']:,}",
             source.store.unit,
@@ -116,7 +116,7 @@ class RunReport:
         )
         phases = ", ".join(f"{name} {value:.1f} s" for name, value in self._seconds.items())
         precision, attention = provenance["precision"], provenance["attention"]
-        log.info("Precision %s, attention %s; %s", precision, attention, phases)
+        log.debug("Precision %s, attention %s; %s", precision, attention, phases)
 
     def _tokens_per_second(self, tokens: int, ranks: int) -> float:
         """Throughput after each rank's first pack, or with it where there was no other."""

@@ -26,6 +26,7 @@ from virnucpro_pl.contracts import (
     source_of,
 )
 from virnucpro_pl.errors import OutputError, UsageError
+from virnucpro_pl.logs import start_log_from_python
 from virnucpro_pl.output.failures import failures_file
 from virnucpro_pl.output.overwriting import is_or_holds, refuse_inputs
 from virnucpro_pl.output.part_file import IncompleteError
@@ -189,6 +190,7 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
                 what is kept.
         """
         super().setup(trainer, pl_module, stage)
+        start_log_from_python()
         trainer.predict_loop.return_predictions = False
         source, model = source_of(trainer), model_of(trainer)
         self.check_columns(type(pl_module).__name__, model.columns if model else ())
@@ -312,8 +314,8 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
         run.folder.remove()
         gaps = f", in which {failed} FAILED rows are NaN" if failed else ""
         level = logging.WARNING if failed else logging.INFO
-        log.log(level, "Wrote %s%s. Look at it with: %s", self.path, gaps, look)
         log.info("%s", result)
+        log.log(level, "Wrote %s%s. Look at it with: %s", self.path, gaps, look)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

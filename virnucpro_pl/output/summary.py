@@ -100,11 +100,11 @@ def write_summary(
         provenance: What was run.
         config: The resolved configuration.
     """
-    warnings = _warnings(ledger, provenance)
+    warnings = _warnings(ledger)
     for warning in warnings:
         log.warning("%s", warning)
     content = {
-        "warnings": warnings,
+        "warnings": _random_weights(provenance) + warnings,  # of those the log has told before
         **ledger,
         "threshold": threshold,
         **provenance,
@@ -113,13 +113,16 @@ def write_summary(
     path.write_text(f"{json.dumps(content, indent=2)}\n", encoding="utf-8")
 
 
-def _warnings(ledger: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
-    """What a reader of the tables must know before anything else."""
+def _random_weights(provenance: dict[str, Any]) -> list[str]:
+    """That weights are random, if any are."""
     random = [str(value) for value in provenance.values() if str(value).startswith("random:")]
+    names = listed([value.split(":")[1] for value in random])
+    return [f"These calls mean nothing: RANDOM weights of {names}"] if random else []
+
+
+def _warnings(ledger: dict[str, Any]) -> list[str]:
+    """What a reader of the tables must know of the rows before anything else."""
     warnings = []
-    if random:
-        names = listed([value.split(":")[1] for value in random])
-        warnings.append(f"These calls mean nothing: RANDOM weights of {names}")
     if lost := ledger["orfs_skipped"]["embedding_not_finite"]:
         warnings.append(
             f"{lost} of {ledger['orfs']} ORFs have no score (NA in the tables), since their "

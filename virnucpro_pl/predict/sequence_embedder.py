@@ -109,7 +109,7 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
         if wanted and self.attention_used != "sdpa":
             self._fill_to = data.largest_pack(self.tokenizer)
             self.encoder.compile()
-            log.info("%s: layers are compiled at the first pack, for %d packs", self.name, packs)
+            log.info("%s is compiled first, which takes some seconds", self.name)
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         if on_cpu and packs and count_parameters(self.encoder) > SLOW_FROM:
             self._foretell(data.tokens_left(self.tokenizer))
