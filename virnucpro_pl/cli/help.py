@@ -80,7 +80,9 @@ shipped configs:
 
 options that matter most:
   --config NAME              a shipped config, or a file of yours
-  --data.path FILE...        FASTA or FASTQ, plain or compressed; - is standard input
+  --data.path FILE...        FASTA or FASTQ, plain or compressed, or unmapped BAM; - is standard
+                             input
+  --data.length 300          bases of a chunk, with 300_model.pth
   --data.repeated_ids RULE   mates where both reads of a pair have one id, else number or error
   --data.tokens_per_batch N  tokens of a pack: fewer need less memory of the GPU
   --model.weights FILE       weights of the embedding model, or random for a trial; with
