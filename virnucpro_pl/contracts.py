@@ -14,13 +14,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from virnucpro_pl.errors import UsageError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and nothing here needs it
+    from torch import Tensor
 
 Molecule = Literal["DNA", "protein"]
 

@@ -87,7 +87,7 @@ def mistake(tmp_path, monkeypatch, capsys):
                                                  "a list of 2, not [1]"),
         ((*FIT, "--writer.mode=up"), "--writer.mode must be min or max, not up"),
         (("export", "a.h5", "--to", "csv"),
-         "--to must be per-id, biotrainer, anndata or npy, not csv"),
+         "--to must be per-id, biotrainer, anndata, npy or viral-pipelines, not csv"),
         (("compare", "a", "b", "--min-cosine", "two"), "--min-cosine must be a number, not two"),
         (("bench", "--peers", "maybe"), "--peers must be true or false, not maybe"),
         (("bench", "--model", "esm3"), "--model must be one of virnucpro, dnabert_s, esm2_t6_8M"),

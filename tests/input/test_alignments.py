@@ -18,7 +18,8 @@ import pytest
 from virnucpro_pl.errors import InputError
 from virnucpro_pl.input.alignments import kind_of, parse_alignments
 from virnucpro_pl.input.alphabets import DNA, PROTEIN
-from virnucpro_pl.input.reader import _parse, read_records
+from virnucpro_pl.input.files import records_of
+from virnucpro_pl.input.reader import read_records
 
 # pysam fails a second time where it cannot open a file; Python then prints that to nowhere.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -50,14 +51,14 @@ def write(path, reads, header=None, **options):
 
 
 def parse(path):
-    return list(_parse(path, path.parent))
+    return list(records_of(path, path.parent))
 
 
 def parse_until_fault(path):
     """Records before the file is refused, and why it is; None if it is not."""
     seen = []
     try:
-        for record in _parse(path, path.parent):
+        for record in records_of(path, path.parent):
             seen.append(record)
     except InputError as error:
         return seen, str(error)
@@ -167,7 +168,7 @@ def test_pipe_is_read_and_nothing_is_left_of_it(tmp_path, suffix):
     scratch.mkdir()
     feeder = threading.Thread(target=lambda: pipe.write_bytes(made.read_bytes()))
     feeder.start()
-    assert list(_parse(pipe, scratch)) == reads
+    assert list(records_of(pipe, scratch)) == reads
     feeder.join()
     assert not list(scratch.iterdir())
 
@@ -347,10 +348,10 @@ def test_without_pysam_the_install_line_is_said(tmp_path):
         sys.modules["pysam"] = None
         from pathlib import Path
         from virnucpro_pl.errors import InputError
-        from virnucpro_pl.input.reader import _parse
+        from virnucpro_pl.input.files import records_of
         for path in map(Path, sys.argv[1:]):
             try:
-                list(_parse(path, path.parent))
+                list(records_of(path, path.parent))
             except InputError as error:
                 print(error)
     """

@@ -193,9 +193,8 @@ def test_summarise_contigs_threshold_includes_its_own_value(
 
 def test_summarise_contigs_skipped_ones_are_those_below_the_length() -> None:
     lengths, none = np.array([0, 1, 2, 3, 500]), np.array([], np.int64)
-    contigs = summarise_contigs(
-        lengths, np.array([0, 0, 1, 1, 1]), none, none, pairs(), min_length=2
-    )
+    chunks = summarise_chunks(np.array([0, 0, 1, 1, 1]), none, none, none, pairs())
+    contigs = summarise_contigs(lengths, chunks, min_length=2)
     names = [STATUSES[i] for i in contigs.status]
     assert names == ["skipped", "skipped", "too_short", "no_orf", "no_orf"]
 

@@ -2,16 +2,20 @@
 
 import gzip
 import json
+import re
 import subprocess
 
 import h5py
 import numpy as np
+import pysam
 import pytest
 
 from virnucpro_pl import load_embeddings
 from virnucpro_pl.predict.embedders import SequenceEmbedder
 
 RANKS = [1, pytest.param(2, marks=pytest.mark.slow)]
+STATUS = 7
+"""Column of contigs.tsv."""
 CONTIGS = {"a": "GCCAACGGCCTG" * 30, "b": "GCA", "c": "TAATTAATTAA" * 9, "d": "AC"}
 
 
@@ -82,8 +86,14 @@ def test_two_files_are_one_input_and_told_in_the_reports(calls, tmp_path):
     both = fasta(tmp_path / "both.fa", CONTIGS)
     ended, joined = calls(both, output="joined")
     assert ended.code == 0, ended.log
-    for table in ("contigs.tsv", "prediction_results.txt", "virus.fasta"):
+    for table in ("prediction_results.txt", "virus.fasta", "regions.tsv"):
         assert (joined / table).read_bytes() == (folder / table).read_bytes()
+    for table in ("contigs.tsv", "chunks.tsv"):
+        told = rows(folder / table)
+        assert [row[:-1] for row in told] == rows(joined / table)
+        assert {(row[0], row[-1]) for row in told} == {
+            (name, "one.fa" if name == names[0] else "two.gz") for name in names
+        }
     assert "inputs" not in report(joined)
     assert "inputs" not in json.loads((joined / "summary.json").read_text())
 
@@ -203,6 +213,52 @@ def test_mates_have_ids_of_their_own_in_every_output(calls, tmp_path):
         assert found["input_counts"]["repeated_ids_renamed"] == 6
 
 
+@pytest.mark.parametrize("ranks", RANKS)
+def test_a_pair_in_any_container_gives_the_same_tables(start, weights, tmp_path, ranks):
+    letters = CONTIGS["a"] * 2
+    pairs = {f"r{i}": (letters[i : i + 150], letters[2 * i + 7 : 2 * i + 130]) for i in range(9)}
+    mates = [{f"{name} {m}:N:0:ACGT": pair[m - 1] for name, pair in pairs.items()} for m in (1, 2)]
+    (tmp_path / "R1.fq.gz").write_bytes(gzip.compress(fastq(mates[0])))
+    (tmp_path / "R2.fq").write_bytes(fastq(mates[1]))
+    both = zip(mates[0].items(), mates[1].items(), strict=True)
+    (tmp_path / "both.fq").write_bytes(fastq(dict(read for pair in both for read in pair)))
+    with pysam.AlignmentFile(tmp_path / "pairs.bam", "wb", header={"HD": {"VN": "1.6"}}) as bam:
+        for name, pair in pairs.items():
+            for flag, sequence in zip((77, 141), pair, strict=True):
+                bam.write(unmapped(name, flag, sequence, bam.header))
+    found = []
+    for number, inputs in enumerate((["R1.fq.gz", "R2.fq"], ["both.fq"], ["pairs.bam"])):
+        folder = tmp_path / f"calls{number}"
+        words = ["predict", *inputs, "-o", folder, "--data.repeated_ids", "mates", *weights]
+        words += ["--trainer.accelerator", "cpu", "--trainer.precision", 32]
+        words += ["--trainer.devices", ranks, *(["--trainer.strategy", "ddp"] * (ranks > 1))]
+        ended = start(*words).wait(120)
+        assert ended.code == 0, ended.log
+        tables = ("contigs.tsv", "chunks.tsv", "prediction_results.txt")
+        found.append([sorted(row for row in rows(folder / table)) for table in tables])
+    assert [row[0] for row in found[0][0]] == sorted(f"{n}/{m}" for n in pairs for m in (1, 2))
+    for one, *others in zip(*found, strict=True):
+        for other in others:
+            for expected, row in zip(one, other, strict=True):
+                assert without_input(row) == pytest.approx(without_input(expected), abs=1e-5)
+
+
+def without_input(row):
+    """Cells of a row, numbers as numbers, but for the column that says which file it is of."""
+    cells = [cell for cell in row if cell not in ("R1.fq.gz", "R2.fq")]
+    return [float(cell) if re.fullmatch(r"[\d.e-]+", cell) else cell for cell in cells]
+
+
+def fastq(reads):
+    return "".join(f"@{n}\n{s}\n+\n{'I' * len(s)}\n" for n, s in reads.items()).encode()
+
+
+def unmapped(name, flag, letters, header):
+    read = pysam.AlignedSegment(header)
+    read.query_name, read.flag, read.query_sequence = name, flag, letters
+    return read
+
+
 def test_rows_of_a_run_are_not_continued_under_another_naming(vectors, tmp_path, monkeypatch):
     (tmp_path / "a.faa").write_text(">x\nMKV\n>x\nMKLL\n>y\nMKVV\n")
     options = ("a.faa", "--writer.commit_seconds", 0, "--data.tokens_per_batch", 8)
@@ -240,8 +296,8 @@ def test_short_contigs_are_skipped_and_stay_in_the_tables(calls, tmp_path):
     assert list(found) == [*CONTIGS, "e"]
     for short, length in (("b", "3"), ("d", "2"), ("e", "0")):
         assert found[short][1:4] == [length, "0", "0"]
-        assert found[short][-1] == "skipped"
-    assert [found[name][-1] for name in "ac"] == ["ok", "no_orf"]
+        assert found[short][STATUS] == "skipped"
+    assert [found[name][STATUS] for name in "ac"] == ["ok", "no_orf"]
     unchanged = {row[0]: row for row in rows(tmp_path / "whole" / "contigs.tsv")}
     assert [found[name] for name in "ac"] == [unchanged[name] for name in "ac"]
     content = json.loads((folder / "summary.json").read_text())
@@ -255,7 +311,7 @@ def test_contigs_all_too_short_are_a_table_of_skipped_ones(calls, tmp_path):
     name = fasta(tmp_path / "a.fa", CONTIGS)
     ended, folder = calls(name, "--data.min_length", 10_000)
     assert ended.code == 0, ended.log
-    assert [row[-1] for row in rows(folder / "contigs.tsv")] == ["skipped"] * 4
+    assert [row[STATUS] for row in rows(folder / "contigs.tsv")] == ["skipped"] * 4
 
 
 def test_short_proteins_have_no_row_and_are_counted(vectors, tmp_path, fair_esm_vectors):

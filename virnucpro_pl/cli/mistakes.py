@@ -39,7 +39,7 @@ _PURPOSES = {
     "--writer.path": "the file or folder to write",
     "--model.classifier": "500_model.pth, which VirNucPro's own repository holds (git clone "
     "https://github.com/Li-Jing-1997/VirNucPro), a file that fit has made, or random for a trial",
-    "--to": "per-id, biotrainer, anndata or npy",
+    "--to": "per-id, biotrainer, anndata, npy or viral-pipelines",
 }
 """What to give where an option is missing."""
 
