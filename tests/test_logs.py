@@ -89,3 +89,43 @@ def test_wrong_value_of_a_log_option_is_refused(words, message, capsys):
         main(["predict", "--config", "demo.yaml", *words])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("in.fa", "-o", "out"), ("--config", "my.yaml", "-o", "out")])
+def test_log_is_never_written_into_another_file(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("in.fa", "my.yaml"):
+        (tmp_path / name).write_text("data: {}\n")
+    given = words[0] if words[0] == "in.fa" else words[1]
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", *words, "--log_file", given])
+    assert ended.value.code == 2
+    assert f"--log_file {given} is no log" in capsys.readouterr().err
+    assert (tmp_path / given).read_text() == "data: {}\n"
+
+
+def test_log_goes_on_behind_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            main(["predict", "absent.fa", "-x", "--log_file", "log.txt"])
+    first, second = (tmp_path / "log.txt").read_text().splitlines()
+    assert first.partition("ERROR")[2] == second.partition("ERROR")[2] != ""
+
+
+def test_log_within_the_output_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.fa").write_text(">a\nACG\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--config", "demo.yaml", "in.fa", "-o", "out",
+              "--log_file", "out.run.json", "--trainer.accelerator", "cpu"])  # fmt: skip
+    assert ended.value.code == 2
+    assert "out.run.json is where the output goes" in capsys.readouterr().err
+
+
+def test_log_that_cannot_be_written_any_more_is_told_once(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "absent.fa", "-x", "--log_file", "/dev/full"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said

@@ -5,6 +5,7 @@ import pytest
 
 from virnucpro_pl.cli.main import main
 from virnucpro_pl.cli.short_form import expand
+from virnucpro_pl.errors import UsageError
 
 DEFAULT = "--config virnucpro.yaml"
 
@@ -51,3 +52,35 @@ def test_short_form_runs(weights_file, random_proteins, write_fasta, tmp_path, m
     ])  # fmt: skip
     with h5py.File("out.h5") as file:
         assert file["sequence_ids"].asstr()[:].tolist() == ["p0", "p1"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--data.path", "a.fa", "--data.path", "b.fa"],
+        ["--data.path=a.fa", "x.fa", "--data.path=b.fa"],
+        ["--data.path=a.fa", "--data.init_args.path=b.fa"],
+        ["a.fa", "--data.path+=b.fa"],
+        ["--data.path+", "b.fa"],
+    ],
+)
+def test_inputs_are_never_lost_between_options(words):
+    with pytest.raises(UsageError, match=r"--data.path is given more than once|in two ways"):
+        expand(["predict", *words])
+
+
+def test_word_of_one_dash_is_no_input():
+    with pytest.raises(UsageError, match="There is no option -oresults; those of one letter are"):
+        expand(["predict", "a.fa", "-oresults"])
+
+
+def test_trial_keeps_what_is_not_its_own_output():
+    kept = expand(["predict", "--config", "demo.yaml", "a.fa", "-o", "results"])
+    assert "--writer.overwrite=false" in kept
+    assert "--writer.overwrite=false" not in expand(["predict", "--config", "demo.yaml"])
+    given = ["predict", "--config", "demo.yaml", "-o", "x", "--writer.overwrite", "true"]
+    assert "--writer.overwrite=false" not in expand(given)
+
+
+def test_forgotten_input_is_missed_and_not_a_config():
+    assert expand(["predict", "-o", "results"])[1:3] == ["--config", "virnucpro.yaml"]

@@ -76,22 +76,24 @@ def test_third_record_of_an_id_is_no_pair(fault):
     assert "--data.repeated_ids number" in message.splitlines()[-1]
 
 
+@pytest.mark.parametrize("mate", [1, 2])
+def test_two_of_the_same_mate_refused_with_what_to_do(fault, mate):
+    message = fault("mates", [f"a {mate}:N:0"], [f"a {mate}:N:0"])
+    assert f"its header says that it is mate {mate}, as the other one's of its id does" in message
+    assert "1 fault" in message
+    assert message.splitlines()[-1].endswith("give the files of R1 and of R2, each once")
+
+
 @pytest.mark.parametrize(
-    ("files", "wrong"),
-    [
-        ((["a 2:N:0"], ["a 1:N:0"]), {"0.fa: its header says that it is mate 2, but it is the "
-                                      "first", "1.fa: its header says that it is mate 1, but"}),
-        ((["a 1:N:0"], ["a 1:N:0"]), {"1.fa: its header says that it is mate 1, but it is"}),
-        ((["a"], ["a 1:N:0"]), {"1.fa: its header says that it is mate 1, but it is the second"}),
-        ((["a 2:Y:18:ACGT z"], ["a"]), {"0.fa: its header says that it is mate 2"}),
-    ],
-)  # fmt: skip
-def test_mates_in_the_wrong_order_refused_with_what_to_do(fault, files, wrong):
-    message = fault("mates", *files)
-    for part in wrong:
-        assert f"record 1 (a) of {part}" in message
-    assert f"{len(wrong)} fault" in message
-    assert message.splitlines()[-1].endswith("give the file of R1 before that of R2, each once")
+    "files", [(["a 2:N:0"], ["a 1:N:0"]), (["a"], ["a 1:N:0"]), (["a 2:Y:18:ACGT z"], ["a"])]
+)
+def test_mate_that_its_header_tells_is_named_so_in_any_order(named, files):
+    assert named("mates", *files) == ["a/2", "a/1"]
+
+
+def test_mate_is_told_behind_an_id_that_is_not_ascii(named):
+    """Of the two bytes of its first letter one is a blank in Latin-1."""
+    assert named("mates", ["\xe0x 2:N:0", "\xe0x 1:N:0"]) == ["\xe0x/2", "\xe0x/1"]
 
 
 def test_mate_that_takes_the_id_of_another_refused(fault):

@@ -692,7 +692,7 @@ def test_interrupted_run_says_what_is_kept_and_how_it_goes_on(fasta, tmp_path, c
     assert kept > 0
     again = "the same command"
     if first == "replaced":
-        again += f" without --writer.overwrite true, with {output} moved away,"
+        again += f" with --writer.overwrite false, with {output} moved away,"
     last = f"Stopped: {kept} of 29 records are kept in {parts}; {again} goes on from there"
     assert caplog.messages[-1] == last
     waits = "SIGTERM: stopping once this pack is committed; again to stop at once"

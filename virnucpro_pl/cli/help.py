@@ -88,7 +88,8 @@ options that matter most:
   --model.weights FILE       weights of the embedding model, or random for a trial; with
                              virnucpro.yaml --model.esm2.weights and --model.dnabert_s.weights
   --model.classifier FILE    VirNucPro's 500_model.pth or 300_model.pth, or what fit has made
-  --model.enable_fp16 false  compute in FP32, as VIRNUCPRO_DISABLE_FP16=1 does
+  --model.enable_fp16 false  no FP16: compute in FP32, as VIRNUCPRO_DISABLE_FP16=1 does; only a
+                             precision of bf16-* given for a GPU stays
   --writer.path PATH         file or folder to write
   --writer.overwrite true    replace an output, or discard an interrupted run
   --trainer.accelerator A    auto (a GPU where there is one), cuda or cpu
@@ -99,7 +100,8 @@ options that matter most:
 examples:
   virnucpro-pl predict --config demo.yaml
   virnucpro-pl predict contigs.fasta.gz -o results --classifier 500_model.pth
-  virnucpro-pl predict R1.fq.gz R2.fq.gz -o results --data.repeated_ids mates
+  virnucpro-pl predict R1.fq.gz R2.fq.gz -o results --data.repeated_ids mates \\
+    --classifier 300_model.pth --data.length 300
   virnucpro-pl predict --config esm2.yaml proteins.faa -o proteins.h5
 
 more options:

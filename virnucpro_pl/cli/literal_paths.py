@@ -68,6 +68,24 @@ def read_paths(value: Any) -> Any:
     return value
 
 
+def show_paths(namespace: Namespace) -> Namespace:
+    """Give a copy for people to read: paths as they are, bytes that are no text as escapes."""
+    copy: Namespace = _shown(read_paths(namespace.clone()))
+    return copy
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if isinstance(value, Path):
+        return Path(_shown(str(value)))
+    if isinstance(value, list):
+        return [_shown(inner) for inner in value]
+    if isinstance(value, Namespace):
+        vars(value).update({key: _shown(inner) for key, inner in vars(value).items()})
+    return value
+
+
 def _is_path(option: str) -> bool:
     return _OPTION.fullmatch(option.replace(".init_args", "")) is not None
 

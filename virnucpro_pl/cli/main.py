@@ -115,16 +115,18 @@ def _with_log_options(words: Sequence[str]) -> list[str]:
     """
     others: list[str] = []
     verbose, file = False, None
-    rest = iter(words)
-    for word in rest:
+    rest = iter(enumerate(words))
+    for number, word in rest:
         option, equals, value = word.partition("=")
         if option == "--verbose":
             if value.lower() not in ("", "true", "false"):
                 raise UsageError(f"--verbose must be true or false, not {value}")
             verbose = value.lower() != "false"
+            if not equals and next(iter(words[number + 1 :]), "") in ("true", "false"):
+                verbose = next(rest)[1] == "true"
         elif option in ("--log_file", "--log-file"):
-            file = value if equals else next(rest, "")
-            if not file:
+            file = value if equals else next(rest, (0, ""))[1]
+            if not file or file.startswith("-"):
                 raise UsageError("--log_file has no value: write the name of a file behind it")
         else:
             others.append(word)

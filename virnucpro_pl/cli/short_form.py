@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from virnucpro_pl.cli.checks import SWITCHES, names_model
-from virnucpro_pl.cli.shipped import config_names
+from virnucpro_pl.cli.shipped import DEMO, config_names
 from virnucpro_pl.errors import UsageError, listed
 
 INPUT = "--data.path"
@@ -40,6 +41,9 @@ def expand(words: Sequence[str]) -> list[str]:
             awaiting = None
         elif word == "-" or not word.startswith("-"):
             behind.append(word)
+        elif not word.startswith("--") and name not in (*ALIASES, "-c", "-h"):
+            known = ", ".join([*(short for short in ALIASES if len(short) == 2), "-c", "-h"])
+            raise UsageError(f"There is no option {word}; those of one letter are {known}")
         else:
             place = short if name in ALIASES else options
             place.append(f"{ALIASES.get(name, name)}{equals}{value}")
@@ -47,16 +51,27 @@ def expand(words: Sequence[str]) -> list[str]:
             is_switch = SWITCHES.fullmatch(name) and not name.endswith(".help")
             awaiting = None if equals or is_switch else place
             behind = options if is_input(name) else inputs
-    by_option = any(is_input(option.partition("=")[0]) for option in options)
+    by_option = [n for o in options if is_input((n := o.partition("=")[0]).removesuffix("+"))]
+    if len(by_option) > 1 or any(name.endswith("+") for name in by_option):
+        raise UsageError(f"{INPUT} is given more than once: write all inputs behind one {INPUT}")
     if inputs and by_option:
         raise UsageError(
             f"Inputs are given in two ways: as {listed(inputs)}, and by {INPUT}. Write all of them "
             f"behind {INPUT}, or leave {INPUT} out"
         )
     is_default = not config_names(options) and not names_model(options)
-    config = ["--config", CONFIG] if is_default and (inputs or by_option) else []
+    config = ["--config", CONFIG] if is_default and (inputs or by_option or short) else []
+    if _keeps_output(options, short):
+        options.append("--writer.overwrite=false")
     given = [f"{INPUT}={inputs[0]}", *inputs[1:]] if inputs else []
     return [command, *config, *options, *short, *given]
+
+
+def _keeps_output(options: Sequence[str], short: Sequence[str]) -> bool:
+    """Tell whether the trial's config, which replaces its own output, is used for another one."""
+    given = {option.partition("=")[0] for option in (*options, *short)}
+    is_trial = [Path(name).name for name in config_names(options)] == [DEMO]
+    return is_trial and ALIASES["-o"] in given and "--writer.overwrite" not in given
 
 
 def is_input(option: str) -> bool:

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from virnucpro_pl import devices
 from virnucpro_pl.cli.checks import check_devices_option
-from virnucpro_pl.cli.literal_paths import read_paths, spell_paths
+from virnucpro_pl.cli.literal_paths import read_paths, show_paths, spell_paths
 from virnucpro_pl.cli.mistakes import describe_failure, explain, usage_error_in
 from virnucpro_pl.errors import UsageError
 
@@ -21,7 +21,7 @@ class LiteralPathParser(LightningArgumentParser):
 
     def dump(self, namespace: Namespace, **options: Any) -> str:
         """Give a configuration as YAML."""
-        text: str = super().dump(read_paths(namespace), **options)
+        text: str = super().dump(show_paths(namespace), **options)
         return text
 
 

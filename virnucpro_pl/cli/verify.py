@@ -41,10 +41,11 @@ class VerifyCLI(PredictCLI):
         """
         super().before_instantiate_classes()
         config, options = self.config.predict, self.config.predict.data.init_args
-        if options.get("length") != CHUNK or options.get("max_length") is not None:
+        others = options.get("max_length") is not None or options.get("min_length")
+        if options.get("length") != CHUNK or others:
             raise UsageError(
                 f"verify knows the numbers of whole chunks of {CHUNK} bases alone: it cannot be "
-                "run with another --data.length, nor with --data.max_length"
+                "run with another --data.length, nor with --data.max_length or --data.min_length"
             )
         if config.trainer.num_nodes != 1:
             raise UsageError("verify runs on one node: run it on each, without --trainer.num_nodes")

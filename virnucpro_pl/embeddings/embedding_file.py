@@ -85,7 +85,8 @@ class EmbeddingFile:
 
     def _open(self) -> h5py.File:
         if not self.path.is_file():
-            raise InputError(f"{self.path}: no such embedding file")
+            inner = "; it is a folder: name one of the files in it" if self.path.is_dir() else ""
+            raise InputError(f"{self.path}: no such embedding file{inner}")
         file = None
         try:
             file = h5py.File(self.path, "r")

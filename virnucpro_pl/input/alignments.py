@@ -51,6 +51,7 @@ _CRAM_ENDS = (
 )
 """The last bytes of a whole file (SAM specification, section 4.1.2; CRAM 3 and 2.1, section 9).
 htslib reports the lack of either only sometimes."""
+_VIEW = "samtools view -b -f 4"
 _NAMES_AND_PLACES = [b"required_fields=0x7"]
 """Name, flag and reference of each read of a CRAM file, for which no reference is needed."""
 
@@ -197,9 +198,13 @@ class _Reads:
             raise self._refused("is placed on a reference, which is never looked for")
 
     def _refused(self, why: str) -> InputError:
+        advice = (
+            f"Write the unmapped ones to a file of their own: {_VIEW} {self._word} > unmapped.bam"
+        )
+        if self._word == "-":
+            advice = f"Take the unmapped ones alone: put {_VIEW} - before this command in the pipe"
         return InputError(
-            f"{self._file_name}: read {self._number} ({self._read_name}) {why}. Write the unmapped "
-            f"ones to a file of their own: samtools view -b -f 4 {self._word} > unmapped.bam"
+            f"{self._file_name}: read {self._number} ({self._read_name}) {why}. {advice}"
         )
 
     def _is_whole(self, compression: str) -> bool:

@@ -18,7 +18,7 @@ STDIN = Path("-")
 """Stands for standard input; a file of that name is given as `./-`."""
 _STDIN_FILE = 0
 """File descriptor of standard input."""
-_HEAD = 64
+_HEAD = 8192
 """Bytes by which compression and format are told."""
 
 
@@ -31,6 +31,8 @@ def input_paths(given: str | Path | Sequence[str | Path]) -> list[Path]:
     several = [given] if isinstance(given, str | Path) else list(given)
     if not several:
         raise UsageError("--data.path is an empty list: name the files to read")
+    if "" in map(str, several):
+        raise UsageError("--data.path is an empty name: name the files to read")
     if [str(path) for path in several].count(str(STDIN)) > 1:
         raise UsageError("--data.path names - twice, but standard input can be read only once")
     paths = [(path, Path(path)) for path in several]
@@ -62,17 +64,17 @@ def files_on_disk(paths: Sequence[Path]) -> list[Path]:
 
 
 def refuse_repeated_files(paths: Sequence[Path]) -> None:
-    """Refuse a file that is given twice, whatever its names.
+    """Refuse a file that is given twice, whatever its names, or that is not there.
 
     Raises:
-        InputError: If one is, by its path, a symbolic or a hard link.
+        InputError: If one is, by its path, a symbolic or a hard link, or one is missing.
     """
     first: dict[tuple[int, int], Path] = {}
     for path in paths:
         try:
             status = os.fstat(_STDIN_FILE) if path == STDIN else path.stat()
-        except OSError:  # whoever reads it says what is wrong
-            continue
+        except OSError as error:  # now, and not when those before it have been read
+            raise InputError(f"{shown(path)} cannot be read: {error.strerror}") from error
         place = status.st_dev, status.st_ino
         if place in first:
             names = dict.fromkeys([shown(first[place]), shown(path)])

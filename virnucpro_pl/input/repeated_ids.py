@@ -26,10 +26,7 @@ _ADVICE = (
     "it: --data.repeated_ids mates names both reads of a pair id/1 and id/2, "
     "--data.repeated_ids number names the second and later id_1, id_2, ..."
 )
-_MATES_ADVICE = (
-    "--data.repeated_ids mates takes the first record of an id for mate 1 and the second for mate "
-    "2: give the file of R1 before that of R2, each once"
-)
+_MATES_ADVICE = "A pair has one mate 1 and one mate 2: give the files of R1 and of R2, each once"
 _NUMBER_ADVICE = (
     "--data.repeated_ids mates is for the two reads of a pair; --data.repeated_ids number takes "
     "any number of records"
@@ -56,8 +53,9 @@ def mate_number(header: str) -> int:
 
     Illumina's second word begins with the number and a colon, as in `read7 1:N:0:ACGT`.
     """
-    words = header.split(None, 2)
-    return {"1:": 1, "2:": 2}.get(words[1][:2], 0) if len(words) > 1 else 0
+    # As bytes: a blank of Latin-1 may be half of a letter in UTF-8.
+    words = header.encode("latin-1").split(None, 2)
+    return {b"1:": 1, b"2:": 2}.get(words[1][:2], 0) if len(words) > 1 else 0
 
 
 def number_repeated(
@@ -84,8 +82,7 @@ def number_repeated(
     numbers = np.zeros(len(hashes), np.int64)
     for block in ids.repeated():
         if rule == "mates":
-            _pair(block, mates, ids, faults)
-            numbers[block.rows] = block.rank + 1
+            numbers[block.rows] = _pair(block, mates[block.rows], ids, faults)
         elif rule == "number":
             numbers[block.rows] = _free_numbers(block, ids)
         else:
@@ -166,12 +163,17 @@ def _refuse(block: Namesakes, faults: Faults) -> None:
         faults.add(int(block.rows[i]), block.names[i].encode(), what, _ADVICE)
 
 
-def _pair(block: Namesakes, mates: NDArray[np.int8], ids: _Ids, faults: Faults) -> None:
-    """Records of an id that are no pair, or not in order, or take another's id, are faults."""
-    names = [f"{name}/{rank + 1}" for name, rank in zip(block.names, block.rank, strict=True)]
+def _pair(block: Namesakes, said: NDArray[np.int8], ids: _Ids, faults: Faults) -> NDArray[np.int64]:
+    """(K,) which mate each record is: as its header says, else the first of an id is mate 1.
+
+    Records of an id that are no pair, or say the same, or take another's id, are faults.
+    """
+    mate = block.rank + 1
+    swapped = np.isin(block.first, block.first[(said != 0) & (said != mate)]) & (block.size == 2)
+    mate = np.where(swapped, 3 - mate, mate)
+    names = [f"{name}/{number}" for name, number in zip(block.names, mate, strict=True)]
     taken = ids.rows_of(names)
-    said = mates[block.rows]
-    faulty = (block.size > 2) | (taken >= 0) | ((said != 0) & (said != block.rank + 1))
+    faulty = (block.size > 2) | (taken >= 0) | ((said != 0) & (said != mate))
     for i in np.flatnonzero(faulty).tolist():
         row, name, rank = int(block.rows[i]), block.names[i].encode(), int(block.rank[i])
         if block.size[i] > 2:
@@ -180,12 +182,12 @@ def _pair(block: Namesakes, mates: NDArray[np.int8], ids: _Ids, faults: Faults) 
                 faults.add(row, name, what, _NUMBER_ADVICE)
         elif taken[i] >= 0:
             other = faults.place(int(taken[i]))
-            what = f"as mate {rank + 1} it is named {names[i]}, which is the id of {other} already"
+            what = f"as mate {mate[i]} it is named {names[i]}, which is the id of {other} already"
             faults.add(row, name, what, _ADVICE)
         else:
-            order = ("first", "second")[rank]
-            what = f"its header says that it is mate {said[i]}, but it is the {order} of its id"
+            what = f"its header says that it is mate {said[i]}, as the other one's of its id does"
             faults.add(row, name, what, _MATES_ADVICE)
+    return mate
 
 
 def _free_numbers(block: Namesakes, ids: _Ids) -> NDArray[np.int64]:
@@ -194,8 +196,10 @@ def _free_numbers(block: Namesakes, ids: _Ids) -> NDArray[np.int64]:
     later = np.flatnonzero(block.rank)
     names = [f"{block.names[i]}_{numbers[i]}" for i in later.tolist()]
     taken = later[ids.rows_of(names) >= 0]
+    by_id = later[np.argsort(block.first[later], kind="stable")]
+    firsts = block.first[by_id]
     for first in np.unique(block.first[taken]).tolist():
-        of_one_id = later[block.first[later] == first]
+        of_one_id = by_id[np.searchsorted(firsts, first) : np.searchsorted(firsts, first, "right")]
         name, free, tried = block.names[of_one_id[0]], list[int](), 0
         while len(free) < len(of_one_id):
             trial = range(tried + 1, tried + 1 + len(of_one_id))

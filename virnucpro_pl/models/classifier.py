@@ -26,7 +26,7 @@ RANDOM = "random"
 """Names a classifier with seeded random weights, whose calls mean nothing."""
 CHUNK_LENGTH = "chunk_length"
 """Under which name a checkpoint of `fit` keeps the bases of the chunks it was trained on."""
-_NAMED = re.compile(r"(\d+)_model")
+_NAMED = re.compile(r"(?:^|[^0-9A-Za-z])(\d{3,})_model")
 """The same number in the name of a published file, such as `500_model.pth`."""
 _RANDOM_SEED = 147
 """With it the demo calls some records virus and some not, so that none of its files is empty."""

@@ -129,6 +129,7 @@ class PartsFolder:
         count: int,
         provenance: Provenance,
         true_receipts: Callable[[list[Path]], list[Path]] = lambda _: [],
+        unit: str = "records",
     ) -> NDArray[np.bool_]:
         """Flags (count,) of the rows that an earlier run has committed. Called on rank 0.
 
@@ -136,6 +137,7 @@ class PartsFolder:
             count: Rows of the input.
             provenance: Gives what rows depend on; asked only where there are parts.
             true_receipts: Gives those of some receipts whose rows are in the half-made output.
+            unit: What a row is, for the log.
 
         Raises:
             UsageError: If the earlier run differs in anything that its rows depend on.
@@ -146,10 +148,13 @@ class PartsFolder:
         elif files and not self.manifest.path.exists():
             log.warning("%s: %d part(s) of an unknown run are removed", self.path, len(files))
         elif files:
-            return self._take_over(count, provenance, true_receipts)
+            done = self._take_over(count, provenance, true_receipts)
+            log.info("Continuing: %d of %d %s are committed already", done.sum(), count, unit)
+            return done
         self.manifest.path.unlink(missing_ok=True)  # first: parts without one are never trusted
         for file in (*receipts_in(self.path), *self.files()):
             file.unlink()
+        self.half_made.unlink(missing_ok=True)
         failures_file(self.output).unlink(missing_ok=True)
         return np.zeros(count, np.bool_)
 
@@ -178,7 +183,6 @@ class PartsFolder:
                 done[part.rows] = True
                 failed += int((part.columns["outcome"] == FAILED).sum())
         self.manifest.check_same_policy(before, now, failed)
-        log.info("Continuing: %d of %d records are committed already", done.sum(), count)
         return done
 
     def require_space(self, needed: int) -> None:

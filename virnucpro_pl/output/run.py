@@ -277,7 +277,7 @@ class Run:
             number = f"{kept:,} of {len(self.source.store):,} {self.source.store.unit}"
         command = "the same command"
         if folder.overwrite:
-            command += " without --writer.overwrite true"
+            command += " with --writer.overwrite false"
             command += f", with {folder.output} moved away," if folder.output.exists() else ""
         return f"Stopped: {number} are kept in {folder.path}; {command} goes on from there"
 

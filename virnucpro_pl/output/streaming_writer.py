@@ -26,7 +26,7 @@ from virnucpro_pl.contracts import (
     source_of,
 )
 from virnucpro_pl.errors import OutputError, UsageError
-from virnucpro_pl.logs import start_log_from_python
+from virnucpro_pl.logs import log_files, start_log_from_python
 from virnucpro_pl.output.failures import failures_file
 from virnucpro_pl.output.overwriting import is_or_holds, refuse_inputs
 from virnucpro_pl.output.part_file import IncompleteError
@@ -176,6 +176,9 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
         self._published = False
         beside = run.folder.path, report_file(self.path), failures_file(self.path)
         refuse_inputs((self.path, *beside), inputs)
+        for file in log_files():
+            if any(is_or_holds(output, file) for output in (self.path, *beside)):
+                raise UsageError(f"--log_file {file} is where the output goes: name another file")
         try:
             self.check_output()
             return run.folder.claim()
@@ -232,7 +235,9 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
         return done
 
     def _resume(self, run: Run, count: int) -> NDArray[np.bool_]:
-        done = run.folder.resume(count, run.provenance, partial(self.true_receipts, run))
+        done = run.folder.resume(
+            count, run.provenance, partial(self.true_receipts, run), run.source.store.unit
+        )
         run.folder.require_space(self.bytes_needed(run, count, count - int(done.sum())))
         return done
 

@@ -38,7 +38,7 @@ class ESM2Embedder(SequenceEmbedder):
                 fair-esm `.pt` file, a transformers folder, a state dict or Lightning checkpoint
                 with the whole encoder in it, or `random` for a trial.
             layer: Layer to pool, 0 for the token embeddings; nothing for the last.
-            enable_fp16: False for FP32 whatever the Trainer says.
+            enable_fp16: False for no FP16: FP32, unless the Trainer says bf16 on a GPU.
             attention: `triton` or `varlen` (packed, GPU only), `sdpa` (any device), or `auto`.
             compile: Whether to compile the layers on a GPU; `auto` does so for long runs.
             on_instability: What becomes of sequences whose numbers are not finite: `raise` ends
@@ -117,7 +117,7 @@ class DNABERTSEmbedder(SequenceEmbedder):
             tokenizer: A tokenizer.json or a folder with one; nothing for the one that lies with the
                 weights, or the built-in one of random weights.
             layer: Layer to pool, 0 for the token embeddings; nothing for the last.
-            enable_fp16: False for FP32 whatever the Trainer says.
+            enable_fp16: False for no FP16: FP32, unless the Trainer says bf16 on a GPU.
             attention: `triton` (packed, GPU only), `sdpa` (any device), or `auto`.
             compile: Whether to compile the layers on a GPU; `auto` does so for long runs.
             on_instability: What becomes of sequences whose numbers are not finite: `raise` ends

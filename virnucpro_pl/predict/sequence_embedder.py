@@ -112,7 +112,9 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
             log.info("%s is compiled first, which takes some seconds", self.name)
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         if on_cpu and packs and count_parameters(self.encoder) > SLOW_FROM:
-            self._foretell(data.tokens_left(self.tokenizer))
+            left = data.tokens_left(self.tokenizer)
+            if left:
+                self._foretell(left)
 
     def _foretell(self, tokens: float) -> None:
         """Say how long so many tokens take; called on every rank, since all compute at once."""

@@ -129,7 +129,7 @@ class VirNucPro(ClassifyingModule, LooksAhead):
             esm2: Embeds the proteins.
             dnabert_s: Embeds the nucleotides.
             classifier: A published `.pth`, a state dict, a Lightning checkpoint, or `random`.
-            enable_fp16: False for FP32 whatever the Trainer says; so does False at either embedder.
+            enable_fp16: False for no FP16; so does False at either embedder.
         """
         super().__init__(classifier)
         self.esm2 = esm2
