@@ -196,7 +196,10 @@ def first_line(log):
 
 
 def test_first_line_names_version_devices_ranks_and_precision(run_main, words, monkeypatch):
-    for units, precision, note in ((True, "bf16-mixed", ""), (False, "32-true", ", no bf16 units")):
+    for units, precision, note in (
+        (True, "bf16-mixed (matrix products in BF16)", ""),
+        (False, "32-true (all in FP32)", ", no bf16 units"),
+    ):
         monkeypatch.setattr(devices, "has_bf16_units", lambda units=units: units)
         options = ("--trainer.precision", "16-mixed", "--writer.overwrite", "true")
         ended = run_main(*words[1:], *options)
@@ -223,7 +226,8 @@ def test_first_line_of_a_trainer_made_in_python_tells_what_will_run(
     with caplog.at_level(logging.INFO, "virnucpro_pl"):
         trainer.predict(ESM2Embedder(weights=str(weights_file)), SequenceDataModule(fasta))
     precision = "bf16-mixed" if units else "32-true"
-    assert caplog.messages[0].endswith(f"1 rank, precision {precision}")
+    words = "matrix products in BF16" if units else "all in FP32"
+    assert caplog.messages[0].endswith(f"1 rank, precision {precision} ({words})")
     assert trainer.precision == precision
 
 

@@ -284,7 +284,7 @@ def test_signal_commits_exits_and_resumes(
     ended = again.wait(60)
     assert ended.code == 0, ended.log
     assert "Continuing: " in ended.log
-    assert ended.log.splitlines()[-1].endswith(" 60 records: 60 vectors of 32 numbers")
+    assert ended.log.splitlines()[-2].endswith(" 60 records: 60 vectors of 32 numbers")
     np.testing.assert_allclose(rows_of(output)[1], fair_esm_vectors(proteins), rtol=0, atol=1e-5)
 
 

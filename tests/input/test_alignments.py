@@ -185,7 +185,7 @@ def test_open_file_of_another_path_is_copied(tmp_path):
     with path.open("rb") as file, pytest.raises(InputError) as caught:
         list(parse_alignments(file, Path("-"), "BAM", tmp_path, name="standard input"))
     assert str(caught.value).startswith("standard input: read 1 (a) is mapped")
-    assert "samtools view -b -f 4 - > unmapped.bam" in str(caught.value)
+    assert "put samtools view -b -f 4 - before this command" in str(caught.value)
 
 
 # What is refused ----------------------------------------------------------------------------------

@@ -242,7 +242,7 @@ def test_float16_row_that_does_not_fit_is_left_out_where_the_model_leaves_failur
     lines = (tmp_path / "out.h5.failures.jsonl").read_text().splitlines()
     assert [json.loads(line)["sequence_ids"] for line in lines] == [["p3"], ["p20"]]
     assert json.loads((tmp_path / "out.h5.run.json").read_text())["failed_rows"] == 2
-    assert caplog.messages[-1] == "29 records: 27 vectors of 2 numbers, 2 without"
+    assert caplog.messages[-2] == "29 records: 27 vectors of 2 numbers, 2 without"
 
 
 def test_other_dtype_is_refused(tmp_path):

@@ -439,7 +439,7 @@ def test_the_other_molecule_exits_2_before_any_weights(
         words = ("--config", config, "--model.weights", "absent.pt")
     ended = run_main(*words, "--data.path", "in.fa", "--writer.path", "calls")
     assert ended.code == 2
-    [error] = [line for line in ended.log.splitlines() if " on the CPU " not in line]
+    [error] = [line for line in ended.log.splitlines() if " ERROR " in line]
     assert advice in error
     assert "absent.pt" not in ended.log
     assert [path.name for path in tmp_path.iterdir()] == ["in.fa"]

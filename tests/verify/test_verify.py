@@ -87,7 +87,8 @@ def small_reference(run_main, models, classifier_file, tmp_path, monkeypatch, bf
 
 
 def lines_of(log, word):
-    return [line for line in log.splitlines() if f" {word} " in line]
+    rows = (line for line in log.splitlines() if line.startswith("│"))
+    return [row for row in rows if f" {word} " in row]
 
 
 def test_numbers_of_the_reference_are_met_in_both_precisions(

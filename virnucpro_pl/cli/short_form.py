@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from virnucpro_pl.cli.checks import SWITCHES, names_model
 from virnucpro_pl.cli.shipped import DEMO, config_names
 from virnucpro_pl.errors import UsageError, listed
+
+log = logging.getLogger(__name__)
 
 INPUT = "--data.path"
 ALIASES = {"-o": "--writer.path", "--classifier": "--model.classifier"}
@@ -52,8 +55,10 @@ def expand(words: Sequence[str]) -> list[str]:
             awaiting = None if equals or is_switch else place
             behind = options if is_input(name) else inputs
     by_option = [n for o in options if is_input((n := o.partition("=")[0]).removesuffix("+"))]
-    if len(by_option) > 1 or any(name.endswith("+") for name in by_option):
-        raise UsageError(f"{INPUT} is given more than once: write all inputs behind one {INPUT}")
+    if any(name.endswith("+") for name in by_option):
+        raise UsageError(f"There is no {INPUT}+: write all inputs behind one {INPUT}")
+    if len(by_option) > 1:
+        log.warning("%s is given more than once: only the inputs of the last are read", INPUT)
     if inputs and by_option:
         raise UsageError(
             f"Inputs are given in two ways: as {listed(inputs)}, and by {INPUT}. Write all of them "
