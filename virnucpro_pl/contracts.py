@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and nothing here needs it
     from torch import Tensor
 
 Molecule = Literal["DNA", "protein"]
+FRAMES = ("F1", "F2", "F3", "R1", "R2", "R3")
+"""Names of the frames of a chunk, in their order."""
 
 
 class Tokenizer(Protocol):
@@ -156,7 +158,7 @@ class OrfOrigin(NamedTuple):
     chunk: NDArray[np.int64]
     """(M,) chunk of each ORF, counted from 0 in its contig."""
     frame: NDArray[np.int8]
-    """(M,) frame of each ORF: 0 to 5 for F1, F2, F3, R1, R2, R3."""
+    """(M,) frame of each ORF, an index into FRAMES."""
     letters: dict[Molecule, NDArray[np.int64]]
     """(M,) bases, and residues, of each ORF."""
     min_length: int = 0

@@ -18,6 +18,7 @@ from virnucpro_pl.models.classifier import (
     hash_classifier,
     load_classifier,
 )
+from virnucpro_pl.models.weights import assign_random, on_meta
 
 FEATURES, HIDDEN = 40, 12
 
@@ -241,6 +242,15 @@ def test_load_classifier_missing_file_raises_weights_error(tmp_path):
             load_classifier(str(path))
     with pytest.raises(WeightsError, match=r"c\.pth cannot be read"):
         hash_classifier(str(tmp_path / "c.pth"))
+
+
+def test_hash_of_a_random_classifier_names_the_seed_of_its_weights():
+    kind, name, seed = hash_classifier("random").split(":")
+    assert (kind, name) == ("random", "classifier")
+    same = on_meta(lambda: MLPClassifier(FEATURES))
+    assign_random(same, device=torch.device("cpu"), matrix_dtype=torch.float32, seed=int(seed))
+    found = load_classifier("random", FEATURES)
+    assert torch.equal(found.hidden_layer.weight, same.hidden_layer.weight)
 
 
 def test_load_classifier_git_lfs_pointer_is_called_one(tmp_path):

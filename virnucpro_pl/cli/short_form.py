@@ -9,6 +9,7 @@ from pathlib import Path
 from virnucpro_pl.cli.checks import SWITCHES, names_model
 from virnucpro_pl.cli.shipped import DEMO, config_names
 from virnucpro_pl.errors import UsageError, listed
+from virnucpro_pl.output.processes import launched_by_rank_0
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def expand(words: Sequence[str]) -> list[str]:
     by_option = [n for o in options if is_input((n := o.partition("=")[0]).removesuffix("+"))]
     if any(name.endswith("+") for name in by_option):
         raise UsageError(f"There is no {INPUT}+: write all inputs behind one {INPUT}")
-    if len(by_option) > 1:
+    if len(by_option) > 1 and not launched_by_rank_0():
         log.warning("%s is given more than once: only the inputs of the last are read", INPUT)
     if inputs and by_option:
         raise UsageError(

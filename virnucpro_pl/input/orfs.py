@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-FRAMES = ("F1", "F2", "F3", "R1", "R2", "R3")
+from virnucpro_pl.contracts import FRAMES
 
 # NCBI translation table 1 (standard code), codons in the order TTT, TTC, TTA, TTG, TCT, ..., GGG.
 _BASES = b"TCAG"

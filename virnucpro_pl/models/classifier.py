@@ -91,8 +91,10 @@ def hash_classifier(source: str) -> str:
     Raises:
         WeightsError: If the file cannot be read.
     """
+    if source == RANDOM:
+        return f"random:classifier:{_RANDOM_SEED}"
     try:
-        return hash_of(source)
+        return hash_of(Path(source).expanduser())
     except OSError as error:
         raise WeightsError(f"{source} cannot be read: {error.strerror}") from error
 

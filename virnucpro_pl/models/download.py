@@ -100,11 +100,9 @@ def hash_files(files: Sequence[Path]) -> Future[str]:
     return future
 
 
-def hash_of(source: str) -> str:
-    """SHA-256 of a small weights file; for `random` a text that says so."""
-    return (
-        f"random:classifier:{SEED}" if source == "random" else _sha256([Path(source).expanduser()])
-    )
+def hash_of(file: Path) -> str:
+    """SHA-256 of a small weights file."""
+    return _sha256([file])
 
 
 def _sha256(files: Sequence[Path]) -> str:

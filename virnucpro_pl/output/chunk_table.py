@@ -14,14 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro_pl.contracts import Inputs, OrfOrigin
+from virnucpro_pl.contracts import FRAMES, Inputs, OrfOrigin
 
 CHUNKS_HEADER = (
     "seq_name\tchunk\tstart\tend\tn_orfs\tbest_frame\tothers_score\tvirus_score\tprediction"
 )
-FRAMES = ("F1", "F2", "F3", "R1", "R2", "R3", "NA")
-"""Of an ORF; the last is for a chunk without one that was scored."""
-_NO_FRAME = FRAMES.index("NA")
+BEST_FRAMES = (*FRAMES, "NA")
+"""Of a chunk; the last is for one without an ORF that was scored."""
+_NO_FRAME = len(FRAMES)
 _FIRST_REVERSE = FRAMES.index("R1")
 _CHUNKS = 1 << 16
 """Chunks, and records, of a block; a record with more chunks is a block of its own."""
@@ -41,7 +41,7 @@ class ChunkCalls(NamedTuple):
     virus: NDArray[np.float32]
     """(K,) largest P(virus), likewise."""
     best_frame: NDArray[np.int8]
-    """(K,) index into FRAMES of the ORF with the largest P(virus), the first of equal ones."""
+    """(K,) index into BEST_FRAMES of the ORF with the largest P(virus), the first of equal ones."""
 
     @property
     def record(self) -> NDArray[np.int64]:
@@ -175,7 +175,9 @@ def _chunk_lines(block: ChunkBlock, files: list[str]) -> Iterator[str]:
     ):
         call = "NA\tNA\tNA\tNA"
         if frame != _NO_FRAME:
-            call = f"{FRAMES[frame]}\t{others!s}\t{virus!s}\t{'virus' if is_virus else 'others'}"
+            call = (
+                f"{BEST_FRAMES[frame]}\t{others!s}\t{virus!s}\t{'virus' if is_virus else 'others'}"
+            )
         yield f"{block.names[owner]}\t{number}\t{start}\t{end}\t{orfs}\t{call}{files[owner]}\n"
 
 
