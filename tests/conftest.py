@@ -366,8 +366,11 @@ class Command:
         return self.pid if rank == 0 else None
 
     def wait(self, timeout=60):
-        """Wait for the end of the command."""
-        return Ended(self.process.wait(SLACK * timeout), self.log)
+        """Wait for the end of the command; fail with what it has said if that takes too long."""
+        try:
+            return Ended(self.process.wait(SLACK * timeout), self.log)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {SLACK * timeout} s:\n{self.log}")
 
     def wait_for(self, condition, timeout=60):
         """Wait until a condition holds; fail if the command ends first."""

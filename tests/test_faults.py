@@ -497,7 +497,7 @@ def test_second_signal_stops_at_once_and_loses_nothing_that_is_committed(
         "def long(self, batch, batch_idx=0):",
         "    if batch_idx == 2:",
         "        open(f'long-{RANK}', 'w').close()",
-        "        time.sleep(60)",
+        "        [time.sleep(0.1) for _ in range(600)]",  # a long one may miss a signal
         "    return step(self, batch, batch_idx)",
         "E.predict_step = long",
     )
@@ -531,7 +531,7 @@ def test_second_signal_waits_no_longer_for_a_slow_rank(
         "def long(self, batch, batch_idx=0):",
         "    if RANK == 1 and batch_idx == 2:",
         "        open('long', 'w').close()",
-        "        time.sleep(60)",
+        "        [time.sleep(0.1) for _ in range(600)]",  # a long one may miss a signal
         "    return step(self, batch, batch_idx)",
         "E.predict_step = long",
     )

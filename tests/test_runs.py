@@ -297,7 +297,8 @@ def test_signal_while_reading_exits_143_and_leaves_nothing(
         "import time\n"
         "import virnucpro_pl.input.sequence_datamodule as d\n"
         "from virnucpro_pl.cli.main import main\n"
-        "d.SequenceDataModule.read = lambda self, folder: time.sleep(60)\n"
+        # Short ones: Python sleeps on to the end when a signal comes just before a sleep begins.
+        "d.SequenceDataModule.read = lambda self, folder: [time.sleep(0.1) for _ in range(600)]\n"
         "main()\n"
     )
     fasta = write_fasta(tmp_path / "in.faa", ["ACD"])
