@@ -11,7 +11,7 @@ import virnucpro_pl
 TOP = Path(virnucpro_pl.__file__).parent
 FLOORS = (
     {"errors", "version", "embedding_format"},
-    {"switches", "stability", "git_lfs", "contracts", "logs"},
+    {"switches", "stability", "git_lfs", "contracts", "logs", "measures"},
     {"devices"},
     {"precision"},
     {"input", "models", "output"},
