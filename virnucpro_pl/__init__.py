@@ -22,8 +22,9 @@ from virnucpro_pl.version import __version__
 if TYPE_CHECKING:
     from virnucpro_pl.embeddings.embedding_file import load_embeddings
     from virnucpro_pl.embeddings.pair_datamodule import EmbeddingPairDataModule
+    from virnucpro_pl.fit.classifier_writer import ClassifierWriter
     from virnucpro_pl.fit.labelled_datamodule import EmbeddingPair, LabelledPairDataModule
-    from virnucpro_pl.fit.training import ClassifierTraining, ClassifierWriter
+    from virnucpro_pl.fit.training import ClassifierTraining
     from virnucpro_pl.input.contig_datamodule import ContigDataModule
     from virnucpro_pl.input.sequence_datamodule import SequenceDataModule
     from virnucpro_pl.output.failures import FailureLog
@@ -59,7 +60,7 @@ __all__ = [
 
 _HOMES = {
     "ClassifierTraining": "fit.training",
-    "ClassifierWriter": "fit.training",
+    "ClassifierWriter": "fit.classifier_writer",
     "ContigDataModule": "input.contig_datamodule",
     "DNABERTSEmbedder": "predict.embedders",
     "ESM2Embedder": "predict.embedders",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro_pl.calibration import Calibration
 from virnucpro_pl.errors import UsageError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and nothing here needs it
@@ -279,6 +280,11 @@ class RowModel(ABC):
         return False
 
     @property
+    def calibration(self) -> Calibration | None:
+        """What its scores mean, from `configure_model` on; None if that is not known."""
+        return None
+
+    @property
     @abstractmethod
     def tokenizers(self) -> tuple[Tokenizer, ...]:
         """One for each network that reads sequences; none if it reads features."""
@@ -342,6 +348,11 @@ class Workspace(ABC):
     """
 
     path: Path
+
+    @property
+    def needs_calibration(self) -> str:
+        """The option for which it must know what the model's scores mean; empty without one."""
+        return ""
 
     @abstractmethod
     def claim(self, inputs: Sequence[Path]) -> Path:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from virnucpro_pl.errors import InputError, UsageError
 from virnucpro_pl.fit.labelled_datamodule import EmbeddingPair, LabelledPairDataModule
-from virnucpro_pl.fit.labelled_rows import batches
+from virnucpro_pl.fit.labelled_rows import Batches
 from virnucpro_pl.fit.splits import split_records
 
 DNA, PROTEIN = 2, 3
@@ -129,13 +129,25 @@ def test_split_any_rows_is_whole(labels, validation, test, seed):
     ],
 )
 def test_batches_hold_each_row_once(count, size, shuffle, sizes):
-    sampler = batches(np.arange(10, 10 + count), size, shuffle)
+    sampler = Batches(np.arange(10, 10 + count), size, 1 if shuffle else None)
     drawn = list(sampler)
+    assert drawn == list(sampler)
     assert [len(rows) for rows in drawn] == sizes
     assert len(sampler) == len(sizes)
     rows = [row for batch in drawn for row in batch]
     assert len(set(rows)) == sum(sizes)
     assert set(rows) <= set(range(10, 10 + count))
+
+
+def test_order_of_an_epoch_depends_on_seed_and_epoch_alone():
+    def drawn(seed, epoch):
+        sampler = Batches(np.arange(40), 8, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert drawn(1, 2) == drawn(1, 2)
+    assert drawn(1, 2) != drawn(1, 3)
+    assert drawn(1, 2) != drawn(2, 2)
 
 
 def test_rows_not_finite_are_left_out_and_counted(write_set, caplog):

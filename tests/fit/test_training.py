@@ -19,6 +19,7 @@ from virnucpro_pl.fit.training import METRIC_NAMES
 from virnucpro_pl.models.classifier import load_classifier
 
 DNA, PROTEIN = 6, 9
+FILES = {"best.ckpt", "metrics.json", "calibration.tsv", "thresholds.tsv"}
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +271,7 @@ def test_existing_classifier_is_kept_unless_overwritten(sets, fit, tmp_path):
     assert (tmp_path / "classifier/best.ckpt").read_bytes() == first
     assert fit(*words, "--seed_everything", 1, "--writer.overwrite", "true")[0] == 0
     assert (tmp_path / "classifier/best.ckpt").read_bytes() != first
-    assert len(list((tmp_path / "classifier").iterdir())) == 2
+    assert {file.name for file in (tmp_path / "classifier").iterdir()} == FILES
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "best.ckpt"])
@@ -290,7 +291,7 @@ def test_tilde_is_a_folder_of_that_name(sets, fit, tmp_path, monkeypatch):
     for _ in range(2):
         code, said = fit(*words)
         assert code == 0, said
-    assert sorted(file.name for file in (tmp_path / "~").iterdir()) == ["best.ckpt", "metrics.json"]
+    assert {file.name for file in (tmp_path / "~").iterdir()} == FILES
     assert f"--model.classifier {tmp_path}/~/best.ckpt" in said
     assert not (tmp_path / "home").exists()
 

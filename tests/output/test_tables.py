@@ -171,13 +171,14 @@ def test_summarise_contigs_by_hand_gives_one_row_per_record(tmp_path: Path) -> N
     # Its deltas are 0 (0.75 - 0.75) and -0.75 (0.125 - 0.875), of which the first has no weight.
     assert (tmp_path / "contigs.tsv").read_text().replace("\t", " ") == (
         "seq_name length n_chunks n_orfs n_viral_chunks prediction virus_score status"
-        " weighted_delta call tier n_confident_viral n_confident_others n_ambiguous\n"
-        "mixed 700 2 3 1 others 0.4375 ok -0.75 others low 0 1 1\n"
-        "one 1234 3 2 1 virus 0.875 ok 0.75 viral low 1 0 0\n"
-        "closed 500 1 0 0 NA NA no_orf NA NA NA 0 0 0\n"
-        "short 2 1 0 0 NA NA too_short NA NA NA 0 0 0\n"
-        "lost 90 1 1 0 NA NA failed NA NA NA 0 0 0\n"
-        "tie 3 1 1 1 virus 0.5 ok 0.0 ambiguous review 0 0 0\n"
+        " weighted_delta call tier n_confident_viral n_confident_others n_ambiguous"
+        " virus_probability fdr\n"
+        "mixed 700 2 3 1 others 0.4375 ok -0.75 others low 0 1 1 NA NA\n"
+        "one 1234 3 2 1 virus 0.875 ok 0.75 viral low 1 0 0 NA NA\n"
+        "closed 500 1 0 0 NA NA no_orf NA NA NA 0 0 0 NA NA\n"
+        "short 2 1 0 0 NA NA too_short NA NA NA 0 0 0 NA NA\n"
+        "lost 90 1 1 0 NA NA failed NA NA NA 0 0 0 NA NA\n"
+        "tie 3 1 1 1 virus 0.5 ok 0.0 ambiguous review 0 0 0 NA NA\n"
     )
 
 

@@ -6,17 +6,15 @@ import logging
 import warnings
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser
 
 from virnucpro_pl.cli.usage import UsageCLI
 from virnucpro_pl.devices import announce, check_devices
 from virnucpro_pl.errors import UsageError
+from virnucpro_pl.fit.classifier_writer import ClassifierWriter
 from virnucpro_pl.fit.labelled_datamodule import LabelledPairDataModule
-from virnucpro_pl.fit.training import METRIC_NAMES, ClassifierTraining, ClassifierWriter
-from virnucpro_pl.models.classifier import CHUNK_LENGTH, load_classifier
-from virnucpro_pl.version import __version__
+from virnucpro_pl.fit.training import METRIC_NAMES, ClassifierTraining
 
 log = logging.getLogger(__name__)
 
@@ -68,54 +66,34 @@ class FitCLI(UsageCLI):
                     f"--{option}.monitor must be one of {', '.join(known)}, not {monitor.monitor}"
                 )
         _quiet()
-        self._writer.claim(self.datamodule.input_files)
+        self._writer.check_output(self.datamodule.input_files)
+
+    def after_instantiate_classes(self) -> None:
+        """Give the writer the resolved configuration for its metrics."""
+        self._writer.config = self._parser("fit").dump(self.config.fit, skip_none=False)
+
+    def fit(self, **arguments: Any) -> None:
+        """Train, from the last whole epoch on where the same training was interrupted."""
+        state = self._writer.state_file
+        resumes = state.is_file() and not self._writer.overwrite
+        self.trainer.fit(**arguments, ckpt_path=state if resumes else None, weights_only=True)
 
     def after_fit(self) -> None:
-        """Measure the best checkpoint as `--model.classifier` reads it, and say where it is."""
-        model, data, writer = self.model, self.datamodule, self._writer
-        if not writer.best.is_file():
-            raise UsageError(
-                "No checkpoint was kept: the training needs at least one whole epoch with its "
-                "validation (see --trainer.max_epochs and --trainer.check_val_every_n_epoch)"
-            )
-        history = list(model.history)
-        model.classifier = load_classifier(writer.source, data.width)
-        measured = {"validation": self.trainer.validate(model, datamodule=data, verbose=False)[0]}
-        if len(data.split.test):
-            measured["test"] = self.trainer.test(model, datamodule=data, verbose=False)[0]
-        shown = {
-            part: {name.partition("_")[2]: value for name, value in metrics.items()}
-            for part, metrics in measured.items()
-        }
-        measured_epochs = [epoch for epoch in history if writer.monitor in epoch]
-        best = min(measured_epochs, key=lambda epoch: _rank(epoch, writer))
-        path = writer.write_metrics(
-            {
-                "checkpoint": str(writer.best),
-                "epoch": best["epoch"],
-                "held_out": shown,
-                "split": data.split.counts,
-                "options": model.options,
-                "features": data.width,
-                CHUNK_LENGTH: data.chunk_length,
-                "input": data.provenance(),
-                "package_version": __version__,
-                "torch_version": str(torch.__version__),
-                "config": self._parser("fit").dump(self.config.fit, skip_none=False),
-                "epochs": history,
-            }
-        )
+        """Say where the classifier is, and how good."""
+        writer, data = self._writer, self.datamodule
+        report = writer.report
+        assert report is not None, "the training has ended, so that its writer has measured"
         data.close()
-        part, metrics = list(shown.items())[-1]
+        epochs, metrics = report.content["epochs"], report.orfs[report.part]
         log.info(
-            "Wrote %s (epoch %d; the last was %d) and %s. On the held-out %s records: %s. "
-            "Use it with: virnucpro-pl predict --config virnucpro.yaml --model.classifier %s%s",
+            "Wrote %s (epoch %d; the last was %d) and what is measured of it. On the held-out %s "
+            "records: %s. Use it with: virnucpro-pl predict --config virnucpro.yaml "
+            "--model.classifier %s%s",
             writer.best,
-            best["epoch"],
-            history[-1]["epoch"],
-            path.name,
-            part,
-            _line(metrics),
+            report.content["epoch"],
+            epochs[-1]["epoch"],
+            report.part,
+            ", ".join(f"{name} {metrics[name]:.4f}" for name in METRIC_NAMES),
             writer.source,
             f" --data.length {data.chunk_length}" if data.chunk_length else "",
         )
@@ -139,15 +117,6 @@ def fit(words: list[str]) -> None:
         {"devices": 1, "max_epochs": 200, "deterministic": True},
         seed_everything_default=SEED,
     )
-
-
-def _rank(epoch: dict[str, float], writer: ClassifierWriter) -> float:
-    value = epoch[str(writer.monitor)]
-    return value if writer.mode == "min" else -value
-
-
-def _line(metrics: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {metrics[name]:.4f}" for name in METRIC_NAMES)
 
 
 def _quiet() -> None:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile, known_chunk_length
 from virnucpro_pl.embeddings.pair_datamodule import PairStore, join
 from virnucpro_pl.errors import InputError, UsageError, listed
-from virnucpro_pl.fit.labelled_rows import LabelledBatch, LabelledRows, batches
+from virnucpro_pl.fit.labelled_rows import Batches, LabelledBatch, LabelledRows
 from virnucpro_pl.fit.splits import CLASSES, Split, split_records
 
 log = logging.getLogger(__name__)
@@ -56,14 +56,18 @@ class LabelledPairDataModule(LightningDataModule):
 
     Attributes:
         rows: Both sets, from `setup` on.
+        record: (M,) number of each row's record, from `setup` on.
         split: Rows of each part, from `setup` on.
+        seed: Of the split and of the order of each epoch, from `setup` on.
         width: Numbers of a feature vector, from `setup` on.
         chunk_length: Bases of the chunks of both sets, from `setup` on; None where a file does not
             know.
     """
 
     rows: LabelledRows
+    record: NDArray[np.int64]
     split: Split
+    seed: int
     width: int
     chunk_length: int | None
 
@@ -143,7 +147,7 @@ class LabelledPairDataModule(LightningDataModule):
         self.chunk_length = _chunk_length(stores)
         self.rows = LabelledRows((stores[0], stores[1]))
         self.width = stores[0].width
-        records = self._records()
+        self.record = self._records()
         size = len(self.rows) * self.width * 4 / 1e9
         finite = self.rows.finite(hold=size <= self.memory_gb)
         for label, name in enumerate(CLASSES):
@@ -155,8 +159,8 @@ class LabelledPairDataModule(LightningDataModule):
                     lost,
                     of_class.sum(),
                 )
-        seed = torch.initial_seed()
-        self.split = split_records(self.rows.labels, records, finite, self.fractions, seed)
+        self.seed = torch.initial_seed()
+        self.split = split_records(self.rows.labels, self.record, finite, self.fractions, self.seed)
         for line in self.split.described():
             log.info("%s", line)
 
@@ -185,22 +189,20 @@ class LabelledPairDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[LabelledBatch]:
         """Serve the training rows in a new order at each epoch."""
-        return self._loader(self.split.train, shuffle=True)
+        return self._loader(self.split.train, self.seed)
 
     def val_dataloader(self) -> DataLoader[LabelledBatch]:
         """Serve the rows by which the best epoch is chosen."""
-        return self._loader(self.split.validation, shuffle=False)
+        return self._loader(self.split.validation)
 
-    def test_dataloader(self) -> DataLoader[LabelledBatch]:
-        """Serve the rows that nothing was chosen by."""
-        return self._loader(self.split.test, shuffle=False)
-
-    def _loader(self, rows: NDArray[np.int64], shuffle: bool) -> DataLoader[LabelledBatch]:
+    def _loader(
+        self, rows: NDArray[np.int64], shuffle_seed: int | None = None
+    ) -> DataLoader[LabelledBatch]:
         workers = self.num_workers if self.rows.held is None else 0
         return DataLoader(
             self.rows,
             batch_size=None,
-            sampler=batches(rows, self.batch_size, shuffle),
+            sampler=Batches(rows, self.batch_size, shuffle_seed),
             num_workers=workers,
             persistent_workers=workers > 0,
         )
@@ -213,6 +215,17 @@ class LabelledPairDataModule(LightningDataModule):
                 for model, file in (("dnabert_s", store.dnabert_s), ("esm2", store.esm2))
             }
             for name, store in zip(CLASSES, self.rows.stores, strict=True)
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What a training depends on, and its continuation must have in common with it."""
+        files = (file for store in self.rows.stores for file in (store.dnabert_s, store.esm2))
+        stats = [(str(file.path), file.path.stat()) for file in files]
+        return {
+            "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+            "split": self.split.counts,
+            "record_pattern": self.record_pattern.pattern,
+            "batch_size": self.batch_size,
         }
 
     def close(self) -> None:

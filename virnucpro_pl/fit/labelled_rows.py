@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import BatchSampler, Dataset, SubsetRandomSampler
+from torch.utils.data import Dataset, Sampler
 
 from virnucpro_pl.embeddings.pair_datamodule import PairStore
 
@@ -77,6 +78,11 @@ class LabelledRows(Dataset[LabelledBatch]):
                 features[chosen] = store.features(rows[chosen] - first)
         return features
 
+    def ids(self, rows: NDArray[np.int64]) -> list[str]:
+        """Ids of some rows in ascending order."""
+        others, viral = rows[rows < self.border], rows[rows >= self.border]
+        return [*self.stores[0].ids(others), *self.stores[1].ids(viral - self.border)]
+
     def __getitem__(self, rows: list[int]) -> LabelledBatch:
         """Read one batch."""
         numbers = np.asarray(rows, np.int64)
@@ -84,11 +90,43 @@ class LabelledRows(Dataset[LabelledBatch]):
         return LabelledBatch(torch.from_numpy(self.features(numbers)), labels)
 
 
-def batches(rows: NDArray[np.int64], size: int, shuffle: bool) -> BatchSampler:
-    """A sampler of whole batches of these rows; shuffled, in a new order at each pass.
+class Batches(Sampler[list[int]]):
+    """Whole batches of some rows; shuffled ones in an order that seed and epoch decide alone.
 
-    A last one of a single row is left out of a shuffled pass: batch normalisation needs two.
+    So a training that goes on from an epoch's end sees what it would have seen without the break.
     """
-    numbers = rows.tolist()
-    sampler = SubsetRandomSampler(numbers) if shuffle else numbers
-    return BatchSampler(sampler, size, drop_last=shuffle and len(numbers) % size == 1)
+
+    def __init__(self, rows: NDArray[np.int64], size: int, shuffle_seed: int | None = None) -> None:
+        """Keep the rows.
+
+        Args:
+            rows: (V,) the rows.
+            size: Rows of a batch.
+            shuffle_seed: Seed of the order; None keeps that of the rows. A last batch of a single
+                row is left out of a shuffled pass: batch normalisation needs two.
+        """
+        self.rows = rows
+        self.size = size
+        self.shuffle_seed = shuffle_seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the number of the pass; Lightning calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Count the batches."""
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the rows of each batch."""
+        rows = self.rows
+        if self.shuffle_seed is not None:
+            rows = np.random.default_rng((self.shuffle_seed, self.epoch)).permutation(rows)
+        for start in self._starts:
+            yield rows[start : start + self.size].tolist()
+
+    @property
+    def _starts(self) -> range:
+        single = self.shuffle_seed is not None and len(self.rows) % self.size == 1
+        return range(0, len(self.rows) - single, self.size)

@@ -1,17 +1,14 @@
-"""The LightningModule that trains a classifier, and the callback that keeps the best one."""
+"""The LightningModule that trains a classifier."""
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
@@ -24,18 +21,15 @@ from torchmetrics.classification import (
     BinaryRecall,
 )
 
-from virnucpro_pl.errors import UsageError, WeightsError
-from virnucpro_pl.fit.labelled_datamodule import LabelledPairDataModule, labelled_data
+from virnucpro_pl.errors import UsageError
+from virnucpro_pl.fit.labelled_datamodule import labelled_data
 from virnucpro_pl.fit.labelled_rows import LabelledBatch
-from virnucpro_pl.models.classifier import CHUNK_LENGTH, MLPClassifier, load_classifier
-from virnucpro_pl.output.atomic_files import write_json
-from virnucpro_pl.output.figures_file import holds
-from virnucpro_pl.output.overwriting import refuse_inputs
+from virnucpro_pl.models.classifier import MLPClassifier
 from virnucpro_pl.stability import NumericalInstabilityError, are_finite
 
 log = logging.getLogger(__name__)
 
-_METRICS = {
+METRICS = {
     "accuracy": BinaryAccuracy,
     "precision": BinaryPrecision,
     "recall": BinaryRecall,
@@ -44,10 +38,10 @@ _METRICS = {
     "auroc": BinaryAUROC,
     "average_precision": BinaryAveragePrecision,
 }
-METRIC_NAMES = ("loss", *_METRICS)
+METRIC_NAMES = ("loss", *METRICS)
 """What is measured of held-out ORFs."""
-BEST = "best.ckpt"
-METRICS = "metrics.json"
+_HISTORY = "history"
+"""Under which name the state of a training keeps the metrics of its epochs."""
 
 
 class ClassifierTraining(LightningModule):
@@ -106,9 +100,9 @@ class ClassifierTraining(LightningModule):
         self.options = dict(self.hparams)
         self.history: list[dict[str, float]] = []
         self.loss_weights: Tensor | None = None
-        metrics = MetricCollection({name: metric() for name, metric in _METRICS.items()})
-        self.val_metrics = metrics.clone(prefix="val_")
-        self.test_metrics = metrics.clone(prefix="test_")
+        self.val_metrics = MetricCollection(
+            {name: metric() for name, metric in METRICS.items()}, prefix="val_"
+        )
 
     def configure_model(self) -> None:
         """Make the network of the embeddings' width, its matrices drawn as the authors draw them.
@@ -149,22 +143,28 @@ class ClassifierTraining(LightningModule):
         torch.set_float32_matmul_precision("highest")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep with the weights for which chunks they are."""
-        checkpoint[CHUNK_LENGTH] = labelled_data(self.trainer).chunk_length
+        """Keep the metrics of all epochs with the state."""
+        checkpoint[_HISTORY] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the metrics of the epochs that are done."""
+        self.history = list(checkpoint[_HISTORY])
 
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
+        """Loss of one batch; what is dropped out depends on seed and epoch alone."""
+        if batch_idx == 0:  # not in a hook: where a training goes on, the first epoch's is left out
+            seed = np.random.SeedSequence((labelled_data(self.trainer).seed, self.current_epoch))
+            torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
         loss, _ = self._loss(batch)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.labels))
         return loss
 
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
         """Count one held-out batch."""
-        self._evaluate(batch, "val", self.val_metrics)
-
-    def test_step(self, batch: LabelledBatch, batch_idx: int) -> None:
-        """Count one batch of the rows that nothing was chosen by."""
-        self._evaluate(batch, "test", self.test_metrics)
+        loss, logits = self._loss(batch)
+        self.val_metrics.update(F.softmax(logits, dim=1)[:, 1], batch.labels)
+        # Lightning cannot take the batch size from rows of two kinds.
+        self.log("val_loss", loss, on_epoch=True, batch_size=len(batch.labels), prog_bar=True)
 
     def _loss(self, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
         """Mean loss, and logits (N, 2), in fp32 whatever autocast is on."""
@@ -173,12 +173,6 @@ class ClassifierTraining(LightningModule):
             weights = self.loss_weights
             weights = None if weights is None else weights.to(logits.device)
             return F.cross_entropy(logits, batch.labels, weights), logits
-
-    def _evaluate(self, batch: LabelledBatch, part: str, metrics: MetricCollection) -> None:
-        loss, logits = self._loss(batch)
-        metrics.update(F.softmax(logits, dim=1)[:, 1], batch.labels)
-        # Lightning cannot take the batch size from rows of two kinds.
-        self.log(f"{part}_loss", loss, on_epoch=True, batch_size=len(batch.labels), prog_bar=True)
 
     def on_validation_epoch_start(self) -> None:
         """Stop before weights are kept that nobody can use.
@@ -195,16 +189,10 @@ class ClassifierTraining(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Compute the metrics of the rows by which the best epoch is chosen."""
-        self._log_metrics(self.val_metrics)
-
-    def on_test_epoch_end(self) -> None:
-        """Compute the metrics of the rows that nothing was chosen by."""
-        self._log_metrics(self.test_metrics)
-
-    def _log_metrics(self, metrics: MetricCollection) -> None:
         # torchmetrics may leave a number as an integer, such as a correlation of 1.
-        self.log_dict({name: value.float() for name, value in metrics.compute().items()})
-        metrics.reset()
+        metrics = self.val_metrics.compute()
+        self.log_dict({name: value.float() for name, value in metrics.items()})
+        self.val_metrics.reset()
 
     def on_train_epoch_end(self) -> None:
         """Tell how the epoch went."""
@@ -213,106 +201,3 @@ class ClassifierTraining(LightningModule):
         shown = [name for name in ("train_loss", "val_loss", "val_auroc") if name in metrics]
         line = ", ".join(f"{name} {metrics[name]:.4f}" for name in shown)
         log.info("Epoch %d: %s", self.current_epoch, line)
-
-
-class ClassifierWriter(ModelCheckpoint):
-    """Keeps the best epoch's classifier in a folder, and at the end its metrics beside it."""
-
-    def __init__(
-        self,
-        path: str | Path = "classifier",
-        overwrite: bool = False,
-        monitor: str = "val_loss",
-        mode: Literal["min", "max"] = "min",
-    ) -> None:
-        """Configure the output; nothing is touched yet.
-
-        Args:
-            path: Folder to write: `best.ckpt` and `metrics.json`.
-            overwrite: Whether to replace what is there of both.
-            monitor: Metric of the validation records by which the best epoch is chosen.
-            mode: Whether it is to be small or large.
-        """
-        super().__init__(
-            dirpath=Path(path).absolute(),  # in which Lightning takes no ~ for the home folder
-            filename=Path(BEST).stem,
-            monitor=monitor,
-            mode=mode,
-            save_top_k=1,
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        )
-        self.path = Path(path)
-        self.overwrite = overwrite
-
-    def claim(self, inputs: Sequence[Path]) -> None:
-        """Refuse a folder that holds a classifier, or that cannot be written.
-
-        Args:
-            inputs: Files that the training reads; none of them is ever written.
-
-        Raises:
-            UsageError: If so, or if a file that would be written is an input.
-        """
-        refuse_inputs((self.best, self.path / METRICS), inputs)
-        there = [self.path / name for name in (BEST, METRICS) if (self.path / name).exists()]
-        if there and not self.overwrite:
-            raise UsageError(
-                f"{there[0]} exists already: name another --writer.path, or give "
-                "--writer.overwrite true"
-            )
-        for file in there:
-            if not self._is_own(file):
-                what = "classifier" if file == self.best else "file of metrics"
-                raise UsageError(
-                    f"{file} is not overwritten, since it is no {what} of this program: name "
-                    "another --writer.path"
-                )
-        folders = (self.path, *self.path.absolute().parents)
-        base = next(folder for folder in folders if folder.exists())
-        if not base.is_dir() or not os.access(base, os.W_OK):
-            raise UsageError(f"{self.path} cannot be written: give another --writer.path")
-
-    def _is_own(self, file: Path) -> bool:
-        if file != self.best:
-            return holds(file, ("checkpoint", "held_out", "package_version"))
-        try:
-            load_classifier(self.source)
-        except WeightsError:
-            return False
-        return True
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Claim the folder before anything is computed."""
-        if stage == "fit":
-            data = getattr(trainer, "datamodule", None)
-            self.claim(data.input_files if isinstance(data, LabelledPairDataModule) else [])
-        super().setup(trainer, pl_module, stage)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove what is replaced: an interrupted run must not leave metrics of another one.
-
-        Raises:
-            UsageError: If the folder cannot be written after all.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for name in (BEST, METRICS):
-                (self.path / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise UsageError(f"{self.path} cannot be written: {error}") from error
-
-    @property
-    def best(self) -> Path:
-        """The best epoch's checkpoint."""
-        return self.path / BEST
-
-    @property
-    def source(self) -> str:
-        """Its name for `--model.classifier`, where a `~` in front would be the home folder."""
-        return str(self.best.absolute() if str(self.best).startswith("~") else self.best)
-
-    def write_metrics(self, content: dict[str, Any]) -> Path:
-        """Write the metrics beside the checkpoint."""
-        write_json(self.path / METRICS, content)
-        return self.path / METRICS

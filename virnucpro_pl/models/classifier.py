@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from virnucpro_pl.calibration import Calibration
 from virnucpro_pl.errors import UsageError, WeightsError, listed
 from virnucpro_pl.models.checkpoint import read_torch_file
 from virnucpro_pl.models.download import hash_of
@@ -26,6 +27,8 @@ RANDOM = "random"
 """Names a classifier with seeded random weights, whose calls mean nothing."""
 CHUNK_LENGTH = "chunk_length"
 """Under which name a checkpoint of `fit` keeps the bases of the chunks it was trained on."""
+CALIBRATION = "calibration"
+"""Under which name it keeps what its scores mean."""
 _NAMED = re.compile(r"(?:^|[^0-9A-Za-z])(\d{3,})_model")
 """The same number in the name of a published file, such as `500_model.pth`."""
 _RANDOM_SEED = 147
@@ -39,9 +42,11 @@ class MLPClassifier(nn.Module):
 
     Attributes:
         chunk_length: Bases of the chunks that it was trained on; None where its file does not know.
+        calibration: What its scores mean; None likewise.
     """
 
     chunk_length: int | None = None
+    calibration: Calibration | None = None
 
     def __init__(self, features: int = FEATURES, hidden: int = 512, classes: int = 2) -> None:
         """Create the parameters.
@@ -136,7 +141,37 @@ def load_classifier(source: str, features: int | None = None) -> MLPClassifier:
     except RuntimeError as error:
         raise WeightsError(f"{path} is no classifier: {error}") from error
     classifier.chunk_length = _chunk_length(content, path)
+    classifier.calibration = _calibration(content, path)
     return classifier.eval().requires_grad_(False)
+
+
+def save_classifier(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    calibration: Calibration,
+    chunk_length: int | None,
+    options: Mapping[str, Any],
+    epoch: int,
+) -> None:
+    """Write a checkpoint that `load_classifier` reads, with the names that Lightning gives.
+
+    Args:
+        path: The file to write.
+        weights: State dict of an `MLPClassifier`.
+        calibration: What its scores mean.
+        chunk_length: Bases of the chunks that it was trained on, if that is known.
+        options: Of the training.
+        epoch: That the weights are of, from 0.
+    """
+    content = {
+        "state_dict": {f"{_PREFIX}{name}": tensor for name, tensor in weights.items()},
+        "hyper_parameters": dict(options),
+        "epoch": epoch,
+        CHUNK_LENGTH: chunk_length,
+        CALIBRATION: calibration._asdict(),
+    }
+    torch.save(content, path)
 
 
 def check_chunk_length(classifier: MLPClassifier, source: str, given: int) -> None:
@@ -174,6 +209,18 @@ def _chunk_length(content: Any, path: Path) -> int | None:
     if known is not None and not isinstance(known, int):
         raise WeightsError(f"{path} is no classifier: its {CHUNK_LENGTH} is no whole number")
     return known
+
+
+def _calibration(content: Any, path: Path) -> Calibration | None:
+    """The same."""
+    is_checkpoint = isinstance(content, dict) and "state_dict" in content
+    known = content.get(CALIBRATION) if is_checkpoint else None
+    try:
+        return None if known is None else Calibration.read(known)
+    except ValueError as error:
+        raise WeightsError(
+            f"{path} is no classifier: its {CALIBRATION} is none: {error}"
+        ) from error
 
 
 def _check_width(taken: int, given: int, source: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,38 @@ def publish(temporary: Path, path: Path, *, durable: bool = True) -> None:
     temporary.replace(path)
     if durable:
         flush(path.parent)
+
+
+def publish_folder(folder: Path, path: Path, replaced: Path, *, overwrite: bool) -> None:
+    """Rename a folder that is whole, once it is on disk.
+
+    Args:
+        folder: Its name until now, on the same file system.
+        path: Final name.
+        replaced: Where a folder that is there lies meanwhile; `restore_folder` finds it after a
+            kill.
+        overwrite: Whether to replace a folder that is there and not empty; else that is an OSError.
+    """
+    for file in (*folder.iterdir(), folder):
+        flush(file)
+    if path.is_symlink() or (overwrite and path.exists() and any(path.iterdir())):
+        path.rename(replaced)
+    try:
+        folder.rename(path)  # also in the place of an empty folder
+    except BaseException:  # a signal among them: there shall be one of both
+        restore_folder(path, replaced)
+        raise
+    flush(path.parent)
+    if replaced.is_symlink():
+        replaced.unlink()
+    elif replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def restore_folder(path: Path, replaced: Path) -> None:
+    """Put back what a killed run was about to replace."""
+    if not path.exists() and (replaced.is_symlink() or replaced.exists()):
+        replaced.rename(path)
 
 
 def write_json(path: Path, content: Any, *, durable: bool = True) -> None:

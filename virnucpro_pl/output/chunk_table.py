@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro_pl.calibration import score_log_odds
 from virnucpro_pl.contracts import FRAMES, Inputs, OrfOrigin
 
 CHUNKS_HEADER = (
@@ -42,6 +43,9 @@ class ChunkCalls(NamedTuple):
     """(K,) largest P(virus), likewise."""
     best_frame: NDArray[np.int8]
     """(K,) index into BEST_FRAMES of the ORF with the largest P(virus), the first of equal ones."""
+    log_odds: NDArray[np.float64]
+    """(K,) largest log-odds of virus that an ORF's two scores state; NaN without one. Near 1 they
+    tell apart what P(virus) does not."""
 
     @property
     def record(self) -> NDArray[np.int64]:
@@ -107,6 +111,8 @@ def summarise_chunks(
     for score, column in zip(best, without_unscored(scores).T, strict=True):
         np.fmax.at(score, group, column)
     is_best = scored & (scores[:, 1] == best[1][group])
+    log_odds = np.full(total, np.nan)
+    np.fmax.at(log_odds, group, np.where(scored, score_log_odds(scores), np.nan))
     best_frame = np.full(total, _NO_FRAME, np.int8)
     np.minimum.at(best_frame, group[is_best], frame[is_best].astype(np.int8))
     return ChunkCalls(
@@ -116,6 +122,7 @@ def summarise_chunks(
         others=best[0],
         virus=best[1],
         best_frame=best_frame,
+        log_odds=log_odds,
     )
 
 
@@ -149,6 +156,7 @@ def _part(calls: ChunkCalls, records: slice, chunks: slice) -> ChunkCalls:
         calls.others[chunks],
         calls.virus[chunks],
         calls.best_frame[chunks],
+        calls.log_odds[chunks],
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_pl.errors import OutputError, UsageError
+from virnucpro_pl.output.atomic_files import restore_folder
 from virnucpro_pl.output.failures import failures_file
 from virnucpro_pl.output.locks import Locks
 from virnucpro_pl.output.manifest import Manifest, Provenance
@@ -102,18 +103,13 @@ class PartsFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self.locks.take(rank=0)
             self._claimed = True
-            self._restore()
+            restore_folder(self.output, self.path / REPLACED)
             self._sweep()
             records.mkdir()
             (self.path / "ranks").mkdir()
         except OSError as error:
             raise UsageError(f"{self.output} cannot be written: {error}") from error
         return records
-
-    def _restore(self) -> None:
-        """Put an output back that an interrupted run was about to replace."""
-        if not self.output.exists() and (self.path / REPLACED).exists():
-            (self.path / REPLACED).rename(self.output)
 
     def _sweep(self) -> None:
         """Remove what an earlier run left, but for what it has committed."""
@@ -231,7 +227,7 @@ class PartsFolder:
             return
         self._claimed = False
         self.manifest.close()
-        self._restore()
+        restore_folder(self.output, self.path / REPLACED)
         if self.committed() and self.manifest.path.exists():  # else nobody trusts them
             self._sweep()
             return

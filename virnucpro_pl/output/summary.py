@@ -87,7 +87,7 @@ def write_summary(
     path: Path,
     ledger: dict[str, Any],
     *,
-    threshold: float,
+    called_by: dict[str, float | None],
     provenance: dict[str, Any],
     config: str,
 ) -> None:
@@ -96,7 +96,7 @@ def write_summary(
     Args:
         path: The file to write.
         ledger: What there is of everything.
-        threshold: Least virus_score of a record that is called virus.
+        called_by: What decides whether a record is called virus.
         provenance: What was run.
         config: The resolved configuration.
     """
@@ -106,7 +106,7 @@ def write_summary(
     content = {
         "warnings": _random_weights(provenance) + warnings,  # of those the log has told before
         **ledger,
-        "threshold": threshold,
+        **called_by,
         **provenance,
         "config": config,
     }

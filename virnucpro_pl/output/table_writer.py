@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro_pl.contracts import Contigs, Inputs, Molecule, OrfOrigin
+from virnucpro_pl.contracts import Contigs, Molecule, OrfOrigin
 from virnucpro_pl.errors import UsageError, listed
-from virnucpro_pl.output.atomic_files import flush, temporary_name
+from virnucpro_pl.output.atomic_files import publish_folder, temporary_name
 from virnucpro_pl.output.chunk_table import (
     chunk_blocks,
     summarise_chunks,
@@ -23,7 +22,6 @@ from virnucpro_pl.output.chunk_table import (
 from virnucpro_pl.output.fasta import open_fasta, write_record
 from virnucpro_pl.output.figures_file import holds
 from virnucpro_pl.output.merge import Merge
-from virnucpro_pl.output.overwriting import is_taken
 from virnucpro_pl.output.part_file import Tally
 from virnucpro_pl.output.parts_folder import REPLACED
 from virnucpro_pl.output.regions import write_regions
@@ -48,6 +46,7 @@ from virnucpro_pl.output.tables import (
 
 _VIRUSES = 1 << 14
 """Viral contigs whose ids are in memory at a time."""
+_THRESHOLD = 0.5
 _EMBEDDINGS: dict[str, Molecule] = {"dnabert_s": "DNA", "esm2": "protein"}
 """Columns of embeddings, and what each is of."""
 _OURS = re.compile(
@@ -64,7 +63,8 @@ class TableWriter(StreamingWriter):
     `prediction_results.txt` and `prediction_results_highestscore.csv` are those of VirNucPro. In
     `contigs.tsv` the virus_score of a record is the mean over its chunks of the chunk's best
     P(virus), that of the best of its up to six open frames; chunks without one do not enter. A
-    record is called virus when its virus_score is at or above the threshold.
+    record is called virus when its virus_score is at or above the threshold, or its false discovery
+    rate at most max_fdr.
     """
 
     def __init__(
@@ -73,12 +73,14 @@ class TableWriter(StreamingWriter):
         overwrite: bool = False,
         commit_seconds: float = 60.0,
         stall_seconds: float = 600.0,
-        threshold: float = 0.5,
+        threshold: float = _THRESHOLD,
         save_embeddings: bool = False,
         compress: bool = False,
         bed: bool = False,
         region_gap: int = 1,
         region_chunks: int = 3,
+        max_fdr: float | None = None,
+        prevalence: float | None = None,
     ) -> None:
         """Configure the output; nothing is touched yet.
 
@@ -94,6 +96,13 @@ class TableWriter(StreamingWriter):
             bed: Whether to write the chunks called virus as `chunks.bed`, too.
             region_gap: Chunks in a row without a score that a viral region may hold.
             region_chunks: Least number of chunks called virus in a viral region.
+            max_fdr: Call virus, in place of the threshold, the records of the highest
+                virus_probability, as many as have a false discovery rate of at most this, from 0 to
+                1: such as 0.05. Only with a classifier that knows what its scores mean, as `fit`
+                makes it.
+            prevalence: Share of virus that you expect among the records, between 0 and 1: corrects
+                virus_probability and fdr, which else are right for records as the classifier was
+                calibrated on. Only with such a classifier.
         """
         super().__init__(path, overwrite, commit_seconds, stall_seconds)
         if not 0 <= threshold <= 1:
@@ -104,18 +113,36 @@ class TableWriter(StreamingWriter):
             raise UsageError(f"--writer.region_gap must be at least 0, not {region_gap}")
         if region_chunks < 1:
             raise UsageError(f"--writer.region_chunks must be at least 1, not {region_chunks}")
+        if max_fdr is not None and not 0 <= max_fdr <= 1:
+            raise UsageError(f"--writer.max_fdr is a rate, a number from 0 to 1, not {max_fdr}")
+        if max_fdr is not None and threshold != _THRESHOLD:
+            raise UsageError(
+                "--writer.max_fdr takes the place of --writer.threshold: give one of both"
+            )
+        if prevalence is not None and not 0 < prevalence < 1:
+            raise UsageError(
+                f"--writer.prevalence is a share between 0 and 1, not {prevalence}: such as 0.01"
+            )
         self.threshold = threshold
         self.save_embeddings = save_embeddings
         self.compress = compress
         self.bed = bed
         self.region_gap = region_gap
         self.region_chunks = region_chunks
+        self.max_fdr = max_fdr
+        self.prevalence = prevalence
 
     @property
     def kept(self) -> dict[str, str]:
         """Scores (N, 2), and embeddings if asked for."""
         names = ["scores", *(_EMBEDDINGS if self.save_embeddings else ())]
         return {name: name for name in names}
+
+    @property
+    def needs_calibration(self) -> str:
+        """The option that asks what scores mean, if one does."""
+        asked = {"--writer.max_fdr": self.max_fdr, "--writer.prevalence": self.prevalence}
+        return next((option for option, value in asked.items() if value is not None), "")
 
     def settings(self) -> dict[str, Any]:
         """The columns that parts hold."""
@@ -133,6 +160,11 @@ class TableWriter(StreamingWriter):
             raise UsageError(f"save_embeddings is not for {model}: its embeddings exist already")
         if self.bed and not set(columns).issuperset(_EMBEDDINGS):
             raise UsageError(f"bed is not for {model}: embeddings do not say where chunks lie")
+        if self.needs_calibration and not set(columns).issuperset(_EMBEDDINGS):
+            raise UsageError(
+                f"{self.needs_calibration} is not for {model}: it is about records, and embeddings "
+                "do not say which there are"
+            )
 
     def check_output(self) -> None:
         """Refuse to replace a file, or a folder that holds more than calls.
@@ -173,7 +205,7 @@ class TableWriter(StreamingWriter):
         write_highest_scores(chunks, rows.ids, scores, run.folder.path)
         ledger, result, shown = orf_ledger(scores), orf_result(scores), "prediction_results.txt"
         if origin is not None:
-            calls, regions = self._write_contigs(folder, origin, run.source.inputs, scores)
+            calls, regions = self._write_contigs(folder, run, origin, scores)
             ledger = {**record_ledger(calls), "regions": regions, **ledger}
             result, shown = record_result(ledger), "contigs.tsv"
         run.source.write_beside(folder)
@@ -185,26 +217,41 @@ class TableWriter(StreamingWriter):
         write_summary(
             folder / "summary.json",
             ledger,
-            threshold=self.threshold,
+            called_by=self._called_by(),
             provenance=provenance,
             config=self.config,
         )
-        self._rename(run, folder)
+        run.signals.shielded = True  # there shall be no moment without either folder
+        replaced = run.folder.path / REPLACED
+        publish_folder(folder, self.path, replaced, overwrite=self.overwrite)
         failed = len(rows) - int(ledger["orfs_scored"])
         return Published(failed, result, f"column -t {self.path}/{shown} | head")
 
+    def _called_by(self) -> dict[str, float | None]:
+        """What decides whether a record is called virus."""
+        threshold = self.threshold if self.max_fdr is None else None
+        return {"threshold": threshold, "max_fdr": self.max_fdr, "prevalence": self.prevalence}
+
     def _write_contigs(
-        self, folder: Path, origin: OrfOrigin, inputs: Inputs | None, scores: NDArray[np.float32]
+        self, folder: Path, run: Run, origin: OrfOrigin, scores: NDArray[np.float32]
     ) -> tuple[ContigCalls, int]:
         """Write all that is of contigs and not of ORFs; the calls, and how many regions."""
-        contigs = origin.contigs
+        contigs, inputs = origin.contigs, run.source.inputs
         chunks = summarise_chunks(
             origin.n_chunks, origin.record, origin.chunk, origin.frame, scores
         )
         write_chunks(folder / "chunks.tsv", chunk_blocks(origin, chunks), inputs)
         if self.bed:
             write_bed(folder / "chunks.bed", chunk_blocks(origin, chunks))
-        calls = summarise_contigs(contigs.lengths, chunks, self.threshold, origin.min_length)
+        calls = summarise_contigs(
+            contigs.lengths,
+            chunks,
+            threshold=self.threshold,
+            min_length=origin.min_length,
+            calibration=run.model.calibration,
+            prevalence=self.prevalence,
+            max_fdr=self.max_fdr,
+        )
         write_contigs(folder / "contigs.tsv", contigs.ids, calls, inputs)
         self._write_viruses(folder, contigs, np.flatnonzero(calls.is_virus))
         regions = write_regions(
@@ -256,17 +303,3 @@ class TableWriter(StreamingWriter):
                 )
             finally:
                 merge.discard()
-
-    def _rename(self, run: Run, folder: Path) -> None:
-        for file in (*folder.iterdir(), folder):
-            flush(file)
-        replaced = run.folder.path / REPLACED
-        run.signals.shielded = True  # there shall be no moment without either folder
-        if (self.overwrite and is_taken(self.path)) or self.path.is_symlink():
-            self.path.rename(replaced)
-        folder.rename(self.path)  # also in the place of an empty folder
-        flush(self.path.parent)
-        if replaced.is_symlink():
-            replaced.unlink()
-        elif replaced.exists():
-            shutil.rmtree(replaced)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro_pl.calibration import Calibration
 from virnucpro_pl.contracts import Inputs
 from virnucpro_pl.output.chunk_table import (
     ChunkCalls,
@@ -34,6 +35,11 @@ from virnucpro_pl.output.contig_rule import (
     call_by_rule,
     rounded,
 )
+from virnucpro_pl.output.probabilities import (
+    PROBABILITY_HEADER,
+    RecordProbabilities,
+    record_probabilities,
+)
 from virnucpro_pl.output.sorted_lines import sort_lines
 
 PREDICTION_HEADER = "Sequence_ID\tPrediction\tscore1\tscore2\n"
@@ -41,6 +47,7 @@ HIGHEST_SCORE_HEADER = "Modified_ID\tIs_Virus\n"
 CONTIGS_HEADER = (
     "seq_name\tlength\tn_chunks\tn_orfs\tn_viral_chunks\tprediction\tvirus_score\tstatus"
     "\tweighted_delta\tcall\ttier\tn_confident_viral\tn_confident_others\tn_ambiguous"
+    f"\t{PROBABILITY_HEADER}"
 )
 STATUSES = ("ok", "no_orf", "too_short", "failed", "skipped")
 """Of a record; all but the first are reasons why it has no score."""
@@ -76,6 +83,8 @@ class ContigCalls(NamedTuple):
     """(R,) index into STATUSES."""
     rule: RuleCalls
     """What the rule of `contig_rule` says."""
+    probabilities: RecordProbabilities
+    """How likely they are viral, where the classifier knows."""
 
 
 def write_prediction_results(path: Path, ids: Ids, scores: NDArray[np.float32]) -> None:
@@ -151,6 +160,9 @@ def summarise_contigs(
     chunks: ChunkCalls,
     threshold: float = 0.5,
     min_length: int = 0,
+    calibration: Calibration | None = None,
+    prevalence: float | None = None,
+    max_fdr: float | None = None,
 ) -> ContigCalls:
     """Go from chunks to records.
 
@@ -165,6 +177,10 @@ def summarise_contigs(
         chunks: All of their chunks.
         threshold: Least virus_score of a record called virus, compared in float32, the precision
             in which the table states it.
+        calibration: What the classifier's scores mean, if it knows.
+        prevalence: Share of virus that is expected among the records, if that is known.
+        max_fdr: Where it is given, the largest false discovery rate of a record called virus,
+            whatever its virus_score.
         min_length: Bases of the shortest record that was cut into chunks.
 
     Returns:
@@ -177,6 +193,7 @@ def summarise_contigs(
     np.divide(total, n_scored_chunks, out=mean, where=n_scored_chunks > 0)
     virus_score = mean.astype(np.float32)
     n_orfs = _sums(owner, chunks.n_orfs, count)
+    probabilities = record_probabilities(chunks, calibration, prevalence)
     return ContigCalls(
         lengths=lengths,
         n_chunks=chunks.n_chunks,
@@ -186,7 +203,9 @@ def summarise_contigs(
         n_orfs=n_orfs,
         n_scored_orfs=_sums(owner, chunks.n_scored_orfs, count),
         virus_score=virus_score,
-        is_virus=virus_score >= np.float32(threshold),
+        is_virus=virus_score >= np.float32(threshold)
+        if max_fdr is None
+        else probabilities.fdr <= max_fdr,
         status=np.select(
             [lengths < min_length, lengths < CODON_BASES, n_orfs == 0, n_scored_chunks == 0],
             [np.int8(STATUSES.index(n)) for n in ("skipped", "too_short", "no_orf", "failed")],
@@ -198,6 +217,7 @@ def summarise_contigs(
             as_written(chunks.virus[scored]),
             count,
         ),
+        probabilities=probabilities,
     )
 
 
@@ -233,13 +253,13 @@ def _contig_lines(
         calls.virus_score,
         calls.status,
     )
-    rule = _rule_cells(calls.rule, rows)
-    lines = zip(ids, rule, files, *(column[rows] for column in columns), strict=True)
-    for name, cells, file, length, chunks, orfs, viral, is_virus, score, status in lines:
+    cells = zip(_rule_cells(calls.rule, rows), calls.probabilities.cells(rows), files, strict=True)
+    lines = zip(ids, cells, *(column[rows] for column in columns), strict=True)
+    for name, (rule, chances, file), length, chunks, orfs, viral, is_virus, score, status in lines:
         prediction = "virus" if is_virus else "others"
         call = "NA\tNA" if np.isnan(score) else f"{prediction}\t{score!s}"
         row = f"{name}\t{length}\t{chunks}\t{orfs}\t{viral}\t{call}\t{STATUSES[status]}"
-        yield f"{row}\t{cells}{file}\n"
+        yield f"{row}\t{rule}\t{chances}{file}\n"
 
 
 def _rule_cells(rule: RuleCalls, rows: NDArray[np.int64]) -> Iterator[str]:

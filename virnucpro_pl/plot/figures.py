@@ -118,8 +118,6 @@ def draw_scores(results: Results) -> tuple[Figure, str]:
         known = scores[np.isfinite(scores)]
         counts, *_ = axis.hist(known, bins=50, range=(0, 1), color=COLORS["others"])
         at = results.threshold if what == "Records" else 0.5
-        axis.axvline(at, color="black", linestyle="--", linewidth=1.2, label=f"{at:g}")
-        axis.legend(frameon=False)
         axis.set_title(f"{what}: {len(known):,} with a score")
         axis.set(xlabel=label, ylabel=what, xlim=(0, 1))
         if np.max(counts) >= _LOG_FROM:
@@ -128,6 +126,11 @@ def draw_scores(results: Results) -> tuple[Figure, str]:
             axis.yaxis.set_minor_formatter(NullFormatter())
         else:
             axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        if at is None:
+            words.append(f"{len(known):,} {what}, called by their false discovery rate")
+            continue
+        axis.axvline(at, color="black", linestyle="--", linewidth=1.2, label=f"{at:g}")
+        axis.legend(frameon=False)
         above = int((known >= np.float32(at)).sum())
         words.append(f"{above:,} of {len(known):,} {what} lie at or above {at:g}, the dashed line")
     return figure, f"Histograms of scores from 0 to 1: {'; '.join(words)}."

@@ -61,9 +61,10 @@ class Results(NamedTuple):
     """`<folder>.run.json`, empty without it."""
 
     @property
-    def threshold(self) -> float:
-        """Least virus_score of a record called virus."""
-        return float(self.summary.get("threshold", 0.5))
+    def threshold(self) -> float | None:
+        """Least virus_score of a record called virus; None where the run had another rule."""
+        threshold = self.summary.get("threshold", 0.5)
+        return None if threshold is None else float(threshold)
 
 
 def read_results(path: Path, choice: Choice) -> Results:

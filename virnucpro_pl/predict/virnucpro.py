@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from virnucpro_pl.contracts import Scores, Tokenizer, source_of
+from virnucpro_pl.calibration import Calibration
+from virnucpro_pl.contracts import Scores, Tokenizer, source_of, workspace_of
 from virnucpro_pl.embeddings.pair_datamodule import EmbeddingPairDataModule, PairBatch
 from virnucpro_pl.errors import UsageError, is_out_of_memory
 from virnucpro_pl.input.contig_datamodule import OrfBatch
@@ -62,7 +63,9 @@ class ClassifyingModule(PredictModule):
         """Look at the classifier on rank 0; a fault is kept for all ranks to raise in setup."""
         self._fault = None
         try:
-            self._check_chunks(load_classifier(self.classifier_source))
+            classifier = load_classifier(self.classifier_source)
+            self._check_chunks(classifier)
+            self._check_calibration(classifier)
             self._classifier_sha256 = hash_classifier(self.classifier_source)
         except UsageError as error:
             self._fault = error
@@ -81,6 +84,20 @@ class ClassifyingModule(PredictModule):
         if data.chunk_length is not None:
             check_chunk_length(classifier, self.classifier_source, data.chunk_length)
 
+    def _check_calibration(self, classifier: MLPClassifier) -> None:
+        """See that its scores have a known meaning, if the writer needs that.
+
+        Raises:
+            UsageError: If they have not.
+        """
+        workspace = workspace_of(self.trainer)
+        option = workspace.needs_calibration if workspace is not None else ""
+        if option and classifier.calibration is None:
+            raise UsageError(
+                f"{option} needs a classifier that knows what its scores mean, and "
+                f"{self.classifier_source} does not: train one with virnucpro-pl fit"
+            )
+
     def setup(self, stage: str) -> None:
         """Stop all ranks where the data are none that can be classified, or the classifier is none.
 
@@ -91,6 +108,11 @@ class ClassifyingModule(PredictModule):
         if fault is not None:
             raise fault
         self.check_data(source_of(self.trainer))
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """That of the classifier."""
+        return self.classifier.calibration
 
     @property
     def input_files(self) -> list[Path]:

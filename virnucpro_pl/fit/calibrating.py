@@ -1,0 +1,112 @@
+"""How `fit` learns from held-out rows what a classifier's scores mean."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from virnucpro_pl.calibration import Calibration, logit, score_log_odds
+from virnucpro_pl.fit.held_out import HeldOut
+
+log = logging.getLogger(__name__)
+
+_SPREAD = 1.0
+"""Standard deviation of the prior of a factor's logarithm and of a power, around 0: what a handful
+of records, which any large factor separates, is held back by."""
+_CENTRE_SPREAD = 3.0
+"""The same of the centre, around the log-odds of the prevalence."""
+_FEW_RECORDS = 100
+"""Of a class; with fewer the log says that the probabilities are rough."""
+
+
+def calibrate(held_out: HeldOut, loss_log_odds: float = 0.0) -> Calibration:
+    """Find the temperature of ORFs, then what a record's mean log-odds mean.
+
+    Both are maxima of the likelihood of the labels, with a weak prior that decides where there are
+    few records; deterministic.
+
+    Args:
+        held_out: Rows that the weights were not fitted to, of both classes.
+        loss_log_odds: Logarithm of the weight of virus over that of others in the training's loss.
+    """
+    raw = torch.from_numpy(score_log_odds(held_out.scores))
+    side = _sides(held_out.labels)
+
+    def orf_loss(x: Tensor) -> Tensor:
+        log_odds = raw * torch.exp(-x[0]) - loss_log_odds
+        return F.softplus(-side * log_odds).sum() + _penalty(x[0], _SPREAD)
+
+    [log_temperature] = _minimise(orf_loss, 1)
+    labels = held_out.record_labels
+    start = Calibration(
+        temperature=float(np.exp(log_temperature)),
+        loss_log_odds=loss_log_odds,
+        record_centre=logit(labels.mean()),
+        record_slope=1.0,
+        record_growth=0.0,
+        prevalence=float(labels.mean()),
+    )
+    mean = torch.from_numpy(start.orf_log_odds(held_out.record_means(raw.numpy())))
+    n_chunks = torch.from_numpy(held_out.record_chunks.astype(np.float64))
+    record_side = _sides(labels)
+
+    def record_loss(x: Tensor) -> Tensor:
+        shift, log_slope, growth = x
+        evidence = torch.exp(log_slope) * n_chunks**growth * (mean - start.record_centre - shift)
+        priors = (
+            _penalty(shift, _CENTRE_SPREAD) + _penalty(log_slope, _SPREAD),
+            _penalty(growth, _SPREAD),
+        )
+        log_odds = evidence + logit(start.prevalence)
+        return F.softplus(-record_side * log_odds).sum() + sum(priors)
+
+    shift, log_slope, growth = _minimise(record_loss, 3)
+    few = min(np.bincount(labels, minlength=2))
+    if few < _FEW_RECORDS:
+        log.warning(
+            "Probabilities are learnt from %d held-out records of the smaller class: they are "
+            "rough (--data.validation_fraction holds more out)",
+            few,
+        )
+    return start._replace(
+        record_centre=start.record_centre + shift,
+        record_slope=float(np.exp(log_slope)),
+        record_growth=growth,
+    )
+
+
+def _sides(labels: NDArray[np.int64]) -> Tensor:
+    """-1 for others and 1 for virus."""
+    return torch.from_numpy(2.0 * labels - 1)
+
+
+def _penalty(value: Tensor, spread: float) -> Tensor:
+    """Negative logarithm of a normal prior around 0, up to a constant."""
+    return value.square() / (2 * spread**2)
+
+
+def _minimise(loss: Callable[[Tensor], Tensor], size: int) -> list[float]:
+    """Find the least loss of `size` numbers, from 0."""
+    x = torch.zeros(size, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [x],
+        max_iter=200,
+        tolerance_grad=1e-9,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(x)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return [float(number) for number in x.detach()]
