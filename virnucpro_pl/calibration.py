@@ -95,7 +95,8 @@ def logit(probability: float) -> float:
 
 def sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Probabilities of log-odds."""
-    return np.exp(-np.logaddexp(0.0, -log_odds))
+    with np.errstate(invalid="ignore"):  # NaN is one that is not known
+        return np.exp(-np.logaddexp(0.0, -log_odds))
 
 
 def false_discovery_rate(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:

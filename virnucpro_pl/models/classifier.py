@@ -219,7 +219,7 @@ def _calibration(content: Any, path: Path) -> Calibration | None:
         return None if known is None else Calibration.read(known)
     except ValueError as error:
         raise WeightsError(
-            f"{path} is no classifier: its {CALIBRATION} is none: {error}"
+            f"{path} is no classifier: in its {CALIBRATION} {error}"
         ) from error
 
 
