@@ -16,12 +16,15 @@ from virnucpro_pl.errors import UsageError
 from virnucpro_pl.fit.labelled_datamodule import LabelledPairDataModule
 from virnucpro_pl.fit.training import METRIC_NAMES, ClassifierTraining, ClassifierWriter
 from virnucpro_pl.models.classifier import CHUNK_LENGTH, load_classifier
+from virnucpro_pl.models.esm2 import DEFAULT, SIZES
 from virnucpro_pl.version import __version__
 
 log = logging.getLogger(__name__)
 
 SEED = 42
 """The authors' (train.py)."""
+SMALLER = "esm2_t33_650M_UR50D"
+"""The ESM-2 that has a config of its own."""
 
 
 class FitCLI(UsageCLI):
@@ -109,13 +112,14 @@ class FitCLI(UsageCLI):
         part, metrics = list(shown.items())[-1]
         log.info(
             "Wrote %s (epoch %d; the last was %d) and %s. On the held-out %s records: %s. "
-            "Use it with: virnucpro-pl predict --config virnucpro.yaml --model.classifier %s%s",
+            "Use it with: virnucpro-pl predict --config %s --model.classifier %s%s",
             writer.best,
             best["epoch"],
             history[-1]["epoch"],
             path.name,
             part,
             _line(metrics),
+            _config_of(data.embedders["esm2"].get("model", "")),
             writer.source,
             f" --data.length {data.chunk_length}" if data.chunk_length else "",
         )
@@ -144,6 +148,14 @@ def fit(words: list[str]) -> None:
 def _rank(epoch: dict[str, float], writer: ClassifierWriter) -> float:
     value = epoch[str(writer.monitor)]
     return value if writer.mode == "min" else -value
+
+
+def _config_of(esm2: str) -> str:
+    """The config that calls with an ESM-2, and the option beside it where one is needed."""
+    if esm2 == SMALLER:
+        return "virnucpro_650m.yaml"
+    named = esm2 in SIZES and esm2 != DEFAULT
+    return "virnucpro.yaml" + (f" --model.esm2.name {esm2}" if named else "")
 
 
 def _line(metrics: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ from torchmetrics.classification import (
 from virnucpro_pl.errors import UsageError, WeightsError
 from virnucpro_pl.fit.labelled_datamodule import LabelledPairDataModule, labelled_data
 from virnucpro_pl.fit.labelled_rows import LabelledBatch
-from virnucpro_pl.models.classifier import CHUNK_LENGTH, MLPClassifier, load_classifier
+from virnucpro_pl.models.classifier import CHUNK_LENGTH, EMBEDDERS, MLPClassifier, load_classifier
 from virnucpro_pl.output.atomic_files import write_json
 from virnucpro_pl.output.figures_file import holds
 from virnucpro_pl.output.overwriting import refuse_inputs
@@ -149,8 +149,10 @@ class ClassifierTraining(LightningModule):
         torch.set_float32_matmul_precision("highest")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep with the weights for which chunks they are."""
-        checkpoint[CHUNK_LENGTH] = labelled_data(self.trainer).chunk_length
+        """Keep with the weights for which chunks and embeddings they are."""
+        data = labelled_data(self.trainer)
+        checkpoint[CHUNK_LENGTH] = data.chunk_length
+        checkpoint[EMBEDDERS] = data.embedders
 
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""

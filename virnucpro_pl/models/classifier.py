@@ -26,6 +26,8 @@ RANDOM = "random"
 """Names a classifier with seeded random weights, whose calls mean nothing."""
 CHUNK_LENGTH = "chunk_length"
 """Under which name a checkpoint of `fit` keeps the bases of the chunks it was trained on."""
+EMBEDDERS = "embedders"
+"""Under which name it keeps what made its features: by embedder, attributes of embedding files."""
 _NAMED = re.compile(r"(?:^|[^0-9A-Za-z])(\d{3,})_model")
 """The same number in the name of a published file, such as `500_model.pth`."""
 _RANDOM_SEED = 147
@@ -39,9 +41,12 @@ class MLPClassifier(nn.Module):
 
     Attributes:
         chunk_length: Bases of the chunks that it was trained on; None where its file does not know.
+        embedders: What is known of what made the features that it was trained on, by embedder and
+            attribute; None where its file does not know.
     """
 
     chunk_length: int | None = None
+    embedders: dict[str, dict[str, str]] | None = None
 
     def __init__(self, features: int = FEATURES, hidden: int = 512, classes: int = 2) -> None:
         """Create the parameters.
@@ -129,13 +134,14 @@ def load_classifier(source: str, features: int | None = None) -> MLPClassifier:
     if weight is None or weight.ndim != 2:
         raise WeightsError(f"{path} is no classifier: it has {listed(sorted(state)) or 'nothing'}")
     if features is not None:
-        _check_width(weight.shape[1], features, source)
+        check_width(weight.shape[1], features, source)
     classifier = MLPClassifier(weight.shape[1], weight.shape[0])
     try:
         classifier.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(f"{path} is no classifier: {error}") from error
     classifier.chunk_length = _chunk_length(content, path)
+    classifier.embedders = _embedders(content, path)
     return classifier.eval().requires_grad_(False)
 
 
@@ -176,7 +182,21 @@ def _chunk_length(content: Any, path: Path) -> int | None:
     return known
 
 
-def _check_width(taken: int, given: int, source: str) -> None:
+def _embedders(content: Any, path: Path) -> dict[str, dict[str, str]] | None:
+    """What a checkpoint of `fit` knows; None of any other file."""
+    is_checkpoint = isinstance(content, dict) and "state_dict" in content
+    known = content.get(EMBEDDERS) if is_checkpoint else None
+    if known is None:
+        return None
+    if not isinstance(known, dict) or not all(isinstance(part, dict) for part in known.values()):
+        raise WeightsError(f"{path} is no classifier: its {EMBEDDERS} is no table of tables")
+    texts = [*known, *(text for part in known.values() for pair in part.items() for text in pair)]
+    if not all(isinstance(text, str) for text in texts):
+        raise WeightsError(f"{path} is no classifier: its {EMBEDDERS} hold more than text")
+    return {name: dict(part) for name, part in known.items()}
+
+
+def check_width(taken: int, given: int, source: str) -> None:
     """Refuse a classifier of other features than the embedders give, with both numbers."""
     if taken != given:
         raise WeightsError(
