@@ -10,7 +10,7 @@ ESM2 = ("predict", "--config=esm2.yaml", "--data.path=a.faa", "--writer.path=o.h
 DEMO = ("predict", "--config=demo.yaml")
 FIT = ("fit", *(f"--data.{label}.{name}=x.h5" for label in ("viral", "other")
                 for name in ("dnabert_s", "esm2")))  # fmt: skip
-SHIPPED = "classify.yaml, demo.yaml, dnabert_s.yaml, esm2.yaml, virnucpro.yaml"
+SHIPPED = "classify.yaml, demo.yaml, dnabert_s.yaml, esm2.yaml, virnucpro.yaml, virnucpro_650m.yaml"
 PARSER_TALK = re.compile(
     r"Union|ubtype|Parser key|class_path|init_args|<class|typing|Namespace|NoneType|Traceback"
     r"|KeyError|argument|usage:"
@@ -117,8 +117,9 @@ def mistake(tmp_path, monkeypatch, capsys):
                                    "--model.name?"),
         ((*DEMO, "--model.esm2.weigths", "random"), "did you mean --model.esm2.weights?"),
         ((*ESM2, "--data.length", "300"), "There is no option --data.length with esm2.yaml; "
-                                          "demo.yaml and virnucpro.yaml have it"),
-        ((*ESM2, "--writer.threshold=0.3"), "classify.yaml, demo.yaml and virnucpro.yaml have it"),
+                                          "demo.yaml, virnucpro.yaml and virnucpro_650m."),
+        ((*ESM2, "--writer.threshold=0.3"), "classify.yaml, demo.yaml, virnucpro.yaml and "
+                                            "virnucpro_650m.yaml have it"),
         ((*DEMO, "--config", "part.yaml"), "There is no option --trainer.devcies"),
         ((*FIT, "--model.nme=x"), "There is no option --model.nme"),
         (("export", "a.h5", "--to=npy", "--overwrit", "true"), "did you mean --overwrite?"),

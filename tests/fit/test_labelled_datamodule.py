@@ -13,6 +13,7 @@ from virnucpro_pl.errors import InputError, UsageError
 from virnucpro_pl.fit.labelled_datamodule import EmbeddingPair, LabelledPairDataModule
 from virnucpro_pl.fit.labelled_rows import Batches
 from virnucpro_pl.fit.splits import split_records
+from virnucpro_pl.input.orfs import MEAN_OF_RESIDUES, POOLING
 
 DNA, PROTEIN = 2, 3
 
@@ -191,6 +192,57 @@ def test_models_that_differ_raise_and_precisions_are_mentioned(write_set, caplog
         opened(viral, other)
     opened(viral, write_set("o", ids_of("o", [1, 1]), **{**told, "precision": "16-mixed"}))
     assert "were computed in 16-mixed and 32-true" in caplog.text
+
+
+ORIGIN = {"model": "m", "weights_sha256": "aa", "layer": 6, "pooling": MEAN_OF_RESIDUES}
+
+
+def test_embedders_are_what_both_sets_tell(both_sets, caplog):
+    caplog.set_level("INFO", "virnucpro_pl")
+    set_attributes(both_sets[0].esm2, **ORIGIN, precision="32-true")
+    set_attributes(both_sets[1].esm2, **ORIGIN, precision="16-mixed")
+    set_attributes(both_sets[0].dnabert_s, model="DNABERT-S", layer=12)
+    set_attributes(both_sets[1].dnabert_s, model_name="DNABERT-S")
+    data = opened(*both_sets)
+    known = {key: str(value) for key, value in ORIGIN.items()}
+    assert data.embedders == {"dnabert_s": {"model": "DNABERT-S"}, "esm2": known}
+    [line] = [line for line in caplog.messages if "will not know of its embeddings" in line]
+    assert "layer of DNABERT-S" in line
+    assert "ESM-2" not in line
+
+
+@pytest.mark.parametrize("longest", [1024, 1025])
+def test_both_kinds_of_pooling_are_one_up_to_1024_residues(both_sets, longest):
+    for pair, pooling in zip(both_sets, (MEAN_OF_RESIDUES, POOLING), strict=True):
+        set_attributes(pair.esm2, **{**ORIGIN, "pooling": pooling})
+        for path, letters in ((pair.esm2, longest), (pair.dnabert_s, 3 * longest)):
+            with h5py.File(path, "r+") as file:
+                file["lengths"] = np.full(len(file["sequence_ids"]), letters)
+    if longest > 1024:
+        with pytest.raises(InputError, match=r"differ in pooling \(mean of the first 1024 "):
+            opened(*both_sets)
+    else:
+        assert opened(*both_sets).embedders["esm2"]["pooling"] == POOLING
+
+
+def test_kinds_of_pooling_without_lengths_differ(both_sets):
+    set_attributes(both_sets[0].esm2, pooling=MEAN_OF_RESIDUES)
+    set_attributes(both_sets[1].esm2, pooling=POOLING)
+    with pytest.raises(InputError, match="differ in pooling"):
+        opened(*both_sets)
+
+
+@pytest.mark.parametrize("field", ["weights_sha256", "tokenizer_sha256"])
+def test_weights_and_tokenizers_that_differ_raise(both_sets, field):
+    for pair, value in zip(both_sets, ("aa", "bb"), strict=True):
+        set_attributes(pair.dnabert_s, model="DNABERT-S", **{field: value})
+    with pytest.raises(InputError, match=rf"differ in {field} \(bb and aa\)"):
+        opened(*both_sets)
+
+
+def set_attributes(path, **attributes):
+    with h5py.File(path, "r+") as file:
+        file.attrs.update(attributes)
 
 
 @pytest.mark.parametrize(

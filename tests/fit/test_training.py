@@ -116,6 +116,31 @@ def test_chunk_length_of_the_embeddings_is_kept_and_other_chunks_are_refused(
         assert (tmp_path / f"calls{length}").exists() == (not expected)
 
 
+@pytest.mark.parametrize(
+    ("esm2", "config"),
+    [
+        ("esm2_t33_650M_UR50D", "virnucpro_650m.yaml"),
+        ("esm2_t36_3B_UR50D", "virnucpro.yaml"),
+        ("esm2_t12_35M_UR50D", "virnucpro.yaml --model.esm2.name esm2_t12_35M_UR50D"),
+        ("mine", "virnucpro.yaml"),
+    ],
+)
+def test_checkpoint_knows_its_embedders_and_the_log_their_config(sets, fit, tmp_path, esm2, config):
+    words = list(sets)
+    for place, path in enumerate(sets[1::2]):
+        words[2 * place + 1] = shutil.copy(path, tmp_path)
+        with h5py.File(words[2 * place + 1], "r+") as file:
+            model = esm2 if "esm2" in str(path) else "DNABERT-S"
+            file.attrs.update({"model": model, "layer": 12, "precision": "32-true"})
+    code, said = fit(*words, "--trainer.max_epochs", 1)
+    assert code == 0, said
+    assert f"predict --config {config} --model.classifier classifier/best.ckpt" in said
+    assert load_classifier("classifier/best.ckpt").embedders == {
+        "dnabert_s": {"model": "DNABERT-S", "layer": "12", "precision": "32-true"},
+        "esm2": {"model": esm2, "layer": "12", "precision": "32-true"},
+    }
+
+
 def test_metrics_are_those_of_the_formulas(sets, fit, tmp_path):
     fit(*sets, "--trainer.max_epochs", 1, "--model.learning_rate", 1e-5)
     files = dict(zip(sets[::2], sets[1::2], strict=True))

@@ -206,6 +206,38 @@ def test_load_classifier_chunks_that_are_no_number_raise(state, tmp_path):
         load_classifier(str(tmp_path / "c.ckpt"))
 
 
+ORIGINS = {"dnabert_s": {"model": "DNABERT-S"}, "esm2": {"model": "m", "layer": "33"}}
+
+
+@pytest.mark.parametrize(
+    ("stored", "known"),
+    [
+        ({}, None),
+        ({"embedders": None}, None),
+        ({"embedders": {"dnabert_s": {}, "esm2": {}}}, {"dnabert_s": {}, "esm2": {}}),
+        ({"embedders": ORIGINS}, ORIGINS),
+    ],
+)
+def test_load_classifier_knows_the_embedders_of_a_checkpoint(state, tmp_path, stored, known):
+    torch.save({"state_dict": state, **stored}, tmp_path / "c.ckpt")
+    assert load_classifier(str(tmp_path / "c.ckpt")).embedders == known
+
+
+def test_load_classifier_published_file_knows_no_embedders(save_classifier, tmp_path):
+    path = save_classifier(tmp_path / "500_model.pth", 8, 4)
+    assert load_classifier(str(path)).embedders is None
+
+
+@pytest.mark.parametrize(
+    "stored",
+    ["esm2", ["esm2"], {"esm2": "m"}, {"esm2": {"layer": 33}}, {"esm2": {1: "m"}}, {2: {}}],
+)
+def test_load_classifier_embedders_that_are_no_texts_raise(state, tmp_path, stored):
+    torch.save({"state_dict": state, "embedders": stored}, tmp_path / "c.ckpt")
+    with pytest.raises(WeightsError, match=r"c\.ckpt is no classifier: its embedders "):
+        load_classifier(str(tmp_path / "c.ckpt"))
+
+
 @pytest.mark.parametrize(
     ("known", "source", "given", "refused", "warned"),
     [

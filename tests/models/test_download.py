@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from virnucpro_pl.errors import WeightsError
-from virnucpro_pl.models.download import download, hash_files
+from virnucpro_pl.models.download import download, hash_files, recorded_hash
 
 CONTENT = bytes(range(256)) * 9000  # 2.3 MB: more than one read
 SHA256_OF_ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -81,6 +81,19 @@ def test_blob_of_the_hugging_face_cache_must_be_what_its_name_says(tmp_path):
     (blobs / SHA256_OF_ABC).write_bytes(b"abd")
     with pytest.raises(WeightsError, match="not what was downloaded"):
         hash_files([snapshot / "model.safetensors"]).result()
+
+
+def test_recorded_hash_is_that_of_all_files_where_no_large_one_is_read(server, tmp_path):
+    large, small = tmp_path / "whole.pt", tmp_path / "config.json"
+    download(f"{server}/whole.pt", large)
+    small.write_bytes(b"abc")
+    for files in ([large], [small], [small, large]):
+        assert recorded_hash(files) == hash_files(files).result()
+    (tmp_path / "whole.pt.sha256").unlink()
+    assert recorded_hash([small, large]) is None
+    assert recorded_hash([tmp_path / "absent"]) is None
+    (tmp_path / "config.json.sha256").write_text("no sum")
+    assert recorded_hash([small]) == SHA256_OF_ABC
 
 
 def test_hash_one_file_is_its_sha256(tmp_path):

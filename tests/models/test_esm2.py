@@ -202,7 +202,7 @@ def test_load_bare_tensors_of_a_published_size(smallest, tmp_path, form, name):
         torch.save(state, path)
     else:
         torch.save(state if form == "state dict" else {"state_dict": state}, path)
-    assert read_config(name, path).name == SMALLEST
+    assert read_config(name, path)[0].name == SMALLEST
     encoder = load(path, name=name)
     table = smallest.esm.embeddings.word_embeddings.weight
     assert torch.equal(encoder.embed_tokens.weight, table)

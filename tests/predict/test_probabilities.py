@@ -32,7 +32,13 @@ def words(plain_dnabert_s, weights_file, seeded_classifier, tmp_path):
     dnabert = plain_dnabert_s(4).save(tmp_path / "dnabert")
     weights = seeded_classifier(48 + 32, 16)
     torch.save(weights, tmp_path / "uncalibrated.pt")
-    options = {"calibration": KNOWN, "chunk_length": 500, "options": {}, "epoch": 1}
+    options = {
+        "calibration": KNOWN,
+        "chunk_length": 500,
+        "embedders": {},
+        "options": {},
+        "epoch": 1,
+    }
     save_classifier(tmp_path / "calibrated.ckpt", weights, **options)
     return [
         *("--config", "virnucpro.yaml", "--data.path", fasta, "--data.num_workers", 0),

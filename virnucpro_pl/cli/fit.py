@@ -15,11 +15,14 @@ from virnucpro_pl.errors import UsageError
 from virnucpro_pl.fit.classifier_writer import ClassifierWriter
 from virnucpro_pl.fit.labelled_datamodule import LabelledPairDataModule
 from virnucpro_pl.fit.training import METRIC_NAMES, ClassifierTraining
+from virnucpro_pl.models.esm2 import DEFAULT, SIZES
 
 log = logging.getLogger(__name__)
 
 SEED = 42
 """The authors' (train.py)."""
+SMALLER = "esm2_t33_650M_UR50D"
+"""The ESM-2 that has a config of its own."""
 
 
 class FitCLI(UsageCLI):
@@ -87,13 +90,13 @@ class FitCLI(UsageCLI):
         epochs, metrics = report.content["epochs"], report.orfs[report.part]
         log.info(
             "Wrote %s (epoch %d; the last was %d) and what is measured of it. On the held-out %s "
-            "records: %s. Use it with: virnucpro-pl predict --config virnucpro.yaml "
-            "--model.classifier %s%s",
+            "records: %s. Use it with: virnucpro-pl predict --config %s --model.classifier %s%s",
             writer.best,
             report.content["epoch"],
             epochs[-1]["epoch"],
             report.part,
             ", ".join(f"{name} {metrics[name]:.4f}" for name in METRIC_NAMES),
+            _config_of(data.embedders["esm2"].get("model", "")),
             writer.source,
             f" --data.length {data.chunk_length}" if data.chunk_length else "",
         )
@@ -117,6 +120,14 @@ def fit(words: list[str]) -> None:
         {"devices": 1, "max_epochs": 200, "deterministic": True},
         seed_everything_default=SEED,
     )
+
+
+def _config_of(esm2: str) -> str:
+    """The config that calls with an ESM-2, and the option beside it where one is needed."""
+    if esm2 == SMALLER:
+        return "virnucpro_650m.yaml"
+    named = esm2 in SIZES and esm2 != DEFAULT
+    return "virnucpro.yaml" + (f" --model.esm2.name {esm2}" if named else "")
 
 
 def _quiet() -> None:

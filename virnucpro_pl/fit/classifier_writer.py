@@ -244,6 +244,7 @@ class ClassifierWriter(Checkpoint):
                 self._best["weights"],
                 calibration=self.report.calibration,
                 chunk_length=data.chunk_length,
+                embedders=data.embedders,
                 options=model.options,
                 epoch=self._best["epoch"],
             )

@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile, known_chunk_length
+from virnucpro_pl.embeddings.feature_origin import origin_of
 from virnucpro_pl.embeddings.pair_datamodule import PairStore, join
 from virnucpro_pl.errors import InputError, UsageError, listed
+from virnucpro_pl.fit.embedding_sets import check_alike, common_embedders
 from virnucpro_pl.fit.labelled_rows import Batches, LabelledBatch, LabelledRows
 from virnucpro_pl.fit.splits import CLASSES, Split, split_records
 
@@ -32,8 +34,6 @@ log = logging.getLogger(__name__)
 RECORD_PATTERN = r"(.+)_chunk_\d+[FR][123]"
 """Finds the record in the id of an ORF that this package has named."""
 _BLOCK = 4096
-_SAME = ("model", "weights_sha256", "layer", "pooling")
-"""Attributes in which the files of both sets must agree where they have them."""
 
 
 @dataclass
@@ -62,6 +62,8 @@ class LabelledPairDataModule(LightningDataModule):
         width: Numbers of a feature vector, from `setup` on.
         chunk_length: Bases of the chunks of both sets, from `setup` on; None where a file does not
             know.
+        embedders: What the files of both sets tell of how they were made, by embedder, from `setup`
+            on.
     """
 
     rows: LabelledRows
@@ -70,6 +72,7 @@ class LabelledPairDataModule(LightningDataModule):
     seed: int
     width: int
     chunk_length: int | None
+    embedders: dict[str, dict[str, str]]
 
     def __init__(
         self,
@@ -143,8 +146,9 @@ class LabelledPairDataModule(LightningDataModule):
         self._scratch = tempfile.TemporaryDirectory(prefix="virnucpro-pl-")
         folders = [Path(self._scratch.name) / name for name in CLASSES]
         stores = [_joined(folder, *pair) for folder, pair in zip(folders, self.files, strict=True)]
-        _check_alike(stores[0], stores[1])
+        check_alike(stores[0], stores[1])
         self.chunk_length = _chunk_length(stores)
+        self.embedders = common_embedders(stores[0], stores[1])
         self.rows = LabelledRows((stores[0], stores[1]))
         self.width = stores[0].width
         self.record = self._records()
@@ -293,38 +297,8 @@ def _each_record(store: PairStore, pattern: re.Pattern[str]) -> Iterator[str]:
 
 
 def _attributes(file: EmbeddingFile) -> dict[str, str]:
-    keys = (*_SAME, "precision", "input_sha256")
-    return {key: str(file.file.attrs[key]) for key in keys if key in file.file.attrs}
-
-
-def _check_alike(others: PairStore, viral: PairStore) -> None:
-    """Make sure that a classifier can learn nothing from how the two sets were embedded.
-
-    Raises:
-        InputError: If they differ in width, or in what their files say of the model.
-    """
-    for first, second in ((others.dnabert_s, viral.dnabert_s), (others.esm2, viral.esm2)):
-        if first.width != second.width:
-            raise InputError(
-                f"{first.path} has vectors of {first.width} numbers, {second.path} of "
-                f"{second.width}: both sets must be embedded by one model"
-            )
-        one, other = _attributes(first), _attributes(second)
-        shared = sorted(one.keys() & other.keys())
-        differ = {key: f"{one[key]} and {other[key]}" for key in shared if one[key] != other[key]}
-        if fields := [key for key in differ if key in _SAME]:
-            pairs = ", ".join(f"{key} ({differ[key]})" for key in fields)
-            raise InputError(
-                f"{first.path} and {second.path} differ in {pairs}: a classifier would learn to "
-                "tell the models apart; embed both sets in the same way"
-            )
-        if "precision" in differ:
-            log.warning(
-                "%s and %s were computed in %s: best embed both sets alike",
-                first.path,
-                second.path,
-                differ["precision"],
-            )
+    attributes, key = file.file.attrs, "input_sha256"
+    return {**origin_of(file), **({key: str(attributes[key])} if key in attributes else {})}
 
 
 def _chunk_length(stores: list[PairStore]) -> int | None:

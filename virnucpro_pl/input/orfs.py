@@ -41,6 +41,8 @@ POOLED_RESIDUES = 1024
 """VirNucPro stops its mean over residues here, its input not being cut (Li et al. 2025)."""
 POOLING = f"mean of the first {POOLED_RESIDUES} residues"
 """What an output says of it."""
+MEAN_OF_RESIDUES = "mean of residues"
+"""What it says of the mean over all of them, the same up to so many."""
 
 
 class Chunks(NamedTuple):

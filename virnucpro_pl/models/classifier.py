@@ -27,6 +27,8 @@ RANDOM = "random"
 """Names a classifier with seeded random weights, whose calls mean nothing."""
 CHUNK_LENGTH = "chunk_length"
 """Under which name a checkpoint of `fit` keeps the bases of the chunks it was trained on."""
+EMBEDDERS = "embedders"
+"""Under which name it keeps what made its features: by embedder, attributes of embedding files."""
 CALIBRATION = "calibration"
 """Under which name it keeps what its scores mean."""
 _NAMED = re.compile(r"(?:^|[^0-9A-Za-z])(\d{3,})_model")
@@ -42,10 +44,13 @@ class MLPClassifier(nn.Module):
 
     Attributes:
         chunk_length: Bases of the chunks that it was trained on; None where its file does not know.
+        embedders: What is known of what made the features that it was trained on, by embedder and
+            attribute; None where its file does not know.
         calibration: What its scores mean; None likewise.
     """
 
     chunk_length: int | None = None
+    embedders: dict[str, dict[str, str]] | None = None
     calibration: Calibration | None = None
 
     def __init__(self, features: int = FEATURES, hidden: int = 512, classes: int = 2) -> None:
@@ -134,13 +139,14 @@ def load_classifier(source: str, features: int | None = None) -> MLPClassifier:
     if weight is None or weight.ndim != 2:
         raise WeightsError(f"{path} is no classifier: it has {listed(sorted(state)) or 'nothing'}")
     if features is not None:
-        _check_width(weight.shape[1], features, source)
+        check_width(weight.shape[1], features, source)
     classifier = MLPClassifier(weight.shape[1], weight.shape[0])
     try:
         classifier.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(f"{path} is no classifier: {error}") from error
     classifier.chunk_length = _chunk_length(content, path)
+    classifier.embedders = _embedders(content, path)
     classifier.calibration = _calibration(content, path)
     return classifier.eval().requires_grad_(False)
 
@@ -151,6 +157,7 @@ def save_classifier(
     *,
     calibration: Calibration,
     chunk_length: int | None,
+    embedders: Mapping[str, Mapping[str, str]],
     options: Mapping[str, Any],
     epoch: int,
 ) -> None:
@@ -161,6 +168,7 @@ def save_classifier(
         weights: State dict of an `MLPClassifier`.
         calibration: What its scores mean.
         chunk_length: Bases of the chunks that it was trained on, if that is known.
+        embedders: What is known of what made its features.
         options: Of the training.
         epoch: That the weights are of, from 0.
     """
@@ -169,6 +177,7 @@ def save_classifier(
         "hyper_parameters": dict(options),
         "epoch": epoch,
         CHUNK_LENGTH: chunk_length,
+        EMBEDDERS: {name: dict(known) for name, known in embedders.items()},
         CALIBRATION: calibration._asdict(),
     }
     torch.save(content, path)
@@ -202,28 +211,42 @@ def check_chunk_length(classifier: MLPClassifier, source: str, given: int) -> No
         )
 
 
+def _known(content: Any, name: str) -> Any:
+    is_checkpoint = isinstance(content, dict) and "state_dict" in content
+    return content.get(name) if is_checkpoint else None
+
+
 def _chunk_length(content: Any, path: Path) -> int | None:
     """What a checkpoint of `fit` knows; None of any other file."""
-    is_checkpoint = isinstance(content, dict) and "state_dict" in content
-    known = content.get(CHUNK_LENGTH) if is_checkpoint else None
+    known = _known(content, CHUNK_LENGTH)
     if known is not None and not isinstance(known, int):
         raise WeightsError(f"{path} is no classifier: its {CHUNK_LENGTH} is no whole number")
     return known
 
 
+def _embedders(content: Any, path: Path) -> dict[str, dict[str, str]] | None:
+    """What a checkpoint of `fit` knows; None of any other file."""
+    known = _known(content, EMBEDDERS)
+    if known is None:
+        return None
+    if not isinstance(known, dict) or not all(isinstance(part, dict) for part in known.values()):
+        raise WeightsError(f"{path} is no classifier: its {EMBEDDERS} is no table of tables")
+    texts = [*known, *(text for part in known.values() for pair in part.items() for text in pair)]
+    if not all(isinstance(text, str) for text in texts):
+        raise WeightsError(f"{path} is no classifier: its {EMBEDDERS} hold more than text")
+    return {name: dict(part) for name, part in known.items()}
+
+
 def _calibration(content: Any, path: Path) -> Calibration | None:
-    """The same."""
-    is_checkpoint = isinstance(content, dict) and "state_dict" in content
-    known = content.get(CALIBRATION) if is_checkpoint else None
+    """What a checkpoint of `fit` knows; None of any other file."""
+    known = _known(content, CALIBRATION)
     try:
         return None if known is None else Calibration.read(known)
     except ValueError as error:
-        raise WeightsError(
-            f"{path} is no classifier: in its {CALIBRATION} {error}"
-        ) from error
+        raise WeightsError(f"{path} is no classifier: in its {CALIBRATION} {error}") from error
 
 
-def _check_width(taken: int, given: int, source: str) -> None:
+def check_width(taken: int, given: int, source: str) -> None:
     """Refuse a classifier of other features than the embedders give, with both numbers."""
     if taken != given:
         raise WeightsError(

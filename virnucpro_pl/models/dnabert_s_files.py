@@ -123,8 +123,8 @@ def revision(path: Path | None) -> str | None:
     return path.name
 
 
-def read_config(path: Path) -> DNABERTSConfig:
-    """Sizes of the model in a file or folder.
+def read_config(path: Path) -> tuple[DNABERTSConfig, list[Path]]:
+    """Sizes of the model in a file or folder, and the files that its hash covers.
 
     Args:
         path: As for `load_dnabert_s`.
@@ -132,7 +132,8 @@ def read_config(path: Path) -> DNABERTSConfig:
     Raises:
         WeightsError: If the file is damaged, or does not tell its sizes.
     """
-    return _config(read_checkpoint(path))
+    checkpoint = read_checkpoint(path)
+    return _config(checkpoint), checkpoint.files
 
 
 def load_dnabert_s(

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 SEED = 0
 """Of random weights."""
+_SMALL = 1 << 20
+"""Bytes up to which a file is hashed while others wait: a config or a tokenizer, not weights."""
 
 
 def named_weights(weights: str) -> Path:
@@ -100,14 +102,34 @@ def hash_files(files: Sequence[Path]) -> Future[str]:
     return future
 
 
+def recorded_hash(files: Sequence[Path]) -> str | None:
+    """What `hash_files` will give, where no large file must be read for it; None elsewhere.
+
+    A file that is no longer what was recorded is found by `hash_files`.
+    """
+    digests = []
+    with contextlib.suppress(OSError):
+        for file in files:
+            recorded = _recorded(file, tell=False)
+            if recorded is None and file.stat().st_size > _SMALL:
+                return None
+            digests.append(bytes.fromhex(recorded) if recorded else _digest(file))
+        return _joined(digests)
+    return None
+
+
 def hash_of(file: Path) -> str:
     """SHA-256 of a small weights file."""
     return _sha256([file])
 
 
 def _sha256(files: Sequence[Path]) -> str:
-    digests = [_checked_digest(file) for file in files]
-    return (digests[0] if len(files) == 1 else hashlib.sha256(b"".join(digests)).digest()).hex()
+    return _joined([_checked_digest(file) for file in files])
+
+
+def _joined(digests: Sequence[bytes]) -> str:
+    """The hash of one file, or one hash over those of several."""
+    return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()).hex()
 
 
 def _checked_digest(file: Path) -> bytes:
@@ -126,7 +148,7 @@ def _checked_digest(file: Path) -> bytes:
     return digest
 
 
-def _recorded(file: Path) -> str | None:
+def _recorded(file: Path, tell: bool = True) -> str | None:
     """SHA-256 that was recorded at the download of a file, or that its publisher has given."""
     blob = file.resolve().name
     if file.is_symlink() and re.fullmatch("[0-9a-f]{64}", blob):
@@ -137,10 +159,9 @@ def _recorded(file: Path) -> str | None:
     line = re.fullmatch(
         r"([0-9a-f]{64})  .*\n", beside.read_text(encoding="utf-8", errors="replace")
     )
-    if line is None:
+    if line is None and tell:
         log.warning("%s is not as sha256sum writes it: %s is not checked", beside, file)
-        return None
-    return line[1]
+    return line[1] if line else None
 
 
 def _beside(file: Path) -> Path:

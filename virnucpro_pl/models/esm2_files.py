@@ -114,8 +114,8 @@ def find_weights(name: str | None, weights: str | None) -> Path | None:
     return path
 
 
-def read_config(name: str | None, path: Path) -> ESM2Config:
-    """Sizes of the model in a file or folder.
+def read_config(name: str | None, path: Path) -> tuple[ESM2Config, list[Path]]:
+    """Sizes of the model in a file or folder, and the files that its hash covers.
 
     Args:
         name: The name that the model must have; None for any.
@@ -124,7 +124,8 @@ def read_config(name: str | None, path: Path) -> ESM2Config:
     Raises:
         WeightsError: If the file is damaged, does not tell its sizes, or is another model.
     """
-    return _config(name, read_checkpoint(path))
+    checkpoint = read_checkpoint(path)
+    return _config(name, checkpoint), checkpoint.files
 
 
 def load_esm2(

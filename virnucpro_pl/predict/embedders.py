@@ -66,8 +66,13 @@ class ESM2Embedder(SequenceEmbedder):
         """
         path = esm2_files.find_weights(self.wanted, self.weights)
         if path is not None:
-            self.name = esm2_files.read_config(self.wanted, path).name
+            self.look_at(*esm2_files.read_config(self.wanted, path))
         return path
+
+    @property
+    def expected_sizes(self) -> esm2.ESM2Config | None:
+        """That of the name asked for."""
+        return esm2.SIZES.get(self.wanted or "")
 
     def load_encoder(
         self, path: Path | None, device: torch.device, matrix_dtype: torch.dtype
@@ -161,8 +166,18 @@ class DNABERTSEmbedder(SequenceEmbedder):
         path = dnabert_s_files.find_weights(self.size, self.weights)
         self.find_tokenizer(path).load()
         if path is not None:
-            self.name = dnabert_s_files.read_config(path).name
+            self.look_at(*dnabert_s_files.read_config(path))
         return path
+
+    @property
+    def expected_sizes(self) -> dnabert_s.DNABERTSConfig | None:
+        """That of random weights, or of the authors'."""
+        return dnabert_s.SIZES[self.size] if self.weights in (None, "random") else None
+
+    def identity(self) -> dict[str, str | None]:
+        """What its vectors depend on, as far as it is known: the tokenizer, too."""
+        found = self.is_found and self.find_tokenizer(self._found).sha256
+        return {**super().identity(), "tokenizer_sha256": found or None}
 
     @property
     def origin(self) -> str:

@@ -22,7 +22,7 @@ from virnucpro_pl.models.attention import (
     choose_attention,
 )
 from virnucpro_pl.models.dnabert_s import DNABERTS, DNABERTSConfig
-from virnucpro_pl.models.download import SEED, hash_files
+from virnucpro_pl.models.download import SEED, hash_files, recorded_hash
 from virnucpro_pl.models.esm2 import ESM2, ESM2Config
 from virnucpro_pl.precision import unify_precision
 from virnucpro_pl.predict.predict_module import PredictModule
@@ -50,6 +50,7 @@ class EncoderModule(PredictModule):
         biased: Whether attention scores have a bias.
         encoder: The network, from `configure_model` on.
         attention_used: The attention backend, from `configure_model` on.
+        is_found: Whether the weights are found, or are random; on rank 0.
     """
 
     biased: ClassVar[bool] = False
@@ -73,7 +74,9 @@ class EncoderModule(PredictModule):
         self.attention = attention
         self._found: Path | None = None
         self._fault: UsageError | None = None
-        self._loaded: object = None
+        self.is_found = False
+        self._looked_at: tuple[ESM2Config | DNABERTSConfig, list[Path]] | None = None
+        self._loaded: tuple[Path | None, torch.device, torch.dtype] | None = None
         self._hash: Future[str] | None = None
 
     @abstractmethod
@@ -86,18 +89,62 @@ class EncoderModule(PredictModule):
     ) -> tuple[ESM2 | DNABERTS, list[Path]]:
         """Load the network; return it and the files it came from."""
 
+    @property
+    @abstractmethod
+    def expected_sizes(self) -> ESM2Config | DNABERTSConfig | None:
+        """Sizes that are sure before the weights are found; None if theirs count."""
+
+    def look_at(self, config: ESM2Config | DNABERTSConfig, files: list[Path]) -> None:
+        """Keep what the weights found are, before they are loaded, and learn their name."""
+        self.name, self._looked_at = config.name, (config, files)
+
+    @property
+    def sizes(self) -> ESM2Config | DNABERTSConfig | None:
+        """Sizes of the network, as soon as they are sure; on rank 0."""
+        return self._looked_at[0] if self._looked_at else self.expected_sizes
+
+    def identity(self) -> dict[str, str | None]:
+        """What its vectors depend on, as files' attributes say it; None for what is not known yet.
+
+        To be asked on rank 0.
+        """
+        sizes = self.sizes
+        layer = sizes.layers if sizes and self.layer is None else self.layer
+        return {
+            "model": sizes and sizes.name,
+            "weights_sha256": self._known_hash(),
+            "layer": None if layer is None else str(layer),
+        }
+
+    def _known_hash(self) -> str | None:
+        """Content hash of the weights, where nobody has to wait for it."""
+        if not self.is_found:
+            return None
+        if self.is_hashed:
+            return self.weights_sha256
+        if self._found is None:
+            return self._random_hash
+        return recorded_hash(self._looked_at[1]) if self._looked_at else None
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether the weights found are loaded, and their hash is there; on rank 0."""
+        is_loaded = self._loaded is not None and self._loaded[0] == self._found
+        return is_loaded and (self._hash is None or self._hash.done())
+
     def prepare_data(self) -> None:
         """Find the weights on rank 0, for a device that can run what is asked for.
 
         A fault is kept for all ranks to raise in setup.
         """
-        self._fault = None
+        self._fault, self._looked_at, self.is_found = None, None, False
         data = source_of(self.trainer)
         if data is not None and data.fault is not None:
             return  # nothing will be computed: no download of 12 GB first
         try:
             check_device(self.attention, self.trainer.strategy.root_device)
             self._found = self.find_weights()
+            self.is_found = True
         except UsageError as error:
             self._fault = error
 
@@ -153,7 +200,11 @@ class EncoderModule(PredictModule):
     @property
     def weights_sha256(self) -> str:
         """Content hash of the weights; waits for it. Only rank 0 computes it."""
-        return self._hash.result() if self._hash else f"random:{self.name}:{SEED}"
+        return self._hash.result() if self._hash else self._random_hash
+
+    @property
+    def _random_hash(self) -> str:
+        return f"random:{self.name}:{SEED}"
 
     @property
     def width(self) -> int:

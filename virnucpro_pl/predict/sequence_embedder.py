@@ -18,6 +18,7 @@ from virnucpro_pl.contracts import (
     source_of,
 )
 from virnucpro_pl.errors import is_out_of_memory
+from virnucpro_pl.input.orfs import MEAN_OF_RESIDUES
 from virnucpro_pl.input.packed_batch import PackedBatch
 from virnucpro_pl.models.attention import Attention, BiasedAttention
 from virnucpro_pl.models.cpu_speed import count_parameters, estimate_pace
@@ -154,7 +155,7 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
     @property
     def pooling(self) -> str:
         """Which tokens go into a sequence's vector, in words."""
-        return "mean of residues" if self.tokenizer.margin else "mean of all tokens"
+        return MEAN_OF_RESIDUES if self.tokenizer.margin else "mean of all tokens"
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Hidden states (T, D) of a pack."""

@@ -2,131 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from virnucpro_pl.calibration import Calibration
 from virnucpro_pl.contracts import Scores, Tokenizer, source_of, workspace_of
+from virnucpro_pl.embeddings.feature_origin import PRECISION, TITLES, longest_of, origin_of
 from virnucpro_pl.embeddings.pair_datamodule import EmbeddingPairDataModule, PairBatch
 from virnucpro_pl.errors import UsageError, is_out_of_memory
-from virnucpro_pl.input.contig_datamodule import OrfBatch
+from virnucpro_pl.input.contig_datamodule import ContigDataModule, OrfBatch
 from virnucpro_pl.input.orfs import POOLING
 from virnucpro_pl.input.packed_batch import PackedBatch
-from virnucpro_pl.models.classifier import (
-    RANDOM,
-    MLPClassifier,
-    check_chunk_length,
-    hash_classifier,
-    load_classifier,
-)
+from virnucpro_pl.models.classifier import check_width, load_classifier
+from virnucpro_pl.models.esm2 import SIZES
+from virnucpro_pl.predict.classifying_module import ClassifyingModule, unscored_error
 from virnucpro_pl.predict.embedders import DNABERTSEmbedder, ESM2Embedder
 from virnucpro_pl.predict.lookahead import Launched, LooksAhead, free_memory
-from virnucpro_pl.predict.predict_module import PredictModule
 from virnucpro_pl.predict.sequence_embedder import SequenceEmbedder
-from virnucpro_pl.stability import (
-    FAILED,
-    NumericalInstabilityError,
-    describe_instability,
-    each_outcome,
-)
-
-log = logging.getLogger(__name__)
-
-
-class ClassifyingModule(PredictModule):
-    """What both modules share: the classifier, whose faults are found before all else is loaded.
-
-    Attributes:
-        classifier: The network, from `configure_model` on.
-    """
-
-    classifier: MLPClassifier
-
-    def __init__(self, classifier: str) -> None:
-        """Keep the source.
-
-        Args:
-            classifier: A published `.pth`, a state dict, a Lightning checkpoint, or `random`.
-        """
-        super().__init__()
-        self.classifier_source = classifier
-        self._classifier_sha256 = ""
-        self._fault: UsageError | None = None
-
-    def prepare_data(self) -> None:
-        """Look at the classifier on rank 0; a fault is kept for all ranks to raise in setup."""
-        self._fault = None
-        try:
-            classifier = load_classifier(self.classifier_source)
-            self._check_chunks(classifier)
-            self._check_calibration(classifier)
-            self._classifier_sha256 = hash_classifier(self.classifier_source)
-        except UsageError as error:
-            self._fault = error
-        if self.classifier_source == RANDOM:
-            log.warning("The classifier has RANDOM weights: its calls mean nothing")
-
-    def _check_chunks(self, classifier: MLPClassifier) -> None:
-        """See that it is for the data's chunks, if the data could be read. On rank 0.
-
-        Raises:
-            UsageError: If it is not.
-        """
-        data = source_of(self.trainer)
-        if data is None or data.fault is not None or not self.trainer.is_global_zero:
-            return
-        if data.chunk_length is not None:
-            check_chunk_length(classifier, self.classifier_source, data.chunk_length)
-
-    def _check_calibration(self, classifier: MLPClassifier) -> None:
-        """See that its scores have a known meaning, if the writer needs that.
-
-        Raises:
-            UsageError: If they have not.
-        """
-        workspace = workspace_of(self.trainer)
-        option = workspace.needs_calibration if workspace is not None else ""
-        if option and classifier.calibration is None:
-            raise UsageError(
-                f"{option} needs a classifier that knows what its scores mean, and "
-                f"{self.classifier_source} does not: train one with virnucpro-pl fit"
-            )
-
-    def setup(self, stage: str) -> None:
-        """Stop all ranks where the data are none that can be classified, or the classifier is none.
-
-        Raises:
-            UsageError: On every rank, what is wrong.
-        """
-        fault = self.trainer.strategy.broadcast(self._fault)
-        if fault is not None:
-            raise fault
-        self.check_data(source_of(self.trainer))
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """That of the classifier."""
-        return self.classifier.calibration
-
-    @property
-    def input_files(self) -> list[Path]:
-        """The classifier's file."""
-        source = self.classifier_source
-        return [] if source == RANDOM else [Path(source).expanduser()]
-
-    def provenance(self) -> dict[str, Any]:
-        """What an output records about the classifier."""
-        return {
-            "classifier": self.classifier_source,
-            "classifier_sha256": self._classifier_sha256,
-            "precision": str(self.trainer.precision),
-        }
+from virnucpro_pl.stability import FAILED, each_outcome
 
 
 class VirNucPro(ClassifyingModule, LooksAhead):
@@ -157,6 +52,7 @@ class VirNucPro(ClassifyingModule, LooksAhead):
         self.esm2 = esm2
         self.dnabert_s = dnabert_s
         self.enable_fp16 = enable_fp16 and esm2.enable_fp16 and dnabert_s.enable_fp16
+        self._unhashed = False
 
     @property
     def input_files(self) -> list[Path]:
@@ -174,14 +70,61 @@ class VirNucPro(ClassifyingModule, LooksAhead):
         """Both embedders', in the order of their features."""
         return self.dnabert_s.tokenizer, self.esm2.tokenizer
 
+    def origins(self) -> dict[str, dict[str, str | None]]:
+        """How both embedders make features, as far as it is known by now; on rank 0."""
+        precision = str(self.trainer.precision)
+        known = {
+            name: {**e.identity(), "pooling": e.pooling, PRECISION: precision}
+            for name, e in zip(TITLES, self.embedders, strict=True)
+        }
+        known["esm2"]["pooling"] = POOLING
+        return known
+
+    def longest_protein(self) -> int | None:
+        """Residues of the longest ORF that is embedded."""
+        data = source_of(self.trainer)
+        if not isinstance(data, ContigDataModule):
+            return None
+        return int(data.kept_lengths(self.esm2.tokenizer).max(initial=0))
+
+    def check_features(self) -> None:
+        """Refuse a classifier of features of another width than both embedders give.
+
+        Raises:
+            WeightsError: With both widths.
+        """
+        sizes = [embedder.sizes for embedder in self.embedders]
+        if self._features is not None and all(sizes):
+            check_width(self._features, sum(s.width for s in sizes if s), self.classifier_source)
+
+    @property
+    def advice(self) -> str:
+        """Options of the embedders."""
+        trained = (self._trained or {}).get("esm2", {}).get("model")
+        is_other = trained in SIZES and self.origins()["esm2"]["model"] not in (trained, None)
+        name = f", such as --model.esm2.name {trained}" if is_other else ""
+        return (
+            "Give the embedders that it was trained with (--model.esm2.*, --model.dnabert_s.*"
+            f"{name}) or another --model.classifier"
+        )
+
     def width_of(self, column: str) -> int:
         """Two scores, or D of an embedder."""
         widths = {"scores": 2, "dnabert_s": self.dnabert_s.width, "esm2": self.esm2.width}
         return widths[column]
 
     def prepare_data(self) -> None:
-        """Look at the classifier, which is small, then find both embedders' weights, on rank 0."""
+        """Look at the classifier, which is small, then find both embedders' weights, on rank 0.
+
+        Others than it was trained on are not downloaded first.
+        """
         super().prepare_data()
+        if self._fault is None:
+            try:
+                self.check_embedders()
+                self.check_features()
+            except UsageError as error:
+                self._fault = error
         if self._fault is None:
             for embedder in self.embedders:
                 embedder.prepare_data()
@@ -190,12 +133,15 @@ class VirNucPro(ClassifyingModule, LooksAhead):
         """Tell every rank where the weights are.
 
         Raises:
-            UsageError: On every rank, what rank 0 found in `prepare_data`.
+            UsageError: On every rank, what rank 0 found in `prepare_data`, or if the classifier was
+                trained with other embedders, as far as that is known before they are hashed.
         """
         super().setup(stage)
         self.start_looking()
         for embedder in self.embedders:
             embedder.setup(stage)
+        self.refuse_other_embedders()
+        self._unhashed = self._trained is not None and self.trainer.is_global_zero
 
     def teardown(self, stage: str) -> None:
         """Give back what was queued for a batch that nobody asked for."""
@@ -219,12 +165,31 @@ class VirNucPro(ClassifyingModule, LooksAhead):
             embedder.on_predict_start()
         torch.set_float32_matmul_precision("highest")
 
+    def on_predict_end(self) -> None:
+        """Wait for the hashes of the weights where no writer does, so that calls are never wrong.
+
+        Raises:
+            UsageError: If they are not those that the classifier was trained with.
+        """
+        if self._unhashed and workspace_of(self.trainer) is None:
+            self._check_hashes()
+
+    def _check_hashes(self) -> None:
+        for embedder in self.embedders:
+            _ = embedder.weights_sha256  # waits
+        self.check_embedders()
+        self._unhashed = False  # not before: whoever waits for the same hashes shall see it, too
+
     def predict_step(self, batch: OrfBatch, batch_idx: int = 0) -> Scores:
         """Embed and classify one pack of ORFs.
 
         Raises:
             NumericalInstabilityError: With the model and exactly the ORFs that are not finite.
+            UsageError: As soon as the weights' hashes are there, if they are not those that the
+                classifier was trained with.
         """
+        if self._unhashed and all(embedder.is_hashed for embedder in self.embedders):
+            self._check_hashes()
         if self.has_room_for(batch):
             scores = self._in_one_go(batch)
             if scores is not None:
@@ -240,7 +205,7 @@ class VirNucPro(ClassifyingModule, LooksAhead):
         probabilities = self.classifier.probabilities(features).cpu()
         unscored = ~probabilities.isfinite().all(dim=1) & (outcome < FAILED)
         if unscored.any():
-            raise _unscored(probabilities, unscored, batch.ids)
+            raise unscored_error(probabilities, unscored, batch.ids)
         return Scores(batch.rows, probabilities, outcome, *vectors)
 
     def has_room_for(self, batch: OrfBatch) -> bool:
@@ -274,7 +239,12 @@ class VirNucPro(ClassifyingModule, LooksAhead):
         return Scores(batch.rows, scores, None, *vectors)
 
     def provenance(self) -> dict[str, Any]:
-        """What an output records about its models."""
+        """What an output records about its models; waits for the weights' hashes.
+
+        Raises:
+            UsageError: If they are not those that the classifier was trained with.
+        """
+        self._check_hashes()
         return {
             **super().provenance(),
             **{
@@ -296,15 +266,41 @@ class VirusClassifier(ClassifyingModule):
     data_needed = "EmbeddingPairDataModule"
     enable_fp16 = False
 
+    @property
+    def advice(self) -> str:
+        """Other files."""
+        return "Embed these ORFs as it was trained, or give another --model.classifier"
+
+    def setup(self, stage: str) -> None:
+        """Stop all ranks where these are no embeddings of the kind that it was trained on.
+
+        Raises:
+            UsageError: On every rank, what is wrong.
+        """
+        super().setup(stage)
+        self.refuse_other_embedders()
+
+    def _data(self) -> EmbeddingPairDataModule:
+        data = source_of(self.trainer)
+        assert isinstance(data, EmbeddingPairDataModule), "setup has seen to it"
+        return data
+
+    def origins(self) -> dict[str, dict[str, str | None]]:
+        """What both files tell of how they were made."""
+        store = self._data().store
+        return {name: {**origin_of(getattr(store, name))} for name in TITLES}
+
+    def longest_protein(self) -> int | None:
+        """Residues of the longest ORF, if the file tells."""
+        return longest_of(self._data().store.esm2)
+
     def configure_model(self) -> None:
         """Load the classifier of the embeddings' features.
 
         Raises:
             WeightsError: If it takes features of another width.
         """
-        data = source_of(self.trainer)
-        assert isinstance(data, EmbeddingPairDataModule), "setup has seen to it"
-        self.classifier = load_classifier(self.classifier_source, data.width)
+        self.classifier = load_classifier(self.classifier_source, self._data().width)
 
     @property
     def tokenizers(self) -> tuple[Tokenizer, ...]:
@@ -325,15 +321,9 @@ class VirusClassifier(ClassifyingModule):
         lost = ~scores.isfinite().all(dim=1)
         failing = lost & batch.features.isfinite().all(dim=1)
         if failing.any():
-            raise _unscored(scores, failing, batch.ids)
+            raise unscored_error(scores, failing, batch.ids)
         return Scores(batch.rows, scores, lost.cpu().byte() * FAILED)
 
     def provenance(self) -> dict[str, Any]:
         """What an output records about its model."""
         return {**super().provenance(), "model": "VirNucPro classifier", "attention": "none"}
-
-
-def _unscored(scores: Tensor, failing: Tensor, ids: Sequence[str]) -> NumericalInstabilityError:
-    """Build the error for failing rows (N,) of scores (N, 2)."""
-    named = [i for i, fails in zip(ids, failing.tolist(), strict=True) if fails]
-    return describe_instability(scores[failing], "the classifier", named)
