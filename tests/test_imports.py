@@ -16,7 +16,7 @@ FLOORS = (
     {"precision"},
     {"input", "models", "output"},
     {"embeddings"},
-    {"predict", "fit", "compare", "plot", "verify"},
+    {"predict", "fit", "compare", "evaluate", "plot", "verify"},
     {"bench"},
     {"cli"},
     {"__init__", "__main__"},

@@ -7,7 +7,7 @@ table: 0 would be a claim. Letters: N labelled items, K thresholds, B bins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +19,6 @@ Counts = NDArray[np.int64]
 
 THRESHOLDS: Floats = np.arange(1, 100) / 100
 """(99,) 0.01 to 0.99."""
-THRESHOLDS_HEADER = (
-    "of\tthreshold\tn\tn_virus\ttrue_positives\tfalse_positives\ttrue_negatives\tfalse_negatives"
-    "\tprecision\trecall\tfalse_positive_rate\tf1\n"
-)
-CALIBRATION_HEADER = (
-    "of\tlower\tupper\tn\tn_virus\tmean_probability\tobserved\tcalibration_error\tbrier_score\n"
-)
 _BLOCK = 1 << 20
 """Items that are looked at at a time."""
 
@@ -91,6 +84,12 @@ class Confusion(NamedTuple):
         tp, fp, tn, fn = (counts.astype(np.float64) for counts in self[1:])
         size = np.sqrt(tp + fp) * np.sqrt(tp + fn) * np.sqrt(tn + fp) * np.sqrt(tn + fn)
         return _ratio(tp * tn - fp * fn, size)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Counts and measures by name, each (K,), as `thresholds.tsv` has them."""
+        names = (*self._fields[1:], "precision", "recall", "false_positive_rate", "f1")
+        firsts = {"threshold": self.thresholds, "n": self.n, "n_virus": self.n_virus}
+        return firsts | {name: getattr(self, name) for name in names}
 
     def combined(self, other: Confusion) -> Confusion:
         """Counts of the items of both.
@@ -207,6 +206,14 @@ class Reliability(NamedTuple):
         """Mean of (probability - label)^2 over the items; NaN without one."""
         return _quotient(self.total_squared_error.sum(), self.n.sum())
 
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Sums and means by name, each (B,), as `calibration.tsv` has them."""
+        names = ("lower", "upper", "n", "n_virus", "mean_probability", "observed")
+        return {name: getattr(self, name) for name in names} | {
+            "calibration_error": np.abs(self.mean_probability - self.observed),
+            "brier_score": _ratio(self.total_squared_error, self.n),
+        }
+
     def combined(self, other: Reliability) -> Reliability:
         """Sums over the items of both.
 
@@ -267,15 +274,7 @@ def write_thresholds(path: Path, measured: Mapping[str, Confusion]) -> None:
         path: The file to write.
         measured: By what is counted, such as `orfs` and `records`: the column `of`.
     """
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(THRESHOLDS_HEADER)
-        for name, confusion in measured.items():
-            columns = (
-                *(confusion.thresholds, confusion.n, confusion.n_virus, *confusion[1:]),
-                *(confusion.precision, confusion.recall),
-                *(confusion.false_positive_rate, confusion.f1),
-            )
-            file.writelines(_lines(name, *columns))
+    _write(path, [(name, confusion.columns()) for name, confusion in measured.items()])
 
 
 def write_calibration(path: Path, measured: Mapping[str, Reliability]) -> None:
@@ -288,17 +287,13 @@ def write_calibration(path: Path, measured: Mapping[str, Reliability]) -> None:
         path: The file to write.
         measured: By what they are, such as `before` and `after`: the column `of`.
     """
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(CALIBRATION_HEADER)
-        for name, bins in measured.items():
-            sums = [column.sum(keepdims=True) for column in bins[2:]]
-            errors = np.abs(bins.mean_probability - bins.observed)
-            error = np.array([bins.expected_calibration_error])
-            whole = Reliability(np.zeros(1), np.ones(1), *sums)
-            for part, differences in ((bins, errors), (whole, error)):
-                claimed = (*part[:4], part.mean_probability, part.observed, differences)
-                brier = _ratio(part.total_squared_error, part.n)
-                file.writelines(_lines(name, *claimed, brier))
+    parts = []
+    for name, bins in measured.items():
+        sums = [column.sum(keepdims=True) for column in bins[2:]]
+        whole = Reliability(np.zeros(1), np.ones(1), *sums).columns()
+        whole["calibration_error"] = np.array([bins.expected_calibration_error])
+        parts += [(name, bins.columns()), (name, whole)]
+    _write(path, parts)
 
 
 def as_cell(number: Any) -> str:
@@ -308,9 +303,13 @@ def as_cell(number: Any) -> str:
     return f"{number:.6g}" if isinstance(number, float) else str(number)
 
 
-def _lines(name: str, *columns: NDArray[Any]) -> Iterator[str]:
-    for row in zip(*(column.tolist() for column in columns), strict=True):
-        yield "\t".join([name, *map(as_cell, row)]) + "\n"
+def _write(path: Path, parts: Sequence[tuple[str, dict[str, NDArray[Any]]]]) -> None:
+    """Write a table of parts with the same columns, at least one, each under its name."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write("\t".join(["of", *parts[0][1]]) + "\n")
+        for name, columns in parts:
+            for row in zip(*(column.tolist() for column in columns.values()), strict=True):
+                file.write("\t".join([name, *map(as_cell, row)]) + "\n")
 
 
 def _blocks(

@@ -31,6 +31,10 @@ COMMANDS = {
         "tell how far two embedding files or prediction tables are apart",
         "virnucpro_pl.compare.command",
     ),
+    "evaluate": Command(
+        "tell how right results are, by records with a known label",
+        "virnucpro_pl.evaluate.command",
+    ),
     "export": Command(
         "write an embedding file, or calls, as other programs read them",
         "virnucpro_pl.embeddings.export",

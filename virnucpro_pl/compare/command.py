@@ -6,7 +6,6 @@ import logging
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import h5py
 
@@ -26,7 +25,7 @@ from virnucpro_pl.compare.vectors import (
 )
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 from virnucpro_pl.errors import GateError, InputError, UsageError
-from virnucpro_pl.output.figures_file import check_figures_file, write_figures
+from virnucpro_pl.output.figures_file import check_figures_file, plain, write_figures
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ def compare(
     unmet = _unmet(result, gates)
     print_difference(result, (a, b), kinds)
     if output is not None:
-        content = {"a": str(a), "b": str(b), "kinds": kinds, **_plain(result)}
+        content = {"a": str(a), "b": str(b), "kinds": kinds, **plain(result)}
         gated = {f"min_{name}": least for name, least in gates.items()}
         write_figures(output, content | {"gates": gated, "gates_unmet": unmet})
         log.info("Wrote %s", output)
@@ -165,14 +164,3 @@ def _unmet(result: VectorDifference | TableDifference, gates: dict[str, float]) 
     if reasons and result.worst:
         reasons[-1] += f" (furthest apart: {', '.join(worst.id for worst in result.worst[:3])})"
     return reasons
-
-
-def _plain(value: Any) -> Any:
-    """Give named tuples as dictionaries, and numbers that JSON does not know as None."""
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

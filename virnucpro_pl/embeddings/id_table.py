@@ -102,27 +102,40 @@ def match_ids(files: tuple[Ids, Ids], folder: Path) -> tuple[Match, IdTable, IdT
     (first, first_hashes), (second, second_hashes) = (
         write_ids(file, folder, name) for file, name in zip(files, ("first", "second"), strict=True)
     )
-    for file, table, hashes in (
-        (files[0], first, first_hashes),
-        (files[1], second, second_hashes),
-    ):
-        order = np.argsort(hashes, kind="stable")
-        twice = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
-        if len(twice):
-            names = listed(table(twice[:1000]))
-            raise InputError(f"{file.path} has {len(twice)} id(s) more than once: {names}")
-    _, rows, partners = np.intersect1d(
-        first_hashes, second_hashes, assume_unique=True, return_indices=True
-    )
+    first_order, first_sorted = _ordered(files[0], first, first_hashes)
+    second_order, second_sorted = _ordered(files[1], second, second_hashes)
+    places = np.searchsorted(first_sorted, second_sorted)
+    shared = places < len(first_sorted)
+    shared[shared] = first_sorted[places[shared]] == second_sorted[shared]
+    rows, partners = first_order[places[shared]], second_order[shared]
     order = np.argsort(rows)
+    lonely = np.ones(len(first), np.bool_)
+    lonely[rows] = False
     match = Match(
         rows[order],
         partners[order],
-        np.flatnonzero(~np.isin(first_hashes, second_hashes)),
-        np.flatnonzero(~np.isin(second_hashes, first_hashes)),
+        np.flatnonzero(lonely),
+        np.sort(second_order[~shared]),
     )
     for start in range(0, len(rows), _ID_BLOCK):
         block = slice(start, start + _ID_BLOCK)
         if first(match.first[block]) != second(match.second[block]):  # different ids with one hash
             raise InputError(f"{files[0].path} and {files[1].path} do not hold the same ids")
     return match, first, second
+
+
+def _ordered(
+    file: Ids, table: IdTable, hashes: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows by their hashes, and the hashes, ascending.
+
+    Raises:
+        InputError: If the file names an id twice.
+    """
+    order = np.argsort(hashes, kind="stable")
+    ascending = hashes[order]
+    twice = order[1:][ascending[1:] == ascending[:-1]]
+    if len(twice):
+        names = listed(table(twice[:1000]))
+        raise InputError(f"{file.path} has {len(twice)} id(s) more than once: {names}")
+    return order, ascending

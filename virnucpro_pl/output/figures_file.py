@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -64,6 +65,17 @@ def holds(file: Path, keys: Iterable[str]) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.keys() >= set(keys)
+
+
+def plain(value: Any) -> Any:
+    """Give named tuples as dictionaries, and numbers that JSON does not know as None."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_stream(output: Path) -> bool:
