@@ -1,6 +1,7 @@
 """Two sets of embedding files as labelled rows, split by record, and what is refused."""
 
 import pickle
+import resource
 
 import h5py
 import numpy as np
@@ -138,6 +139,29 @@ def test_batches_hold_each_row_once(count, size, shuffle, sizes):
     rows = [row for batch in drawn for row in batch]
     assert len(set(rows)) == sum(sizes)
     assert set(rows) <= set(range(10, 10 + count))
+
+
+def test_full_disk_is_told(write_set):
+    names = ids_of("v", [100]), ids_of("o", [100])
+    sets = [write_set(ids[0][0], ids, widths=(100, 150)) for ids in names]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # a file may have no more
+    try:
+        with pytest.raises(UsageError, match=r"0\.0 GB of features .* cannot be written: .*TMPDIR"):
+            opened(*sets, record_pattern="(.+)", memory_gb=0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_features_beyond_memory_leave_no_file(both_sets, monkeypatch, tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    data = opened(*both_sets, memory_gb=0.0)
+    assert isinstance(data.rows.held, np.memmap)
+    assert not list(scratch.rglob("features"))
+    data.close()
+    assert not list(scratch.iterdir())
 
 
 def test_order_of_an_epoch_depends_on_seed_and_epoch_alone():

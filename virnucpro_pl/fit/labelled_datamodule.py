@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import tempfile
 from array import array
 from collections.abc import Iterator
@@ -97,8 +98,9 @@ class LabelledPairDataModule(LightningDataModule):
                 the end; 0 for none, as in VirNucPro.
             record_pattern: Regular expression that an ORF's whole id matches; its first group is
                 the record, which is never divided between training and what is held out.
-            memory_gb: Features of up to so many gigabytes are held in memory; more of them are read
-                from the files batch by batch.
+            memory_gb: Features of up to so many gigabytes are held in memory; more of them are
+                copied to a file in the folder for temporary files (TMPDIR), and read batch by
+                batch.
             num_workers: DataLoader processes where features are read batch by batch.
         """
         super().__init__()
@@ -152,8 +154,7 @@ class LabelledPairDataModule(LightningDataModule):
         self.rows = LabelledRows((stores[0], stores[1]))
         self.width = stores[0].width
         self.record = self._records()
-        size = len(self.rows) * self.width * 4 / 1e9
-        finite = self.rows.finite(hold=size <= self.memory_gb)
+        finite = self._load(Path(self._scratch.name))
         for label, name in enumerate(CLASSES):
             of_class = self.rows.labels == label
             if lost := int((of_class & ~finite).sum()):
@@ -167,6 +168,30 @@ class LabelledPairDataModule(LightningDataModule):
         self.split = split_records(self.rows.labels, self.record, finite, self.fractions, self.seed)
         for line in self.split.described():
             log.info("%s", line)
+
+    def _load(self, scratch: Path) -> NDArray[np.bool_]:
+        """Read all features into memory or a file; (M,) flags of the finite rows.
+
+        Raises:
+            UsageError: If the file has no room.
+        """
+        size = len(self.rows) * self.width * 4
+        self._is_in_memory = size <= self.memory_gb * 1e9
+        if self._is_in_memory:
+            return self.rows.load(None)
+        advice = (
+            f"{size / 1e9:.1f} GB of features are more than --data.memory_gb {self.memory_gb:g}, "
+            f"and {scratch.parent}, where they would lie meanwhile, {{}}: give more memory, or "
+            "name another folder in TMPDIR"
+        )
+        free = shutil.disk_usage(scratch).free
+        if size > free:
+            raise UsageError(advice.format(f"has {free / 1e9:.1f} GB free"))
+        log.info("%.1f GB of features lie in %s meanwhile", size / 1e9, scratch.parent)
+        try:
+            return self.rows.load(scratch)
+        except OSError as error:
+            raise UsageError(advice.format(f"cannot be written: {error}")) from error
 
     def _records(self) -> NDArray[np.int64]:
         """(M,) number of each row's record; the sets have none in common.
@@ -202,7 +227,7 @@ class LabelledPairDataModule(LightningDataModule):
     def _loader(
         self, rows: NDArray[np.int64], shuffle_seed: int | None = None
     ) -> DataLoader[LabelledBatch]:
-        workers = self.num_workers if self.rows.held is None else 0
+        workers = 0 if self._is_in_memory else self.num_workers
         return DataLoader(
             self.rows,
             batch_size=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,8 +31,10 @@ class LabelledRows(Dataset[LabelledBatch]):
 
     Attributes:
         labels: (M,) int64, 0 for others, 1 for virus.
-        held: (M, F) fp32 features, where they are held in memory.
+        held: (M, F) fp32 features, from `load` on; in memory, or a map of a file.
     """
+
+    held: NDArray[np.float32]
 
     def __init__(self, stores: tuple[PairStore, PairStore]) -> None:
         """Keep the files.
@@ -42,41 +45,52 @@ class LabelledRows(Dataset[LabelledBatch]):
         self.stores = stores
         self.border = len(stores[0])
         self.labels = np.repeat(np.arange(2), [len(store) for store in stores])
-        self.held: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         """Count the rows of both sets."""
         return len(self.labels)
 
-    def finite(self, hold: bool) -> NDArray[np.bool_]:
-        """Read every row once: (M,) flags of those whose numbers are all finite.
+    def load(self, scratch: Path | None) -> NDArray[np.bool_]:
+        """Read every row once, so that any can be had at once: M * F * 4 bytes.
+
+        Embedding files hold rows in blocks, of which a batch of a few random ones would read many.
 
         Args:
-            hold: Whether to keep them in memory, M * F * 4 bytes.
+            scratch: Folder for a file of them, which has no name once it is written and so is gone
+                with the process, however that ends; None keeps them in memory.
+
+        Returns:
+            (M,) flags of the rows whose numbers are all finite.
+
+        Raises:
+            OSError: If the file cannot be written.
         """
-        held = np.empty((len(self), self.stores[0].width), np.float32) if hold else None
+        shape = len(self), self.stores[0].width
         finite = np.empty(len(self), np.bool_)
-        for start in range(0, len(self), _BLOCK):
-            rows = np.arange(start, min(start + _BLOCK, len(self)))
-            features = self.features(rows)
-            finite[rows] = np.isfinite(features).all(axis=1)
-            if held is not None:
-                held[rows] = features
-        self.held = held
+        if scratch is None:
+            self.held = np.empty(shape, np.float32)
+            for rows, features in self._blocks():
+                self.held[rows], finite[rows] = features, np.isfinite(features).all(axis=1)
+            return finite
+        path = scratch / "features"
+        with path.open("wb") as file:  # not through a map, where a full disk would be a bus error
+            for rows, features in self._blocks():
+                features.tofile(file)
+                finite[rows] = np.isfinite(features).all(axis=1)
+        self.held = np.memmap(path, np.float32, "r", shape=shape)
+        path.unlink()
         return finite
 
+    def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Yield the features of all rows in order, and which they are."""
+        for first, store in zip((0, self.border), self.stores, strict=True):
+            for start in range(0, len(store), _BLOCK):
+                rows = np.arange(start, min(start + _BLOCK, len(store)))
+                yield slice(first + start, first + start + len(rows)), store.features(rows)
+
     def features(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(N, F) features of some rows, in the order asked for."""
-        if self.held is not None:
-            return self.held[rows]
-        features = np.empty((len(rows), self.stores[0].width), np.float32)
-        viral = rows >= self.border
-        for store, chosen, first in zip(
-            self.stores, (~viral, viral), (0, self.border), strict=True
-        ):
-            if chosen.any():
-                features[chosen] = store.features(rows[chosen] - first)
-        return features
+        """(N, F) features of some rows, in the order asked for; after `load`."""
+        return np.asarray(self.held[rows])
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         """Ids of some rows in ascending order."""
