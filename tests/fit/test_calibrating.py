@@ -115,7 +115,7 @@ def test_a_handful_of_separable_records_gives_no_certainty(caplog):
     assert np.isfinite(known).all()
     calls = called(held_out, known).probabilities.virus_probability
     assert calls[0] < 0.5 < calls[2] < 1
-    assert "learnt from 2 held-out records of the smaller class: they are rough" in caplog.text
+    assert "are rough: of the smaller class, only 2 record(s) are held out" in caplog.text
 
 
 def test_records_have_the_mean_of_the_best_of_their_chunks():
