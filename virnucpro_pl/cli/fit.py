@@ -117,7 +117,7 @@ def fit(words: list[str]) -> None:
         ClassifierTraining,
         LabelledPairDataModule,
         words,
-        {"devices": 1, "max_epochs": 200, "deterministic": True},
+        {"devices": 1, "max_epochs": 200, "deterministic": True, "num_sanity_val_steps": 0},
         seed_everything_default=SEED,
     )
 
