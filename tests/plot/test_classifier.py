@@ -52,6 +52,7 @@ def test_table_of_another_training_raises(write_classifier, tmp_path, name):
         lambda content: content.update(prevalence=0.5),
         lambda content: content.update(calibration=None),
         lambda content: content.update(held_out=[]),
+        lambda content: content.update(options="none"),
     ],
 )
 def test_metrics_of_another_form_raise(write_classifier, tmp_path, edit):

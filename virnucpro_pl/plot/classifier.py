@@ -53,6 +53,8 @@ class Classifier(NamedTuple):
     """By ITEMS and STAGES, joined by an underscore: of P(virus) and what becomes of it."""
     thresholds: dict[str, Confusion]
     """By ITEMS: ORFs are called by P(virus), records by virus_score."""
+    options: dict[str, Any]
+    """Those of the training."""
     content: dict[str, Any]
     """All of `metrics.json`."""
 
@@ -93,6 +95,7 @@ def read_classifier(path: Path) -> Classifier:
             calibration=_numbers(content["calibration"]),
             reliability=reliability,
             thresholds=thresholds,
+            options=dict(content["options"]),
             content=content,
         )
         sizes = classifier.held_out[classifier.measured_on]
