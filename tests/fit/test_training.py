@@ -58,7 +58,8 @@ def fit(capfd, tmp_path, monkeypatch):
 def test_separable_sets_are_learnt_and_the_checkpoint_is_used(sets, fit, tmp_path, capfd):
     code, said = fit(*sets, "--trainer.max_epochs", 12, "--data.test_fraction", 0.2)
     assert code == 0, said
-    last = said.strip().splitlines()[-1]
+    *_, last, look = said.strip().splitlines()
+    assert look.endswith("Look at it with: virnucpro-pl plot classifier")
     assert "Wrote classifier/best.ckpt (epoch " in last
     assert "--model.classifier classifier/best.ckpt" in last
     assert "auroc " in last

@@ -3,11 +3,13 @@
 import base64
 import json
 import re
+import shlex
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 
 from virnucpro_pl.cli.main import main
@@ -161,6 +163,86 @@ def test_embedding_file_is_mapped_by_length_or_column(embeddings, tmp_path):
     assert shown(again) != shown(page)
 
 
+def test_classifier_is_drawn_and_its_metrics_listed(write_classifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_classifier(tmp_path / "c")
+    plot("c/")
+    folder = tmp_path / "c.pictures"
+    assert drawn(folder) == {"reliability", "thresholds"}
+    page = (folder / "index.html").read_text()
+    assert re.findall(r'<figure id="([^"]+)">', page) == ["reliability", "thresholds"]
+    for name, (kind, content, alt) in zip(("reliability", "thresholds"), shown(page), strict=True):
+        assert "of the held-out test part" in alt
+        assert content == (folder / f"{name}.{kind[:3]}").read_bytes()
+    first, _, folded = page.partition("<details>")
+    headings = re.findall(r'<th scope="col">([^<]*)</th>', first)
+    assert headings == ["Measure", "validation: ORFs", "validation: records", "test: ORFs",
+                        "test: records"]  # fmt: skip
+    rows = re.findall(r"<tr>(<td>.*</td>)</tr>", first)
+    table = {name: cells for name, *cells in (re.findall(r"<td>([^<]*)</td>", r) for r in rows)}
+    assert table["Items"] == ["60", "20", "60", "20"]
+    assert table["Virus"] == ["20", "7", "20", "7"]
+    assert table["F1"] == ["0.6667"] * 4
+    assert table["Loss"] == ["0.4000", "", "0.4000", ""]
+    assert table["ECE before calibration"][:2] == ["", ""]
+    metrics = json.loads((tmp_path / "c/metrics.json").read_text())["calibration"]
+    for items, cell in (("orfs", 2), ("records", 3)):
+        error = metrics["expected_calibration_error"][f"{items}_after"]
+        assert float(table["ECE after calibration"][cell]) == pytest.approx(error, abs=1e-4)
+        brier = metrics["brier_score"][f"{items}_before"]
+        assert float(table["Brier score before calibration"][cell]) == pytest.approx(
+            brier, abs=1e-4
+        )
+    for part in ("The classifier of epoch 7, trained on 60 ORFs of 20 records.",
+                 "of the held-out part test: 60 ORFs of 20 records."):  # fmt: skip
+        assert part in first
+    for part in (
+        *("<td>20 ORFs of 7 records</td>", "<td>3.0000</td>", "<td>3,328</td>"),
+        *("prevalence of virus, ORFs</th><td>0.3500", "Bins of records after calibration"),
+    ):
+        assert part in folded
+    assert 'class="warning"' not in page
+    assert not re.search(r"https?:", page)
+
+
+def test_classifier_measured_by_what_it_was_chosen_by_warns(
+    write_classifier, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_classifier(tmp_path / "c", part="validation")
+    plot("c", "--output", "o")
+    page = (tmp_path / "o/index.html").read_text()
+    assert "These figures are of the validation records, by which the best epoch was chosen" in page
+
+
+def test_classifier_that_fit_has_trained_is_drawn(
+    write_embeddings, tmp_path, monkeypatch, capfd, request
+):
+    monkeypatch.chdir(tmp_path)
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))  # as fit leaves it
+    draw = np.random.default_rng(0)
+    words = []
+    for name, mean in (("viral", 1.0), ("other", -1.0)):
+        ids = [f"{name}{r}_chunk_{c + 1}F2" for r in range(12) for c in range(r % 3 + 1)]
+        for kind in ("dnabert_s", "esm2"):
+            vectors = draw.normal(mean, size=(len(ids), 4)).astype(np.float32)
+            write_embeddings(tmp_path / f"{name}_{kind}.h5", ids, vectors)
+            words += [f"--data.{name}.{kind}", f"{name}_{kind}.h5"]
+    main([
+        *("fit", "--config", "train_classifier.yaml", *words, "--trainer.max_epochs", "1"),
+        *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+        *("--writer.path", "my classifier"),
+    ])  # fmt: skip
+    *_, command = "".join(capfd.readouterr()).strip().rpartition("virnucpro-pl ")
+    assert shlex.split(command) == ["plot", "my classifier"]
+    main(shlex.split(command))
+    folder = tmp_path / "my classifier.pictures"
+    assert drawn(folder) == {"reliability", "thresholds"}
+    page = (folder / "index.html").read_text()
+    assert "<h1>Classifier: my classifier</h1>" in page
+    assert "of the held-out part validation:" in page
+
+
 def test_pictures_are_replaced_and_stale_ones_removed(results, tmp_path):
     (tmp_path / "results.pictures").mkdir()  # an empty folder is as good as none
     plot("results")
@@ -171,14 +253,15 @@ def test_pictures_are_replaced_and_stale_ones_removed(results, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["absent"], "absent: no such folder of results or embedding file"),
+        (["absent"], "absent: no such folder of results, classifier or embedding file"),
         (["results.run.json"], "cannot be read as HDF5"),
         ([".", "--output", "o"], "holds no results"),
         (["results", "--longest", "-1"], "--longest must be at least 0"),
         (["results", "--top", "-1"], "--top must be at least 0, not -1"),
         (["results", "--records", "b", "x", "--top", "1"], "contigs.tsv has no record x"),
         (["results", "--records"], "--records has no value"),
-        (["e.h5", "--records", "s0"], "--records are drawn of a folder of results"),
+        (["e.h5", "--records", "s0"], "--records is for a folder of results, which e.h5 is not"),
+        (["e.h5", "--top", "3"], "--top is for a folder of results, which e.h5 is not"),
         (["e.h5", "--color", "family"], "give its table with --table"),
         (["e.h5", "--table", "t.tsv"], "give --color COLUMN"),
         (["e.h5", "--color", "x", "--table", "t.tsv"], "t.tsv cannot be read"),
@@ -198,6 +281,54 @@ def test_bad_usage_exits_2_with_a_message(results, embeddings, tmp_path, capfd, 
     assert (ended.value.code, "Traceback" in said) == (2, False), said
     assert message in said
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--top", "6"], "--top is for a folder of results, which c is not"),
+        (["--longest", "0"], "--longest is for a folder of results, which c is not"),
+        (["--records", "r"], "--records is for a folder of results, which c is not"),
+        (["--color", "length"], "--color is for results or an embedding file, which c is not"),
+        (["--color", "x"], "--color is for results or an embedding file, which c is not"),
+        (["--table", "t.tsv"], "--table is for results or an embedding file, which c is not"),
+        (["--output", "c"], "c is an input of this run"),
+    ],
+)
+def test_options_that_say_nothing_of_a_classifier_are_refused(
+    write_classifier, tmp_path, monkeypatch, capfd, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    write_classifier(tmp_path / "c")
+    with pytest.raises(SystemExit) as ended:
+        plot("c", *words)
+    said = "".join(capfd.readouterr())
+    assert (ended.value.code, "Traceback" in said) == (2, False), said
+    assert message in said
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("calibration.tsv", None), ("metrics.json", None), ("metrics.json", "{}"),
+     ("thresholds.tsv", ""), ("thresholds.tsv", "of\tthreshold\n")],
+)  # fmt: skip
+def test_damaged_classifier_exits_2_with_a_message(
+    write_classifier, tmp_path, monkeypatch, capfd, name, content
+):
+    monkeypatch.chdir(tmp_path)
+    folder = write_classifier(tmp_path / "c")
+    (folder / "best.ckpt").touch()
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        plot("c")
+    said = "".join(capfd.readouterr())
+    assert (ended.value.code, "Traceback" in said, said.count("\n")) == (2, False, 1), said
+    assert name in said
+    assert not (tmp_path / "c.pictures").exists()
 
 
 @pytest.mark.parametrize("library", ["matplotlib", "pandas"])

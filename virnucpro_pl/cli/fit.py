@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import warnings
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import EarlyStopping
@@ -99,6 +101,9 @@ class FitCLI(UsageCLI):
             _config_of(data.embedders["esm2"].get("model", "")),
             writer.source,
             f" --data.length {data.chunk_length}" if data.chunk_length else "",
+        )
+        log.info(
+            "Look at it with: virnucpro-pl plot %s", shlex.quote(str(Path(writer.source).parent))
         )
 
     @property

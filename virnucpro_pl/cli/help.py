@@ -40,7 +40,7 @@ COMMANDS = {
         "virnucpro_pl.embeddings.export",
     ),
     "fit": Command("train a classifier on embedding files", "virnucpro_pl.cli.fit"),
-    "plot": Command("draw results or an embedding file", "virnucpro_pl.plot.command"),
+    "plot": Command("draw results, embeddings or a classifier", "virnucpro_pl.plot.command"),
     "verify": Command(
         "tell whether this machine gives VirNucPro's own numbers", "virnucpro_pl.cli.verify"
     ),

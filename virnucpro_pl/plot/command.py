@@ -1,4 +1,4 @@
-"""`virnucpro-pl plot`: pictures of results or of an embedding file, and one page with all of them.
+"""`virnucpro-pl plot`: pictures of results, embeddings or a classifier, and one page with them all.
 
 matplotlib and pandas are imported when something is drawn, so that no other command needs them.
 """
@@ -10,6 +10,7 @@ import os
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.output.atomic_files import published
@@ -20,7 +21,9 @@ log = logging.getLogger(__name__)
 
 PAGE = "index.html"
 _OURS = re.compile(
-    r"index\.html|(scores|calls_by_length|phases|record_[\w.-]+|map(_\w+)?)\.(png|svg)", re.ASCII
+    r"index\.html|(scores|calls_by_length|phases|record_[\w.-]+|map(_\w+)?|reliability|thresholds)"
+    r"\.(png|svg)",
+    re.ASCII,
 )
 """Files that a folder of this command may hold."""
 
@@ -28,56 +31,87 @@ _OURS = re.compile(
 def plot(
     path: Path,
     output: Path | None = None,
-    top: int = 6,
-    longest: int = 6,
+    top: int | None = None,
+    longest: int | None = None,
     records: list[str] | None = None,
     color: str | None = None,
     table: Path | None = None,
 ) -> None:
-    """Draw a folder of results, or an embedding file, as PNG and SVG files and one HTML page.
+    """Draw results, an embedding file or a classifier as PNG and SVG files and one HTML page.
 
     Results: the records of the highest virus_score, how scores are distributed, the share of calls
     by length, the score along some records chunk by chunk, and the figures of the run. Embeddings
     (also those in the folder): a map by their first two principal components, of 20,000 random rows
-    at most.
+    at most. A classifier: what its probabilities are worth, and its calls by the threshold.
 
     Args:
-        path: Folder that virnucpro.yaml or classify.yaml has written, or an embedding file.
+        path: Folder that virnucpro.yaml, classify.yaml or fit has written, or an embedding file.
         output: Folder to write; `<path>.pictures` by default. Pictures that are there are replaced.
-        top: How many of the records with the highest virus_score to draw along their length.
-        longest: How many of the longest records to draw so; those drawn already are not repeated.
+        top: How many of the records with the highest virus_score to draw along their length; 6 by
+            default.
+        longest: How many of the longest records to draw so, 6 by default; those drawn already are
+            not repeated.
         records: Ids of records to draw so, before the others: `--records ID ID ...`, behind the
             path.
         color: What colours a map: `length`, or a column of the table. By default score2 where there
             are results, else the length.
         table: Tab-separated table with a header, whose first column is the id.
     """
-    for option, number in (("--top", top), ("--longest", longest)):
-        if number < 0:
-            raise UsageError(f"{option} must be at least 0, not {number}")
-    if color not in (None, "length") and table is None:
-        raise UsageError(f"--color {color} names a column: give its table with --table FILE.tsv")
-    if table is not None and color in (None, "length"):
-        raise UsageError("--table needs the column that colours the map: give --color COLUMN")
     if not path.exists():
-        raise UsageError(f"{path}: no such folder of results or embedding file")
-    if records and not path.is_dir():
-        raise UsageError(f"--records are drawn of a folder of results, which {path} is not")
+        raise UsageError(f"{path}: no such folder of results, classifier or embedding file")
+    is_classifier = _is_classifier(path)
+    along = {"--top": top, "--longest": longest, "--records": records}
+    if is_classifier or not path.is_dir():
+        _refuse(along, "a folder of results", path)
+    if is_classifier:
+        _refuse({"--color": color, "--table": table}, "results or an embedding file", path)
+    _check_options(top, longest, color, table)
     _check_extra()
     folder = Path(f"{os.path.normpath(path)}.pictures") if output is None else output
     pictures_there = folder.iterdir() if folder.is_dir() else ()
     refuse_inputs([folder, *pictures_there], [path] if table is None else [path, table])
     _check_output(folder)
+    from virnucpro_pl.plot.classifier_page import draw_classifier
     from virnucpro_pl.plot.contigs import Choice
     from virnucpro_pl.plot.pictures import draw_embeddings, draw_results
 
-    if path.is_dir():
-        choice = Choice(tuple(dict.fromkeys(records or ())), top, longest)
+    if is_classifier:
+        pictures, page = draw_classifier(path)
+    elif path.is_dir():
+        numbers = {"top": top, "longest": longest}
+        given = {name: number for name, number in numbers.items() if number is not None}
+        choice = Choice(tuple(dict.fromkeys(records or ())), **given)
         pictures, page = draw_results(path, choice, color, table)
     else:
         pictures, page = draw_embeddings(path, color, table)
     _write(folder, pictures, page)
     log.info("Wrote %s and %d pictures beside it", folder / PAGE, len(pictures))
+
+
+def _is_classifier(path: Path) -> bool:
+    """Tell a folder that `fit` has written, be it damaged, from one of results."""
+    if (path / "prediction_results.txt").exists():
+        return False
+    return any((path / name).exists() for name in ("best.ckpt", "metrics.json"))
+
+
+def _refuse(options: dict[str, Any], what: str, path: Path) -> None:
+    """Refuse options that draw nothing of this path."""
+    for option, value in options.items():
+        if value is not None:
+            raise UsageError(f"{option} is for {what}, which {path} is not: leave it out")
+
+
+def _check_options(
+    top: int | None, longest: int | None, color: str | None, table: Path | None
+) -> None:
+    for option, number in (("--top", top), ("--longest", longest)):
+        if number is not None and number < 0:
+            raise UsageError(f"{option} must be at least 0, not {number}")
+    if color not in (None, "length") and table is None:
+        raise UsageError(f"--color {color} names a column: give its table with --table FILE.tsv")
+    if table is not None and color in (None, "length"):
+        raise UsageError("--table needs the column that colours the map: give --color COLUMN")
 
 
 def _check_extra() -> None:

@@ -81,10 +81,16 @@ def make_picture(
 
 def new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """An empty figure of so many inches' height, with axes one above the other."""
-    figure = Figure(figsize=(WIDTH, height))
-    FigureCanvasAgg(figure)
+    figure = empty_figure(height)
     axes = figure.subplots(rows, squeeze=False)
     return figure, list(axes[:, 0])
+
+
+def empty_figure(height: float) -> Figure:
+    """A figure of so many inches' height, without axes."""
+    figure = Figure(figsize=(WIDTH, height))
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def plain(name: str, letters: int = _NAME_LETTERS) -> str:

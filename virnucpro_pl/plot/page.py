@@ -60,7 +60,7 @@ class Picture(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A table of records, the first column their ids."""
+    """A table, the first column what its lines are of, such as the ids of records."""
 
     title: str
     header: Sequence[str]
@@ -91,7 +91,7 @@ def make_page(
         warnings: What a reader must know before anything else.
         notes: What is not there, and why.
         version: Of this package.
-        listing: Records, before all pictures.
+        listing: Records or metrics, before all pictures.
     """
     figures = "\n".join(_figure(picture) for picture in pictures if not picture.of_run)
     details = [_figure(picture) for picture in pictures if picture.of_run]

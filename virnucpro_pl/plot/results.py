@@ -81,12 +81,12 @@ def read_results(path: Path, choice: Choice) -> Results:
     table = path / PREDICTIONS
     if not table.is_file():
         raise UsageError(
-            f"{path} holds no results: it has no {PREDICTIONS}. Give a folder that virnucpro.yaml "
-            "or classify.yaml has written, or an embedding file (.h5)"
+            f"{path} holds no results: it has no {PREDICTIONS}. Give a folder that virnucpro.yaml, "
+            "classify.yaml or fit has written, or an embedding file (.h5)"
         )
-    summary = _read_json(path / "summary.json")
+    summary = read_json(path / "summary.json")
     beside = path.absolute()
-    run = _read_json(beside.with_name(f"{beside.name}.run.json"))
+    run = read_json(beside.with_name(f"{beside.name}.run.json"))
     records, best = None, pd.DataFrame()
     if (path / "contigs.tsv").is_file():
         records, drawn, best = read_contigs(path / "contigs.tsv", choice)
@@ -100,7 +100,12 @@ def read_results(path: Path, choice: Choice) -> Results:
     return Results(path, _read_scores(table, tracks), records, tracks, best, summary, run)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one if there is no such file.
+
+    Raises:
+        InputError: If it is something else.
+    """
     if not path.is_file():
         return {}
     try:
