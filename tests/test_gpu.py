@@ -276,7 +276,7 @@ def test_predict_step_healthy_data_one_wait(kind, count_waits):
 
 def test_predict_step_of_virnucpro_healthy_data_one_wait(count_waits):
     from virnucpro_pl import VirNucPro
-    from virnucpro_pl.input.contig_datamodule import OrfBatch
+    from virnucpro_pl.input.orf_batch import OrfBatch
     from virnucpro_pl.models.classifier import load_classifier
 
     esm2, dnabert_s = embedder_of("esm2"), embedder_of("dnabert_s")

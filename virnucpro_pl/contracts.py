@@ -5,8 +5,9 @@ another: each finds the others with the functions at the end of this file, and k
 stands here. `SequenceDataModule` and its kin are a `RowSource`, the modules in `predict` are a
 `RowModel`, the writers are a `Workspace`.
 
-Shape letters, everywhere: N sequences in a pack, M rows and R records of an input, T tokens in a
-pack, H heads, K head width, D model width.
+Shape letters, everywhere: N sequences in a pack, B rows of a batch, M rows and R records of an
+input, T tokens in a pack, H heads, K head width, D model width. A pack's sequences are distinct, so
+that N is less than B where rows have equal ones; what a model returns is of the rows.
 """
 
 from __future__ import annotations
@@ -60,11 +61,11 @@ class Batch(Protocol):
 
     @property
     def rows(self) -> Tensor:
-        """(N,) int64 row of each sequence in the input; on the host."""
+        """(B,) int64 rows of the input; on the host."""
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """(N,) id of each sequence."""
+        """(B,) id of each row."""
 
     @property
     def tokens(self) -> Tensor:
@@ -75,11 +76,11 @@ class Embeddings(NamedTuple):
     """What an embedder's `predict_step` returns; all of it on the host."""
 
     rows: Tensor
-    """(N,) int64 row of each sequence in the input."""
+    """(B,) int64 rows of the input, those of the batch."""
     vectors: Tensor
-    """(N, D) fp32; NaN where there is no vector."""
+    """(B, D) fp32, one for each row; NaN where there is no vector."""
     outcome: Tensor | None = None
-    """(N,) uint8: 0 fine, 1 computed again in FP32, 2 failed (see `stability`). None if all are
+    """(B,) uint8: 0 fine, 1 computed again in FP32, 2 failed (see `stability`). None if all are
     fine."""
 
 
@@ -87,15 +88,15 @@ class Scores(NamedTuple):
     """What a classifying module's `predict_step` returns; all of it on the host."""
 
     rows: Tensor
-    """(N,) int64 row of each ORF in the input."""
+    """(B,) int64 row of each ORF in the input."""
     scores: Tensor
-    """(N, 2) fp32: P(others) and P(virus); NaN where an embedding is missing."""
+    """(B, 2) fp32: P(others) and P(virus); NaN where an embedding is missing."""
     outcome: Tensor | None = None
-    """(N,) uint8, the worse of both embeddings'. None if all are fine."""
+    """(B,) uint8, the worse of both embeddings'. None if all are fine."""
     dnabert_s: Tensor | None = None
-    """(N, 768) fp32 embeddings of the nucleotides."""
+    """(B, 768) fp32 embeddings of the nucleotides."""
     esm2: Tensor | None = None
-    """(N, 2560) fp32 embeddings of the proteins."""
+    """(B, 2560) fp32 embeddings of the proteins."""
 
 
 # What each of the three is to the others ---------------------------------------------------------
@@ -221,6 +222,21 @@ class RowSource(ABC):
         """Which file each record is of, where there is more than one; after `setup`."""
         return None
 
+    @property
+    def distinct(self) -> dict[str, dict[str, float]] | None:
+        """How many of each kind of sequence are distinct, and which share; after `setup`.
+
+        None where each row is computed for itself.
+        """
+        return None
+
+    def wholly_done(self, done: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which of the rows (M,) that are done need not be computed again with one that is not.
+
+        Rows with equal sequences are computed together.
+        """
+        return done
+
     def write_beside(self, folder: Path) -> None:  # noqa: B027 - most have nothing to write
         """Write what the user wants beside the results, such as the open reading frames."""
 
@@ -251,10 +267,13 @@ class RowModel(ABC):
     Attributes:
         columns: Names of the tensors of its predictions, of which a writer keeps some.
         data_needed: Name of the class of its data module.
+        spreads: Whether it spreads a sequence's numbers to all rows of a batch that have it. Each
+            sequence is given to others once for each row.
     """
 
     columns: tuple[str, ...]
     data_needed: str
+    spreads: bool = False
 
     @property
     def class_name(self) -> str:
@@ -315,6 +334,7 @@ class UsersModel(RowModel):
         """Look at a module."""
         self._module = module
         self.columns = ("vectors",) if hasattr(module, "width") else ()
+        self.spreads = bool(getattr(module, "spreads", False))
 
     @property
     def class_name(self) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from virnucpro_pl.bench import ours
-from virnucpro_pl.bench.case import Case, draw, write_fasta
+from virnucpro_pl.bench.case import Case, draw, draw_genes, write_fasta
 from virnucpro_pl.bench.peers import (
     _padded_batches,
     dnabert_s_of,
@@ -103,6 +103,22 @@ def test_draw_reads_letters_of_a_file_and_random_ones_are_always_the_same(tmp_pa
     assert draw("proteome", embedder, tmp_path) == draw("proteome", embedder, tmp_path)
 
 
+@pytest.mark.parametrize("duplicates", [0.0, 0.3])
+def test_records_of_a_run_repeat_as_often_as_asked_for(tmp_path, read_fasta, duplicates):
+    sample = draw_genes()[:50]
+    records = 4_000
+    ids, found = read_fasta(write_fasta(tmp_path / "in.fna", sample, records, duplicates))
+    assert ids == [str(i) for i in range(records)]
+    assert len(set(found)) == pytest.approx((1 - duplicates) * records, abs=0.03 * records)
+    assert duplicates or len(set(found)) == records
+    assert found[:30] == [gene.decode() for gene in sample[:30]] or duplicates
+    stops = {"TAA", "TAG", "TGA"}
+    assert all(not stops & {gene[i : i + 3] for i in range(0, 498, 3)} for gene in found)
+    assert {len(gene) for gene in found} == {500}
+    _, fewer = read_fasta(write_fasta(tmp_path / "fewer.fna", sample, 100, duplicates))
+    assert fewer == found[:100]
+
+
 def test_dna_of_500_bases_has_about_as_many_tokens_as_with_the_published_vocabulary(tmp_path):
     dna = case(tmp_path, model="dnabert_s")
     tokenizer = dna.embedder().tokenizer
@@ -195,6 +211,7 @@ def test_peers_of_dnabert_s_are_its_authors_code_and_this_network(tmp_path, auth
         ("--model=virnucpro --devices=1", "--model virnucpro is measured on 500-base only"),
         ("--model=virnucpro --workload=proteome", "--model virnucpro is measured on 500-base"),
         ("--seconds=0", "--seconds and --tokens_per_batch are above 0"),
+        ("--duplicates=1", "--duplicates is a share, from 0 to less than 1"),
         ("--num_workers=-1", "--num_workers and --devices are at least 0"),
         ("--output=nowhere/x.json", "--output nowhere/x.json: the folder nowhere does not exist"),
     ],

@@ -14,13 +14,11 @@ from virnucpro_pl.errors import InputError, UsageError
 from virnucpro_pl.input import contig_datamodule as module
 from virnucpro_pl.input import orf_store
 from virnucpro_pl.input.alphabets import DNA, PRINTABLE
-from virnucpro_pl.input.contig_datamodule import (
-    ContigDataModule,
-    OrfPacks,
-)
+from virnucpro_pl.input.contig_datamodule import ContigDataModule
 from virnucpro_pl.input.dna_tokens import DNATokenizer
 from virnucpro_pl.input.files import input_stem
 from virnucpro_pl.input.orf_store import OrfStore, write_orfs
+from virnucpro_pl.input.packs import OrfPacks
 from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 from virnucpro_pl.input.reader import read_records
 from virnucpro_pl.input.records import RecordStore

@@ -11,8 +11,8 @@ from virnucpro_pl.errors import InputError, UsageError
 from virnucpro_pl.input.alphabets import DNA
 from virnucpro_pl.input.dna_tokens import DNATokenizer, built_in_tokenizer
 from virnucpro_pl.input.packing import plan_packs
+from virnucpro_pl.input.packs import Packs
 from virnucpro_pl.input.reader import read_records
-from virnucpro_pl.input.sequence_datamodule import Packs
 
 UNK, CLS, SEP = 0, 1, 2
 

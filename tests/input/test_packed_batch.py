@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virnucpro_pl.input.packed_batch import pack
+from virnucpro_pl.input.packed_batch import pack, share
 from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 
 RESIDUES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -99,3 +99,25 @@ def test_pack_moved_keeps_rows_ids_and_lengths_on_the_host():
     on_device = (batch.tokens, batch.cu_seqlens, batch.pool_tokens, batch.pool_offsets)
     assert {tensor.device.type for tensor in on_device} == {"meta"}
     assert (batch.rows.tolist(), batch.lengths.tolist()) == ([5, 6], [3, 1])
+
+
+def test_rows_with_equal_sequences_share_one_and_are_selected_with_it():
+    letters = [b"MK", b"MKV", b"MK", b"L", b"MKV", b"MK"]
+    distinct, spread = share(letters)
+    assert distinct == [b"MK", b"MKV", b"L"]
+    assert spread.tolist() == [0, 1, 0, 2, 1, 0]
+    assert share([b"A", b"B"]) == ([b"A", b"B"], None)
+    ids = list("abcdef")
+    batch = pack(np.arange(10, 16), ids, distinct, ProteinTokenizer(), spread=spread)
+    assert (batch.size, batch.lengths.tolist()) == (3, [2, 3, 1])
+    assert batch.of_rows(torch.tensor([7, 8, 9])).tolist() == [7, 8, 7, 9, 8, 7]
+    assert batch.ids_of([0, 2]) == ["a", "c", "d", "f"]
+    part = batch.select([1, 2])
+    assert part.rows.tolist() == [11, 13, 14]
+    assert part.ids == ("b", "d", "e")
+    assert part.spread.tolist() == [0, 1, 0]
+    assert part.lengths.tolist() == [3, 1]
+    whole = pack(np.arange(2), ["b", "d"], [b"MKV", b"L"], ProteinTokenizer())
+    assert torch.equal(part.tokens, whole.tokens)
+    assert torch.equal(part.pool_tokens, whole.pool_tokens)
+    assert batch.select([2]).ids_of([0]) == ["d"]

@@ -34,6 +34,12 @@ def test_packs_without_special_tokens_as_by_hand():
     assert plan_packs([3, 4, 3, 5, 5, 5], 10, specials=0) == [range(3), range(3, 5), range(5, 6)]
 
 
+def test_packs_of_what_else_is_bounded_as_by_hand():
+    besides = [([0, 3, 0, 0, 5, 0], 3), ([1, 1, 1, 1, 0, 0.5], 2)]
+    found = plan_packs([2, 2, 2, 2, 2, 9], 10, specials=0, besides=besides)
+    assert found == [range(2), range(2, 4), range(4, 5), range(5, 6)]
+
+
 @pytest.mark.parametrize("budget", [0, -1])
 def test_packs_with_a_budget_below_one_value_error(budget):
     with pytest.raises(ValueError, match="at least one token"):

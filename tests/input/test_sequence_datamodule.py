@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from virnucpro_pl.contracts import RowModel, Workspace
 from virnucpro_pl.errors import InputError, UsageError
+from virnucpro_pl.input import groups
 from virnucpro_pl.input.packing import plan_packs
 from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 from virnucpro_pl.input.sequence_datamodule import SequenceDataModule
@@ -23,8 +24,9 @@ class Model(RowModel):
     input_files = ()
     tokenizers = ()
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, spreads):
         self.tokenizers = (tokenizer,)
+        self.spreads = spreads
 
     def width_of(self, column):
         return 2
@@ -48,7 +50,7 @@ class Output(Workspace):
         return self.done
 
 
-def modules(path, world, *, callbacks=(), tokenizer=None, **options):
+def modules(path, world, *, callbacks=(), tokenizer=None, spreads=True, **options):
     """A data module of each rank after `prepare_data` and `setup`; no process, no Trainer."""
     made = []
     for rank in range(world):
@@ -59,7 +61,7 @@ def modules(path, world, *, callbacks=(), tokenizer=None, **options):
             world_size=world,
             is_global_zero=rank == 0,
             callbacks=list(callbacks),
-            lightning_module=Model(tokenizer or ProteinTokenizer()),
+            lightning_module=Model(tokenizer or ProteinTokenizer(), spreads),
             strategy=SimpleNamespace(
                 broadcast=lambda value, first=first: first.fault or first._folder,
                 root_device=torch.device("cpu"),
@@ -95,14 +97,16 @@ def write(path, proteins):
 
 
 def check_rows(found, proteins, rows):
-    """Each of these rows once, with its own id, length and tokens."""
+    """Each of these rows once, with its own id, and the length and tokens of its sequence."""
     seen = []
     for batch in found:
         starts = batch.cu_seqlens.tolist()
-        for i, row in enumerate(batch.rows.tolist()):
+        assert batch.size == len(batch.lengths) == len(starts) - 1
+        places = range(batch.size) if batch.spread is None else batch.spread.tolist()
+        for name, row, i in zip(batch.ids, batch.rows.tolist(), places, strict=True):
             expected, _ = ProteinTokenizer().encode([proteins[row].encode()])
             assert batch.tokens[starts[i] : starts[i + 1]].tolist() == expected.tolist()
-            assert batch.ids[i] == f"id{row}"
+            assert name == f"id{row}"
             assert batch.lengths[i] == len(proteins[row])
             seen.append(row)
     assert sorted(seen) == list(rows)
@@ -176,6 +180,84 @@ def test_packs_estimated_too_low_cut_again_and_complete(tmp_path, lengths, budge
     found = [batch for rank in batches(made) for batch in rank]
     check_rows(found, proteins, range(len(proteins)))
     assert all(len(batch.tokens) <= budget or len(batch.rows) == 1 for batch in found)
+
+
+# Rows with equal sequences ------------------------------------------------------------------------
+
+
+@quick
+@given(
+    chosen=st.lists(st.integers(0, 11), min_size=1, max_size=50),
+    budget=st.integers(1, 80),
+    world=st.integers(1, 3),
+    longest=st.one_of(st.none(), st.integers(1, 8)),
+    guess=st.booleans(),
+    one_hash=st.booleans(),
+    data=st.data(),
+)
+def test_equal_sequences_are_in_one_batch_once(
+    tmp_path, chosen, budget, world, longest, guess, one_hash, data
+):
+    different = sequences([7 * row % 12 + 1 for row in range(12)])
+    proteins = [different[number] for number in chosen]
+    path = write(tmp_path / "x.faa", proteins)
+    done = {number for number in set(chosen) if data.draw(st.booleans())}  # whole groups are
+    output = Output(tmp_path, [number in done for number in chosen])
+    with pytest.MonkeyPatch.context() as patch:
+        if one_hash:
+            patch.setattr(groups, "hash", lambda s: 0, raising=False)
+        made = modules(
+            path,
+            world,
+            callbacks=[output],
+            tokens_per_batch=budget,
+            max_length=longest,
+            tokenizer=Guesser() if guess else None,
+        )
+        found = [batch for rank in batches(made) for batch in rank]
+    cut = [protein[:longest] for protein in proteins]
+    check_rows(found, cut, np.flatnonzero(~output.done))
+    holding = [sequence for batch in found for sequence in {cut[row] for row in batch.rows}]
+    left = {sequence for row, sequence in enumerate(cut) if not output.done[row]}
+    assert sorted(holding) == sorted(left)
+    for batch in found:
+        assert batch.size == len({cut[row] for row in batch.rows})
+        assert len(batch.tokens) <= budget or batch.size == 1
+        assert batch.rows.tolist() == sorted(batch.rows.tolist())
+
+
+def test_equal_sequences_are_counted(tmp_path):
+    path = write(tmp_path / "x.faa", ["MKV", "MK", "mkv", "MKVL"])
+    [data] = modules(path, 1)
+    assert data.distinct == {"records": {"count": 3, "share": 0.75}}
+    [data] = modules(path, 1, max_length=2)
+    assert data.distinct == {"records": {"count": 1, "share": 0.25}}
+    output = Output(tmp_path, [False] * 4)
+    [data] = modules(path, 1, callbacks=[output])
+    data.predict_dataloader()
+    assert data.tokens_left(ProteinTokenizer()) == 5 + 4 + 6
+    assert data.wholly_done(np.array([True, True, False, True])).tolist() == [0, 1, 0, 1]
+
+
+def test_model_that_does_not_spread_gets_a_sequence_for_each_row(tmp_path):
+    path = write(tmp_path / "x.faa", ["MKV", "MK", "MKV"])
+    made = modules(path, 1, spreads=False)
+    assert made[0].distinct is None
+    [[batch]] = batches(made)
+    assert batch.spread is None
+    assert batch.rows.tolist() == [0, 1, 2]
+    assert batch.cu_seqlens.tolist() == [0, 5, 9, 14]
+
+
+def test_group_larger_than_a_batch_is_cut_and_stays_on_one_rank(tmp_path, monkeypatch):
+    monkeypatch.setattr(groups, "COPIES", 4)
+    proteins = ["MKV"] * 12 + ["MK", "MKVL", "MK", "MKL"]
+    made = modules(write(tmp_path / "x.faa", proteins), 2)
+    found = batches(made)
+    check_rows([batch for rank in found for batch in rank], proteins, range(16))
+    rows = [[batch.rows.tolist() for batch in rank] for rank in found]
+    assert rows == [[[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]], [[12, 13, 14, 15]]]
+    assert [data.pack_count for data in made] == [4, 4]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])

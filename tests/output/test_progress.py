@@ -62,8 +62,10 @@ def test_loggers_get_curves_over_rows(clock, tmp_path):
     assert [row["failures"] for row in rows] == [1, 2]
 
 
-def test_bar_on_a_terminal_counts_rows_of_all(weights_file, write_fasta, predict_words, tmp_path):
-    fasta = write_fasta(tmp_path / "in.faa", ["ACDEF" * 20] * 40)
+def test_bar_on_a_terminal_counts_rows_of_all(
+    weights_file, write_fasta, random_proteins, predict_words, tmp_path
+):
+    fasta = write_fasta(tmp_path / "in.faa", random_proteins([100] * 40))
     words = predict_words(weights_file, fasta, tmp_path / "out.h5")
     words[words.index("--trainer.enable_progress_bar") + 1] = "true"
     slowly = (

@@ -41,6 +41,8 @@ class Case(NamedTuple):
     device: torch.device
     scratch: Path
     """Folder for input and output."""
+    duplicates: float = 0.0
+    """Share of the records of a run that repeat another one."""
 
     @property
     def cuda(self) -> bool:
@@ -125,8 +127,29 @@ def draw_genes() -> list[bytes]:
     return ["".join([*generator.choice(sense, 166), "AC"]).encode() for _ in range(SAMPLE // 8)]
 
 
-def write_fasta(path: Path, sample: list[bytes], count: int) -> Path:
-    """Write so many records, taken from a sample in turn."""
+def write_fasta(path: Path, sample: list[bytes], count: int, duplicates: float = 0.0) -> Path:
+    """Write so many records, taken from a sample in turn; later turns begin otherwise.
+
+    Args:
+        path: The file.
+        sample: Sequences.
+        count: How many records.
+        duplicates: Share of them that repeat one before them. The others are distinct, as far as
+            the sample's are, and have 12 letters or more.
+    """
+    repeats = np.random.default_rng(0).random(count) < duplicates
+    repeats[:1] = False
+    number = np.cumsum(~repeats) - 1
+    chosen = np.random.default_rng(1).random(count) * (number + 1)
+    number[repeats] = chosen[repeats].astype(int)
     with path.open("w") as file:
-        file.writelines(f">{i}\n{sample[i % len(sample)].decode()}\n" for i in range(count))
+        for i, n in enumerate(number.tolist()):
+            turn, place = divmod(n, len(sample))
+            file.write(f">{i}\n{_mark(sample[place].decode(), turn)}\n")
     return path
+
+
+def _mark(sequence: str, turn: int) -> str:
+    """Spell a number other than 0 with the first letters: with A and C, no codon is a stop."""
+    mark = f"{turn:012b}".replace("0", "A").replace("1", "C")
+    return mark + sequence[len(mark) :] if turn and len(mark) <= len(sequence) else sequence

@@ -38,6 +38,7 @@ def bench(
     seconds: float = 30.0,
     tokens_per_batch: int = 32_768,
     num_workers: int = 1,
+    duplicates: float = 0.0,
     peers: bool = True,
     devices: int = 0,
     esm2: str = "esm2_t36_3B_UR50D",
@@ -53,6 +54,8 @@ def bench(
         seconds: Length of a run end to end; everything else takes a third of it at most.
         tokens_per_batch: Tokens of a pack.
         num_workers: DataLoader processes.
+        duplicates: Share of the records of a run end to end that repeat another one, from 0 to
+            less than 1. Tokens/s count what is computed, sequences/s all records.
         peers: Whether to measure fair-esm, transformers and VirNucPro's own setting as well, or
             Biopython's translation for `virnucpro`; not with `devices`.
         devices: With 1, run the command as users do and measure it from its start to its first
@@ -69,6 +72,8 @@ def bench(
     """
     _check_model(model, esm2, workload, devices)
     _check_numbers(seconds, tokens_per_batch, num_workers, devices)
+    if not 0 <= duplicates < 1:
+        raise UsageError("--duplicates is a share, from 0 to less than 1")
     if authors_code is not None and (model != DNA or devices or not peers):
         raise UsageError(
             "--authors_code is for --model dnabert_s, with --peers true and without --devices"
@@ -79,7 +84,8 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="virnucpro-pl-bench-") as scratch:
         name = esm2 if model == FUSED else model
         case = Case(name, [], seconds, tokens_per_batch, num_workers, device, Path(scratch))
-        case = case._replace(sample=draw(workload, case.embedder(), case.scratch))
+        sample = draw(workload, case.embedder(), case.scratch)
+        case = case._replace(sample=sample, duplicates=duplicates)
         if model == FUSED:
             rows, runs = [*fused(case), *six_frames(case, peers)], list[ProcessRow]()
         else:
@@ -133,6 +139,7 @@ def _figures(case: Case, rows: list[Row], runs: list[ProcessRow]) -> dict[str, A
         "seconds": case.seconds,
         "tokens_per_batch": case.budget,
         "num_workers": case.workers,
+        "duplicates": case.duplicates,
         "device": torch.cuda.get_device_name() if case.cuda else "cpu",
         "torch_version": str(torch.__version__),
         "rows": [known(row) for row in rows],

@@ -63,8 +63,8 @@ def end_to_end(case: Case, rate: float) -> Row:
         case: What is measured.
         rate: Sequences per second of the encoder, to know how many make a run of the wanted length.
     """
-    count = max(FEWEST, int(rate * case.seconds))
-    fasta = write_fasta(case.scratch / "input.fasta", case.sample, count)
+    count = max(FEWEST, int(rate * case.seconds / (1 - case.duplicates)))
+    fasta = write_fasta(case.scratch / "input.fasta", case.sample, count, case.duplicates)
     data = SequenceDataModule(fasta, case.budget, case.workers)
     writer = HDF5Writer(case.scratch / "out.h5")
     embedder = case.embedder(compile=case.cuda)
@@ -80,7 +80,7 @@ def fused(case: Case) -> Iterator[Row]:
     ]
     yield from alone
     rate = 1 / sum(1 / row.sequences_per_second for row in alone)
-    count = max(FEWEST, int(rate * case.seconds))
+    count = max(FEWEST, int(rate * case.seconds / (1 - case.duplicates)))
     yield _predict(
         case,
         f"virnucpro-pl, end to end; both encoders' own times allow {rate:,.0f} sequences/s",
@@ -90,7 +90,7 @@ def fused(case: Case) -> Iterator[Row]:
             "random",
         ),
         ContigDataModule(
-            write_fasta(case.scratch / "input.fasta", genes, count),
+            write_fasta(case.scratch / "input.fasta", genes, count, case.duplicates),
             tokens_per_batch=case.budget,
             num_workers=case.workers,
         ),

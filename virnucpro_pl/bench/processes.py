@@ -64,11 +64,12 @@ def processes(case: Case, devices: int, rate: float) -> Iterator[ProcessRow]:
     """
     weights = "random" if case.model == DNA else str(write_weights(case))
     floor = float("nan") if weights == "random" else read_and_copy(case, Path(weights))
-    share = max(FEWEST, int(rate * case.seconds))
+    share = max(FEWEST, int(rate * case.seconds / (1 - case.duplicates)))
     alone: ProcessRow | None = None
     for count in sorted({1, devices}):
         records = share * count
-        fasta = write_fasta(case.scratch / f"{count}.fasta", case.sample, records)
+        path = case.scratch / f"{count}.fasta"
+        fasta = write_fasta(path, case.sample, records, case.duplicates)
         output = case.scratch / f"{count}.h5"
         importing = time_import()
         launched = time.time()

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from virnucpro_pl.contracts import OrfOrigin, Tokenizer, workspace_of
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.input.alphabets import DNA, PRINTABLE
 from virnucpro_pl.input.files import input_stem, shown
+from virnucpro_pl.input.groups import COPY, FIRST, VARIANT, Sequences
 from virnucpro_pl.input.orf_store import Kind, OrfStore, write_orfs
-from virnucpro_pl.input.orfs import POOLED_RESIDUES, count_unusual_letters
-from virnucpro_pl.input.packed_batch import PackedBatch, pack
-from virnucpro_pl.input.packing import plan_packs
-from virnucpro_pl.input.records import SHORTER
+from virnucpro_pl.input.orfs import count_unusual_letters
+from virnucpro_pl.input.packs import OrfPacks, bases_of
+from virnucpro_pl.input.records import SHORTER, at_most
 from virnucpro_pl.input.repeated_ids import RepeatedIds
 from virnucpro_pl.input.sequence_datamodule import SequenceFileData
 
@@ -34,70 +32,11 @@ _SHAPES = 32
 """Steps up to a full pack in which the size of nucleotide packs is chosen."""
 
 
-class OrfBatch(NamedTuple):
-    """ORFs as one forward pass of both models takes them."""
-
-    proteins: PackedBatch
-    """Of ESM-2."""
-    nucleotides: PackedBatch
-    """Of DNABERT-S, of the same rows in the same order."""
-    following: OrfBatch | None = None
-    """The next batch, where the device is to begin with it already."""
-
-    @property
-    def rows(self) -> Tensor:
-        """(N,) int64 row of each ORF; on the host."""
-        return self.proteins.rows
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """(N,) id of each ORF."""
-        return self.proteins.ids
-
-    @property
-    def tokens(self) -> Tensor:
-        """(T,) tokens of the proteins, by which packs are bounded."""
-        return self.proteins.tokens
-
-    def to(self, device: torch.device) -> OrfBatch:
-        """Copy what the models read to a device, without waiting for it."""
-        return OrfBatch(self.proteins.to(device), self.nucleotides.to(device))
-
-
-@dataclass(eq=False)
-class OrfPacks(Dataset[list[OrfBatch]]):
-    """Packs of ORFs, tokenised for both models when asked for."""
-
-    store: OrfStore
-    packs: list[NDArray[np.int64]]
-    """Rows of each pack."""
-    proteins: Tokenizer
-    nucleotides: Tokenizer
-    max_length: int | None = None
-    """Residues, and codons, of an ORF that are kept; None for all."""
-
-    def __len__(self) -> int:
-        """Count the packs."""
-        return len(self.packs)
-
-    def __getitem__(self, index: int) -> list[OrfBatch]:
-        """Tokenise one pack."""
-        rows = self.packs[index]
-        ids = self.store.ids(rows)
-        proteins, nucleotides = (self.store.sequences(k, rows) for k in ("protein", "nucleotide"))
-        if self.max_length is not None:
-            proteins = [p[: self.max_length] for p in proteins]
-            nucleotides = [n[: 3 * self.max_length] for n in nucleotides]
-        return [
-            OrfBatch(
-                pack(rows, ids, proteins, self.proteins, pool_limit=POOLED_RESIDUES),
-                pack(rows, ids, nucleotides, self.nucleotides),
-            )
-        ]
-
-
 class ContigDataModule(SequenceFileData):
     """Reads contigs or reads, and serves their ORFs as packs for both models.
+
+    ORFs with equal proteins are in one pack, in which each protein and each string of nucleotides
+    is computed once.
 
     Attributes:
         store: The ORFs, from `setup` on; the contigs are in `store.contigs`.
@@ -189,6 +128,19 @@ class ContigDataModule(SequenceFileData):
         counts = len(contigs), store.columns["n_chunks"].sum(), len(store)
         log.info("%s: %d records, %d chunks, %d open reading frames", name, *counts)
 
+    def compared(self, folder: Path) -> list[Sequences]:
+        """Proteins and nucleotides, as far as they are embedded."""
+        store, most = OrfStore(folder), self.max_length
+        kinds: dict[Kind, int | None] = {"protein": most, "nucleotide": bases_of(most)}
+        return [
+            Sequences(
+                len(store),
+                partial(store.lengths_of, kind, most=most),
+                partial(store.sequences, kind, most=most),
+            )
+            for kind, most in kinds.items()
+        ]
+
     def open(self, folder: Path) -> None:
         """Map contigs and ORFs. Called on every rank."""
         self.store = OrfStore(folder)
@@ -196,16 +148,25 @@ class ContigDataModule(SequenceFileData):
 
     def kept_lengths(self, tokenizer: Tokenizer) -> NDArray[np.int64]:
         """(M,) residues, or bases, of each ORF that are embedded."""
-        is_dna = tokenizer.molecule == "DNA"
-        lengths = self.store.letter_counts("nucleotide" if is_dna else "protein")
-        if self.max_length is None:
-            return lengths
-        return np.minimum(lengths, 3 * self.max_length if is_dna else self.max_length)
+        if tokenizer.molecule == "DNA":
+            return at_most(self.store.letter_counts("nucleotide"), bases_of(self.max_length))
+        return at_most(self.store.letter_counts("protein"), self.max_length)
 
     def plan(self) -> list[range]:
         """Cut all ORFs into packs, by the tokens of their proteins."""
         proteins, _ = self.tokenizers
-        return plan_packs(self.row_tokens(proteins), self.tokens_per_batch, specials=0)
+        return self.pack_rows(proteins)
+
+    def second_tokens(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n,) tokens of the nucleotides of some ORFs, as their tokenizer estimates them."""
+        _, nucleotides = self.tokenizers
+        kept = self.store.lengths_of("nucleotide", rows, bases_of(self.max_length))
+        return np.asarray(nucleotides.estimate(kept) + nucleotides.specials, np.float64)
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Proteins and, with their nucleotides, ORFs."""
+        return {"proteins": FIRST, "orfs": VARIANT}
 
     def largest_pack(self, tokenizer: Tokenizer) -> int:
         """Tokens that a pack has at most, as far as a tokenizer can tell beforehand.
@@ -215,7 +176,10 @@ class ContigDataModule(SequenceFileData):
         """
         if tokenizer.molecule == "protein":
             return super().largest_pack(tokenizer)
-        ends = np.cumsum(np.append(0.0, self.row_tokens(tokenizer)))
+        tokens = self.row_tokens(tokenizer)
+        if self.groups is not None:
+            tokens = np.where(self.groups.level > COPY, tokens[self.groups.rows], 0.0)
+        ends = np.cumsum(np.append(0.0, tokens))
         largest = max((ends[pack.stop] - ends[pack.start] for pack in self.plan()), default=0.0)
         step = ceil(self.tokens_per_batch / _SHAPES)
         return min(ceil(largest / step) * step, self.tokens_per_batch)
@@ -228,7 +192,8 @@ class ContigDataModule(SequenceFileData):
 
     def batches(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
         """Make the dataset of some packs' batches."""
-        return OrfPacks(self.store, packs, *self.tokenizers, self.max_length)
+        options = self.max_length, self.model.spreads
+        return OrfPacks(self.store, packs, *self.tokenizers, *options)
 
     @property
     def origin(self) -> OrfOrigin:

@@ -14,7 +14,14 @@ from virnucpro_pl.contracts import ChunkPlaces
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.input.orfs import Orfs, find_orfs, orf_id, plan_all_chunks
 from virnucpro_pl.input.packing import plan_packs
-from virnucpro_pl.input.records import SHORTER, FileRecords, RecordStore, map_array
+from virnucpro_pl.input.records import (
+    SHORTER,
+    FileRecords,
+    RecordStore,
+    at_most,
+    cut_out,
+    map_array,
+)
 
 Kind = Literal["nucleotide", "protein"]
 """Which of an ORF's two strings."""
@@ -92,6 +99,13 @@ class OrfStore:
         """(M,) letters of each `protein` or `nucleotide` string."""
         return np.diff(self.columns[f"{kind}_ends"], prepend=0)
 
+    def lengths_of(
+        self, kind: Kind, rows: NDArray[np.int64], most: int | None = None
+    ) -> NDArray[np.int64]:
+        """(n,) letters of some ORFs' `protein` or `nucleotide` strings, so many at most."""
+        ends = self.columns[f"{kind}_ends"]
+        return at_most(ends[rows] - np.where(rows > 0, ends[rows - 1], 0), most)
+
     def places(self, contigs: NDArray[np.int64]) -> ChunkPlaces:
         """Give the chunks of some contigs."""
         offsets = self.contigs.offsets
@@ -105,11 +119,13 @@ class OrfStore:
         names = self.contigs.ids(record)
         return [orf_id(*place) for place in zip(names, chunk.tolist(), frame.tolist(), strict=True)]
 
-    def sequences(self, kind: Kind, rows: NDArray[np.int64]) -> list[bytes]:
-        """`protein` or `nucleotide` strings of some ORFs."""
+    def sequences(
+        self, kind: Kind, rows: NDArray[np.int64], most: int | None = None
+    ) -> list[bytes]:
+        """`protein` or `nucleotide` strings of some ORFs, of each so many letters at most."""
         ends, letters = self.columns[f"{kind}_ends"], self.columns[f"{kind}s"]
         starts = np.where(rows > 0, ends[rows - 1], 0)
-        return [letters[a:b].tobytes() for a, b in zip(starts, ends[rows], strict=True)]
+        return cut_out(letters, starts, ends[rows], most)
 
 
 def write_orfs(contigs: RecordStore, size: int, min_length: int = 0) -> OrfStore:

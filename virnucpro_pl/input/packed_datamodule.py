@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import warnings
 from abc import abstractmethod
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class PackedDataModule(LightningDataModule, RowSource):
 
     Attributes:
         done: (M,) whether an earlier run has committed a row, from `predict_dataloader` on.
-        pack_count: Packs of the whole input, over all ranks, from `predict_dataloader` on.
+        pack_count: Forward passes of the whole input, over all ranks, from `predict_dataloader` on.
     """
 
     done: NDArray[np.bool_]
@@ -72,6 +73,16 @@ class PackedDataModule(LightningDataModule, RowSource):
             InputError: If it cannot be read completely and exactly.
         """
 
+    def group(self, folder: Path) -> None:
+        """Find what needs to be computed but once for several rows. Called on rank 0.
+
+        Args:
+            folder: Where `read` has put the input.
+
+        Raises:
+            UsageError: If there is no room for it.
+        """
+
     @abstractmethod
     def open(self, folder: Path) -> None:
         """Map what `read` wrote, as `store`. Called on every rank."""
@@ -79,6 +90,10 @@ class PackedDataModule(LightningDataModule, RowSource):
     @abstractmethod
     def plan(self) -> list[range]:
         """Cut all rows into packs."""
+
+    def rows_of(self, pack: range) -> list[NDArray[np.int64]]:
+        """The rows of each batch of a pack, which is one batch as a rule."""
+        return [np.arange(pack.start, pack.stop)]
 
     @abstractmethod
     def batches(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
@@ -88,8 +103,11 @@ class PackedDataModule(LightningDataModule, RowSource):
         """Read and validate the input on rank 0; a fault is kept for all to raise in setup."""
         self.fault = None
         try:
-            folder = self._claim_folder(self.model)
+            model = self.model
+            folder = self._claim_folder(model)
             self.read(folder)
+            if model.spreads:
+                self.group(folder)
             self._folder = folder
         except UsageError as error:
             self.fault = error
@@ -110,18 +128,22 @@ class PackedDataModule(LightningDataModule, RowSource):
         """Plan the packs, leave out the rows that are committed, and take this rank's share.
 
         All rows are planned, not only those that lack: with the same budget a continued run
-        computes the very packs that the interrupted one would have.
+        computes the very packs that the interrupted one would have. All batches of a pack are of
+        one rank.
         """
         trainer, workspace = self.running_trainer, workspace_of(self.running_trainer)
-        plan = self.plan()
-        self.pack_count = len(plan)
-        packs = [np.arange(pack.start, pack.stop) for pack in plan]
+        packs = [self.rows_of(pack) for pack in self.plan()]
+        self.pack_count = sum(map(len, packs))
         self.done = np.zeros(len(self.store), np.bool_)
         if workspace is not None:
             self.done = workspace.finished_rows(len(self.store), trainer)
-            packs = [left for rows in packs if len(left := rows[~self.done[rows]])]
-        share = self.batches(packs[trainer.global_rank :: trainer.world_size])
-        return PackLoader(share, self.num_workers, trainer.strategy.root_device)
+            packs = [left for rows in packs if (left := self._left(rows))]
+        mine = chain.from_iterable(packs[trainer.global_rank :: trainer.world_size])
+        return PackLoader(self.batches(list(mine)), self.num_workers, trainer.strategy.root_device)
+
+    def _left(self, pack: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+        """Rows of each batch of a pack that are not committed, if any are left."""
+        return [left for rows in pack if len(left := rows[~self.done[rows]])]
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -16,7 +18,13 @@ def default_budget(device: str) -> int:
     return _GPU_TOKENS if device == "cuda" else _CPU_TOKENS
 
 
-def plan_packs(lengths: ArrayLike, budget: int, specials: int = 2) -> list[range]:
+def plan_packs(
+    lengths: ArrayLike,
+    budget: float,
+    specials: int = 2,
+    *,
+    besides: Sequence[tuple[ArrayLike, float]] = (),
+) -> list[range]:
     """Cut a list of sequences into packs of consecutive ones, greedily; pure and deterministic.
 
     Args:
@@ -24,6 +32,7 @@ def plan_packs(lengths: ArrayLike, budget: int, specials: int = 2) -> list[range
             numbers; special tokens not counted.
         budget: Tokens that a pack may hold; a sequence that is longer gets a pack of its own.
         specials: Special tokens added to each sequence, 2 for BOS and EOS.
+        besides: What else each sequence brings with it (N,), and how much of it a pack may hold.
 
     Returns:
         Packs as ranges of indices; every index from 0 to N - 1 is in exactly one, in order.
@@ -33,10 +42,16 @@ def plan_packs(lengths: ArrayLike, budget: int, specials: int = 2) -> list[range
     """
     if budget < 1:
         raise ValueError(f"A pack must hold at least one token, not {budget}")
-    ends = np.cumsum(np.asarray(lengths, dtype=np.float64) + specials)
-    packs, start, used = [], 0, 0.0
-    while start < len(ends):
-        stop = max(int(np.searchsorted(ends, used + budget, side="right")), start + 1)
+    ends = [np.cumsum(np.asarray(lengths, dtype=np.float64) + specials)]
+    ends += [np.cumsum(amounts, dtype=np.float64) for amounts, _ in besides]
+    bounds = [(ends[0], float(budget)), *zip(ends[1:], (most for _, most in besides), strict=True)]
+    packs, start = list[range](), 0
+    while start < len(ends[0]):
+        stops = [
+            int(np.searchsorted(sums, (sums[start - 1] if start else 0.0) + most, side="right"))
+            for sums, most in bounds
+        ]
+        stop = max(min(stops), start + 1)
         packs.append(range(start, stop))
-        start, used = stop, float(ends[stop - 1])
+        start = stop
     return packs

@@ -84,6 +84,11 @@ class RecordStore:
         lengths = np.diff(self.offsets)
         return lengths if self._kept is None else lengths[self._kept]
 
+    def lengths_of(self, rows: NDArray[np.int64], most: int | None = None) -> NDArray[np.int64]:
+        """(n,) letters of some rows, so many of each at most."""
+        rows = self._stored(rows)
+        return at_most(self.offsets[rows + 1] - self.offsets[rows], most)
+
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         """Ids of some rows; quickest where rows follow each other."""
         rows = self._stored(rows)
@@ -96,11 +101,10 @@ class RecordStore:
             names += self._id_bytes[start:stop].tobytes().decode().split(_END_OF_ID.decode())
         return names
 
-    def sequences(self, rows: NDArray[np.int64]) -> list[bytes]:
-        """Sequences of some rows."""
+    def sequences(self, rows: NDArray[np.int64], most: int | None = None) -> list[bytes]:
+        """Sequences of some rows, of each so many letters at most."""
         rows = self._stored(rows)
-        starts, stops = self.offsets[rows], self.offsets[rows + 1]
-        return [self.residues[a:b].tobytes() for a, b in zip(starts, stops, strict=True)]
+        return cut_out(self.residues, self.offsets[rows], self.offsets[rows + 1], most)
 
     def _stored(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where some rows lie in the store, of which some records may be left out."""
@@ -112,6 +116,35 @@ def map_array(path: Path, dtype: type[np.generic]) -> NDArray[Any]:
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.zeros(0, dtype)
     return np.memmap(path, dtype, mode="r").view(np.ndarray)  # slices of a memmap are slow
+
+
+def at_most(lengths: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:
+    """Lengths of what is kept of sequences of these; None for all."""
+    return lengths if most is None else np.minimum(lengths, most)
+
+
+def cut_out(
+    letters: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    most: int | None = None,
+) -> list[bytes]:
+    """Some strings of many; quickest where they follow each other.
+
+    Args:
+        letters: All strings, one behind the other.
+        starts: (n,) where each begins.
+        stops: (n,) where each ends.
+        most: Letters of each that are taken at most; None for all.
+    """
+    if most is not None:
+        stops = starts + at_most(stops - starts, most)
+    elif len(starts) and (starts[1:] == stops[:-1]).all():
+        first = int(starts[0])
+        joined = letters[first : stops[-1]].tobytes()
+        places = zip((starts - first).tolist(), (stops - first).tolist(), strict=True)
+        return [joined[a:b] for a, b in places]
+    return [letters[a:b].tobytes() for a, b in zip(starts, stops, strict=True)]
 
 
 class StoreWriter:

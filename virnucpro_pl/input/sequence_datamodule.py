@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from virnucpro_pl.contracts import Inputs, SequenceRows, SequenceSource, Tokenizer
+from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.input.alphabets import ALPHABETS, Alphabet
-from virnucpro_pl.input.files import files_on_disk, input_paths, printable
-from virnucpro_pl.input.packed_batch import PackedBatch, lay
+from virnucpro_pl.input.files import files_on_disk, input_paths, printable, shown
+from virnucpro_pl.input.groups import FIRST, VARIANT, Groups, Sequences, groups_in, write_groups
 from virnucpro_pl.input.packed_datamodule import PackedDataModule, check_least
 from virnucpro_pl.input.packing import default_budget, plan_packs
+from virnucpro_pl.input.packs import Packs
 from virnucpro_pl.input.reader import read_records
-from virnucpro_pl.input.records import FileRecords, RecordStore
+from virnucpro_pl.input.records import FileRecords, RecordStore, at_most
 from virnucpro_pl.input.repeated_ids import RepeatedIds
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 
 class FileRows(SequenceRows, Protocol):
     """Rows that were read from a sequence file."""
+
+    folder: Path
 
     @property
     def sha256(self) -> str:
@@ -42,9 +46,15 @@ class FileRows(SequenceRows, Protocol):
 
 
 class SequenceFileData(PackedDataModule, SequenceSource):
-    """What all data modules of a sequence file share: packs of so many tokens at most."""
+    """What all data modules of a sequence file share: packs of so many tokens at most.
+
+    Attributes:
+        groups: Rows with equal sequences, from `setup` on; None if there are none, or if the model
+            does not spread what it computes.
+    """
 
     store: FileRows
+    groups: Groups | None = None
 
     def __init__(
         self,
@@ -101,6 +111,73 @@ class SequenceFileData(PackedDataModule, SequenceSource):
             **options,
         )
 
+    @abstractmethod
+    def compared(self, folder: Path) -> list[Sequences]:
+        """What decides which rows are computed together, and what may be equal besides."""
+
+    def group(self, folder: Path) -> None:
+        """Find rows with equal sequences. Called on rank 0.
+
+        Raises:
+            UsageError: If there is no room for them.
+        """
+        compared = self.compared(folder)
+        try:
+            write_groups(folder, *compared)
+        except OSError as error:
+            raise UsageError(f"The input cannot be stored in {folder}: {error}") from error
+        if (groups := groups_in(folder)) is not None:
+            name, kind = listed([shown(path) for path in self.paths]), next(iter(self.kinds))
+            counts = groups.count(FIRST), compared[0].total
+            log.info("%s: %d of %d %s are distinct, and computed once", name, *counts, kind)
+
+    def setup(self, stage: str) -> None:
+        """Map the rows, and which are equal, on every rank.
+
+        Raises:
+            UsageError: On every rank, what rank 0 found in `prepare_data`.
+        """
+        super().setup(stage)
+        self.groups = groups_in(self.store.folder) if self.model.spreads else None
+
+    def rows_of(self, pack: range) -> list[NDArray[np.int64]]:
+        """The rows of each batch of a pack; several of a group that is too large for one."""
+        if self.groups is None:
+            return super().rows_of(pack)
+        pieces = self.groups.cut(pack, self.second_tokens, self.tokens_per_batch)
+        return [np.sort(self.groups.rows[piece.start : piece.stop]) for piece in pieces]
+
+    def pack_rows(self, tokenizer: Tokenizer) -> list[range]:
+        """Cut all rows into packs, by the tokens of the sequences that a tokenizer reads."""
+        tokens, budget = self.row_tokens(tokenizer), self.tokens_per_batch
+        if self.groups is None:
+            return plan_packs(tokens, budget, specials=0)
+        return self.groups.plan(tokens, self.second_tokens, budget)
+
+    def second_tokens(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n,) tokens of the second sequences of some rows; 0 where rows have but one."""
+        return np.zeros(len(rows))
+
+    def wholly_done(self, done: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which of the rows (M,) that are done are so with all rows of equal sequences."""
+        return done if self.groups is None else self.groups.whole(done)
+
+    @property
+    def distinct(self) -> dict[str, dict[str, float]] | None:
+        """How many of each kind of sequence are distinct, and which share; after `setup`."""
+        if not self.model.spreads:
+            return None
+        rows, counts = len(self.store), {}
+        for kind, level in self.kinds.items():
+            count = rows if self.groups is None else self.groups.count(level)
+            counts[kind] = {"count": count, "share": round(count / max(rows, 1), 4)}
+        return counts
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """What is counted where it is distinct, and the level of it in `groups`."""
+        return {"records": FIRST}
+
     @property
     def tokens_per_batch(self) -> int:
         """Tokens of a pack on the Trainer's device."""
@@ -114,8 +191,12 @@ class SequenceFileData(PackedDataModule, SequenceSource):
         return np.asarray(tokenizer.estimate(kept) + tokenizer.specials, np.float64)
 
     def tokens_left(self, tokenizer: Tokenizer) -> float:
-        """Tokens of the rows that no earlier run has committed, from `predict_dataloader` on."""
-        return float(self.row_tokens(tokenizer)[~self.done].sum())
+        """Tokens of what no earlier run has committed, from `predict_dataloader` on."""
+        left = ~self.done
+        if self.groups is not None:
+            level = VARIANT if tokenizer.molecule == "DNA" else FIRST
+            left[self.groups.rows[self.groups.level < level]] = False
+        return float(self.row_tokens(tokenizer)[left].sum())
 
     def largest_pack(self, tokenizer: Tokenizer) -> int:
         """Tokens that a pack has at most; on a GPU, smaller ones are filled up to so many."""
@@ -152,47 +233,10 @@ class SequenceFileData(PackedDataModule, SequenceSource):
         }
 
 
-@dataclass(eq=False)
-class Packs(Dataset[list[PackedBatch]]):
-    """Packs of rows, tokenised when asked for, in a DataLoader worker or in the process itself."""
-
-    store: RecordStore
-    packs: list[NDArray[np.int64]]
-    """Rows of each planned pack."""
-    tokenizer: Tokenizer
-    budget: int
-    """Tokens that a pack may hold."""
-    max_length: int | None
-    """Letters of a sequence that are kept; None for all."""
-
-    def __len__(self) -> int:
-        """Count the planned packs."""
-        return len(self.packs)
-
-    def __getitem__(self, index: int) -> list[PackedBatch]:
-        """Tokenise a planned pack; where the estimate of its tokens was too low, cut it again."""
-        rows = self.packs[index]
-        ids = self.store.ids(rows)
-        sequences = [s[: self.max_length] for s in self.store.sequences(rows)]
-        tokens, counts = self.tokenizer.encode(sequences)
-        lengths = np.fromiter(map(len, sequences), np.int32, len(sequences))
-        starts = np.concatenate(([0], np.cumsum(counts)))
-        cuts = plan_packs(counts, self.budget, specials=0)
-        return [
-            lay(
-                rows[part],
-                ids[part],
-                lengths[part],
-                tokens[starts[part.start] : starts[part.stop]],
-                counts[part],
-                self.tokenizer.margin,
-            )
-            for part in (slice(cut.start, cut.stop) for cut in cuts)
-        ]
-
-
 class SequenceDataModule(SequenceFileData):
     """Reads sequence files once and serves them as packs of consecutive records.
+
+    Records with equal sequences are in one pack, that of the first of them, and computed once.
 
     A row is a record, in the order of the files and within each; of those that are kept, where
     `min_length` leaves out shorter ones. The model says which alphabet and tokenizer it needs.
@@ -262,20 +306,32 @@ class SequenceDataModule(SequenceFileData):
         alphabet = ALPHABETS[self.tokenizer.molecule]
         self.read_files(alphabet, folder, min_length=self.min_length)
 
+    def compared(self, folder: Path) -> list[Sequences]:
+        """The records, as far as they are embedded."""
+        store, most = RecordStore(folder), self.max_length
+        kept, letters = partial(store.lengths_of, most=most), partial(store.sequences, most=most)
+        return [Sequences(len(store), kept, letters)]
+
     def open(self, folder: Path) -> None:
         """Map the records. Called on every rank."""
         self.store = RecordStore(folder)
         self.warn_of_cuts()
 
     def kept_lengths(self, tokenizer: Tokenizer) -> NDArray[np.int64]:
-        """(N,) letters of each record that are embedded."""
-        lengths = self.store.lengths
-        return lengths if self.max_length is None else np.minimum(lengths, self.max_length)
+        """(M,) letters of each record that are embedded."""
+        return at_most(self.store.lengths, self.max_length)
 
     def plan(self) -> list[range]:
         """Cut all records into packs."""
-        return plan_packs(self.row_tokens(self.tokenizer), self.tokens_per_batch, specials=0)
+        return self.pack_rows(self.tokenizer)
 
     def batches(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
         """Make the dataset of some packs' batches."""
-        return Packs(self.store, packs, self.tokenizer, self.tokens_per_batch, self.max_length)
+        return Packs(
+            self.store,
+            packs,
+            self.tokenizer,
+            self.tokens_per_batch,
+            self.max_length,
+            self.model.spreads,
+        )

@@ -125,6 +125,7 @@ class PartsFolder:
         count: int,
         provenance: Provenance,
         true_receipts: Callable[[list[Path]], list[Path]] = lambda _: [],
+        wholly_done: Callable[[NDArray[np.bool_]], NDArray[np.bool_]] = lambda done: done,
         unit: str = "records",
     ) -> NDArray[np.bool_]:
         """Flags (count,) of the rows that an earlier run has committed. Called on rank 0.
@@ -133,6 +134,8 @@ class PartsFolder:
             count: Rows of the input.
             provenance: Gives what rows depend on; asked only where there are parts.
             true_receipts: Gives those of some receipts whose rows are in the half-made output.
+            wholly_done: Gives those of some flags of rows that need not be computed again together
+                with rows that have none.
             unit: What a row is, for the log.
 
         Raises:
@@ -145,6 +148,7 @@ class PartsFolder:
             log.warning("%s: %d part(s) of an unknown run are removed", self.path, len(files))
         elif files:
             done = self._take_over(count, provenance, true_receipts)
+            self._let_go(done, wholly_done)
             log.info("Continuing: %d of %d %s are committed already", done.sum(), count, unit)
             return done
         self.manifest.path.unlink(missing_ok=True)  # first: parts without one are never trusted
@@ -180,6 +184,30 @@ class PartsFolder:
                 failed += int((part.columns["outcome"] == FAILED).sum())
         self.manifest.check_same_policy(before, now, failed)
         return done
+
+    def _let_go(
+        self,
+        done: NDArray[np.bool_],
+        wholly_done: Callable[[NDArray[np.bool_]], NDArray[np.bool_]],
+    ) -> None:
+        """Remove parts with rows whose equals are not committed: they are computed together.
+
+        Commits are of whole packs, so that there are some only of what a pack cannot hold.
+        """
+        gone = True
+        while gone and (partly := done & ~wholly_done(done)).any():
+            gone = False
+            for file in self.committed():
+                part = read_part(file)
+                if part is not None and partly[part.rows].any():
+                    log.warning(
+                        "%s: its rows will be computed again, together with others that have the "
+                        "same sequences",
+                        file,
+                    )
+                    file.unlink()
+                    done[part.rows] = False
+                    gone = True
 
     def require_space(self, needed: int) -> None:
         """Refuse a run that the disk cannot hold.

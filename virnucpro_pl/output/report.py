@@ -27,7 +27,7 @@ class RunReport:
     """Counts of one rank, and the wall time of each phase.
 
     Attributes:
-        counts: Records, tokens, packs and failures of this rank.
+        counts: Records, tokens as they were computed, packs and failures of this rank.
         resumed: Records that an earlier run had committed.
     """
 
@@ -94,6 +94,7 @@ class RunReport:
             "resumed_records": self.resumed,
             "input_counts": source.input_counts,
             **({"inputs": source.inputs.counts} if source.inputs else {}),
+            **({"distinct": source.distinct} if source.distinct else {}),
             "tokens_per_second": round(speed, 1),
             "pack_fill": round(fill, 4),
             "seconds": {phase: round(value, 3) for phase, value in self._seconds.items()},

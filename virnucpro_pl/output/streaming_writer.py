@@ -236,7 +236,11 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
 
     def _resume(self, run: Run, count: int) -> NDArray[np.bool_]:
         done = run.folder.resume(
-            count, run.provenance, partial(self.true_receipts, run), run.source.store.unit
+            count,
+            run.provenance,
+            partial(self.true_receipts, run),
+            run.source.wholly_done,
+            run.source.store.unit,
         )
         run.folder.require_space(self.bytes_needed(run, count, count - int(done.sum())))
         return done

@@ -212,6 +212,8 @@ class TableWriter(StreamingWriter):
         if self.save_embeddings:
             self._write_embeddings(folder, run, parts, provenance)
         ledger["input_counts"] = run.source.input_counts
+        if run.source.distinct is not None:
+            ledger["distinct"] = run.source.distinct
         if run.source.inputs is not None:
             ledger["inputs"] = run.source.inputs.counts
         write_summary(

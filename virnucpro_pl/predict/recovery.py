@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from virnucpro_pl.contracts import Embeddings
 from virnucpro_pl.errors import TooLargeError
 from virnucpro_pl.input.packed_batch import PackedBatch
 from virnucpro_pl.stability import (
@@ -29,6 +28,15 @@ _OTHER_CHOICES = (
 )
 Record = Callable[[Exception, list[str], int], None]
 """Writes down a failure: the error, the ids of its sequences, the number of their pack."""
+
+
+class Found(NamedTuple):
+    """What an embedder has found for the sequences of a pack; on the host."""
+
+    vectors: Tensor
+    """(N, D) fp32; NaN where there is no vector."""
+    outcome: Tensor | None = None
+    """(N,) uint8, see `stability`. None if all are fine."""
 
 
 class Recovery:
@@ -54,7 +62,7 @@ class Recovery:
 
     def not_finite(
         self, name: str, hidden: Tensor, vectors: Tensor, batch: PackedBatch, batch_idx: int
-    ) -> Embeddings:
+    ) -> Found:
         """Go on without the sequences that are not finite, or with their vectors in FP32.
 
         Args:
@@ -65,22 +73,23 @@ class Recovery:
             batch_idx: Its number, for the failure log.
 
         Raises:
-            NumericalInstabilityError: With exactly those sequences, if the policy is `raise`.
+            NumericalInstabilityError: With exactly the rows that have those sequences, if the
+                policy is `raise`.
         """
         failing = find_failing(hidden, vectors, batch)
-        ids = [batch.ids[i] for i in failing]
+        ids = batch.ids_of(failing)
         wrong = vectors if hidden.isfinite().all() else hidden
         error = describe_instability(wrong, name, ids, hint=_OTHER_CHOICES)
         if self.policy == "raise":
             raise error
-        outcomes = each_outcome(None, len(batch.ids))
+        outcomes = each_outcome(None, batch.size)
         vectors[failing] = torch.nan
         outcomes[failing] = FAILED
         if self.policy == "fp32":
             again = self.embed_in_fp32(batch.select(failing))
             if again is not None:
                 self._mend(name, failing, again.cpu(), vectors, outcomes)
-        lost = [batch.ids[i] for i in failing if outcomes[i] == FAILED]
+        lost = batch.ids_of([i for i in failing if outcomes[i] == FAILED])
         if lost:
             what = "not even in FP32" if self.policy == "fp32" else "and are left out"
             skipped = NumericalInstabilityError(
@@ -90,9 +99,9 @@ class Recovery:
                 sequence_ids=lost,
             )
             self.record(skipped, lost, batch_idx)
-        return Embeddings(batch.rows, vectors, outcomes)
+        return Found(vectors, outcomes)
 
-    def too_large(self, name: str, width: int, batch: PackedBatch, batch_idx: int) -> Embeddings:
+    def too_large(self, name: str, width: int, batch: PackedBatch, batch_idx: int) -> Found:
         """Go on without a single sequence that does not fit.
 
         Args:
@@ -111,7 +120,7 @@ class Recovery:
             raise error
         self.record(error, list(batch.ids), batch_idx)
         vectors = torch.full((1, width), torch.nan)
-        return Embeddings(batch.rows, vectors, torch.full((1,), FAILED, dtype=torch.uint8))
+        return Found(vectors, torch.full((1,), FAILED, dtype=torch.uint8))
 
     @staticmethod
     def _mend(

@@ -27,7 +27,7 @@ from virnucpro_pl.models.esm2 import ESM2
 from virnucpro_pl.models.pooling import pool
 from virnucpro_pl.predict.encoder_module import EncoderModule
 from virnucpro_pl.predict.lookahead import Launched, LooksAhead, free_memory
-from virnucpro_pl.predict.recovery import OnInstability, Recovery
+from virnucpro_pl.predict.recovery import Found, OnInstability, Recovery
 from virnucpro_pl.stability import each_outcome
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
 
     columns = ("vectors",)
     data_needed = "SequenceDataModule"
+    spreads = True
     tokenizer: Tokenizer
 
     def __init__(
@@ -176,20 +177,29 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
     def predict_step(self, batch: PackedBatch, batch_idx: int = 0) -> Embeddings:
         """Embed one pack, in pieces where the device has no room for all of it.
 
+        Returns:
+            A vector for each row; those of rows with equal sequences are equal, bit by bit.
+
         Raises:
-            NumericalInstabilityError: With exactly the sequences that are not finite, if
+            NumericalInstabilityError: With exactly the rows whose sequences are not finite, if
                 `on_instability` is `raise`.
             TooLargeError: If a single sequence does not fit, and `on_instability` is `raise`.
         """
-        if not self.has_room_for(batch) and len(batch.ids) > 1:
+        vectors, outcome = self._embed(batch, batch_idx)
+        outcome = None if outcome is None else batch.of_rows(outcome)
+        return Embeddings(batch.rows, batch.of_rows(vectors), outcome)
+
+    def _embed(self, batch: PackedBatch, batch_idx: int) -> Found:
+        """What is found for each sequence of a pack."""
+        if not self.has_room_for(batch) and batch.size > 1:
             return self._embed_halves(batch, batch_idx)
         try:
-            return self._embed(batch, batch_idx)
+            return self._embed_whole(batch, batch_idx)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
         free_memory()  # out of the except clause, where the traceback would hold the tensors
-        if len(batch.ids) == 1:
+        if batch.size == 1:
             return self._recovery.too_large(self.name, self.width, batch, batch_idx)
         self._budget = len(batch.tokens) // 2
         self._fill_to = 0
@@ -206,22 +216,22 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
         """Tell whether the device has not yet been found too small for so many tokens."""
         return self._budget is None or len(batch.tokens) <= self._budget
 
-    def _embed(self, batch: PackedBatch, batch_idx: int) -> Embeddings:
+    def _embed_whole(self, batch: PackedBatch, batch_idx: int) -> Found:
         launched = self.launched(batch)
         finite = launched.wait()
         (vectors,) = launched.take()
         if finite:
-            return Embeddings(batch.rows, vectors)
+            return Found(vectors)
         (hidden,) = launched.hidden
         return self._recovery.not_finite(self.name, hidden, vectors, batch, batch_idx)
 
-    def _embed_halves(self, batch: PackedBatch, batch_idx: int) -> Embeddings:
-        middle = len(batch.ids) // 2
-        parts = [range(middle), range(middle, len(batch.ids))]
-        halves = [self.predict_step(batch.select(part), batch_idx) for part in parts]
+    def _embed_halves(self, batch: PackedBatch, batch_idx: int) -> Found:
+        middle = batch.size // 2
+        parts = [range(middle), range(middle, batch.size)]
+        halves = [self._embed(batch.select(part), batch_idx) for part in parts]
         vectors = torch.cat([half.vectors for half in halves])
-        outcomes = [each_outcome(half.outcome, len(half.rows)) for half in halves]
-        return Embeddings(batch.rows, vectors, torch.cat(outcomes))
+        outcomes = [each_outcome(half.outcome, len(half.vectors)) for half in halves]
+        return Found(vectors, torch.cat(outcomes))
 
     def _embed_in_fp32(self, batch: PackedBatch) -> Tensor | None:
         """Vectors (N, D) from the file's own weights, without autocast; None if these ran by now.

@@ -12,7 +12,8 @@ from virnucpro_pl.contracts import Scores, Tokenizer, source_of, workspace_of
 from virnucpro_pl.embeddings.feature_origin import PRECISION, TITLES, longest_of, origin_of
 from virnucpro_pl.embeddings.pair_datamodule import EmbeddingPairDataModule, PairBatch
 from virnucpro_pl.errors import UsageError, is_out_of_memory
-from virnucpro_pl.input.contig_datamodule import ContigDataModule, OrfBatch
+from virnucpro_pl.input.contig_datamodule import ContigDataModule
+from virnucpro_pl.input.orf_batch import OrfBatch
 from virnucpro_pl.input.orfs import POOLING
 from virnucpro_pl.input.packed_batch import PackedBatch
 from virnucpro_pl.models.classifier import check_width, load_classifier
@@ -32,6 +33,7 @@ class VirNucPro(ClassifyingModule, LooksAhead):
 
     columns = ("scores", "dnabert_s", "esm2")
     data_needed = "ContigDataModule"
+    spreads = True
 
     def __init__(
         self,
@@ -201,8 +203,8 @@ class VirNucPro(ClassifyingModule, LooksAhead):
         vectors = (nucleotides.vectors, proteins.vectors)
         both = [each_outcome(e.outcome, len(batch.ids)) for e in (nucleotides, proteins)]
         outcome = torch.maximum(*both)
-        features = torch.cat(vectors, dim=1).to(batch.tokens.device)
-        probabilities = self.classifier.probabilities(features).cpu()
+        features = batch.of_orfs(torch.cat(vectors, dim=1)).to(batch.tokens.device)
+        probabilities = batch.of_rows(self.classifier.probabilities(features).cpu())
         unscored = ~probabilities.isfinite().all(dim=1) & (outcome < FAILED)
         if unscored.any():
             raise unscored_error(probabilities, unscored, batch.ids)
@@ -218,7 +220,7 @@ class VirNucPro(ClassifyingModule, LooksAhead):
         hidden = [embedder(pack) for embedder, pack in packs]
         pairs = zip(packs, hidden, strict=True)
         vectors = [embedder.pool(states, pack) for (embedder, pack), states in pairs]
-        scores = self.classifier.probabilities(torch.cat(vectors, dim=1))
+        scores = self.classifier.probabilities(batch.join(*vectors))
         return Launched.send(batch, hidden, [scores, *vectors])
 
     def _packs(self, batch: OrfBatch) -> list[tuple[SequenceEmbedder, PackedBatch]]:
@@ -236,7 +238,9 @@ class VirNucPro(ClassifyingModule, LooksAhead):
                 raise
             return None
         scores, *vectors = launched.take()
-        return Scores(batch.rows, scores, None, *vectors)
+        pairs = zip(self._packs(batch), vectors, strict=True)
+        spread = (pack.of_rows(numbers) for (_, pack), numbers in pairs)
+        return Scores(batch.rows, batch.of_rows(scores), None, *spread)
 
     def provenance(self) -> dict[str, Any]:
         """What an output records about its models; waits for the weights' hashes.
