@@ -70,8 +70,8 @@ def calibrate(held_out: HeldOut, loss_log_odds: float = 0.0) -> Calibration:
     few = min(np.bincount(labels, minlength=2))
     if few < _FEW_RECORDS:
         log.warning(
-            "Probabilities are rough: of the smaller class, only %d record(s) are held out to learn "
-            "them from (--data.validation_fraction holds more out)",
+            "Probabilities are rough: of the smaller class, only %d record(s) are held out to "
+            "learn them from (--data.validation_fraction holds more out)",
             few,
         )
     return start._replace(
