@@ -33,8 +33,8 @@ class Calibration(NamedTuple):
     record_slope: float
     """By how much the log-odds of a record of one chunk rise with its mean log-odds."""
     record_growth: float
-    """Power of the number of chunks that the slope grows with: 0 as if chunks said the same, 1 as
-    if they were independent."""
+    """Power, from 0 to 1, of the number of chunks that the slope grows with: 0 as if chunks said
+    the same, 1 as if they were independent."""
     prevalence: float
     """Share of virus among the records that this was learnt from."""
 
@@ -75,7 +75,8 @@ class Calibration(NamedTuple):
             raise ValueError("all must be numbers")
         read = cls(**content)
         above_0 = (read.temperature, read.record_slope, read.prevalence, 1 - read.prevalence)
-        if not np.isfinite(read).all() or min(above_0) <= 0:
+        in_range = min(above_0) > 0 and 0 <= read.record_growth <= 1
+        if not np.isfinite(read).all() or not in_range:
             raise ValueError("some numbers are out of range")
         return read
 

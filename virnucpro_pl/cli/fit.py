@@ -58,7 +58,8 @@ class FitCLI(UsageCLI):
             )
         check_devices(self.trainer)
         announce(self.trainer, str(self.trainer.precision))
-        if not self.trainer.limit_val_batches or self.config.fit.trainer.fast_dev_run:
+        limit = self.trainer.limit_val_batches
+        if limit != 1 or isinstance(limit, int) or self.config.fit.trainer.fast_dev_run:
             raise UsageError(
                 "The best epoch cannot be told without the whole validation: leave out "
                 "--trainer.limit_val_batches and --trainer.fast_dev_run"
@@ -99,7 +100,7 @@ class FitCLI(UsageCLI):
             report.part,
             ", ".join(f"{name} {metrics[name]:.4f}" for name in METRIC_NAMES),
             _config_of(data.embedders["esm2"].get("model", "")),
-            writer.source,
+            shlex.quote(writer.source),
             f" --data.length {data.chunk_length}" if data.chunk_length else "",
         )
         log.info(

@@ -49,7 +49,7 @@ def print_difference(
     kinds: list[str | None],
 ) -> None:
     """Print what is said of two files to stdout; `kinds` are what they hold, if known."""
-    console = Console(file=sys.stdout, width=120, highlight=False, markup=False)
+    console = Console(file=sys.stdout, width=120, highlight=False, markup=False, emoji=False)
     lines = [
         f"{name}: {path} ({kind or 'embeddings'}, {total} rows)"
         for name, path, kind, total in zip("AB", paths, kinds, result.rows.total, strict=True)

@@ -44,7 +44,7 @@ _FIGURES = {
 
 def print_evaluation(result: Evaluation) -> None:
     """Print what was found to stdout."""
-    console = Console(file=sys.stdout, width=120, highlight=False, markup=False)
+    console = Console(file=sys.stdout, width=120, highlight=False, markup=False, emoji=False)
     figures = result.figures
     console.print("\n".join(_heading(result)), soft_wrap=True)
     console.print(_predictions(figures.whole))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -28,6 +29,12 @@ from virnucpro_pl.version import __version__
 log = logging.getLogger(__name__)
 
 BEST = "best.ckpt"
+_TRAINER_OPTIONS = (
+    *("precision", "check_val_every_n_epoch", "limit_train_batches", "accumulate_grad_batches"),
+    *("gradient_clip_val", "gradient_clip_algorithm"),
+)
+_STOPPING_OPTIONS = ("monitor", "mode", "patience", "min_delta")
+"""Options on which the weights depend beside those of model and data."""
 _OURS = {BEST, METRICS_FILE, CALIBRATION_TABLE, THRESHOLDS_TABLE}
 
 
@@ -59,6 +66,8 @@ class ClassifierWriter(Checkpoint):
         """
         super().__init__()
         self.path = Path(path)
+        if self.path.name in ("", ".."):
+            raise UsageError(f"--writer.path {path} has no name: name a folder, such as classifier")
         self.overwrite = overwrite
         self.monitor = monitor
         self.mode = mode
@@ -66,10 +75,14 @@ class ClassifierWriter(Checkpoint):
         self.report: FitReport | None = None
         self._parts = self.path.with_name(f"{self.path.name}.parts")
         self._replaced = self._parts / "replaced"
-        self._manifest = Manifest(self._parts)
         self._locks = Locks(self._parts, self.path)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Be as new, for another training."""
+        self._manifest = Manifest(self._parts)
         self._best: dict[str, Any] = {}
-        self._is_over = False
+        self._is_over = self._is_claimed = self._trains = False
 
     @property
     def state_file(self) -> Path:
@@ -97,8 +110,10 @@ class ClassifierWriter(Checkpoint):
         Raises:
             UsageError: If so, or if a file that would be written is an input.
         """
-        refuse_inputs((self.path, self._parts), inputs)
-        restore_folder(self.path, self._replaced)
+        ours = [self.path / name for name in _OURS]
+        refuse_inputs((self.path, self._parts, *ours), inputs)
+        if self.path.exists() and self.path.samefile("."):
+            raise UsageError(f"{self.path} is the current folder: name another --writer.path")
         if is_taken(self.path):
             if not self.path.is_dir():
                 raise UsageError(f"{self.path} cannot be written: it is a file")
@@ -143,17 +158,26 @@ class ClassifierWriter(Checkpoint):
         if stage != "fit":
             return
         data = getattr(trainer, "datamodule", None)
-        self.check_output(data.input_files if isinstance(data, LabelledPairDataModule) else [])
+        inputs = data.input_files if isinstance(data, LabelledPairDataModule) else []
+        self._forget()
+        self.check_output(inputs)
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
             self._locks.take(rank=0)
+            self._is_claimed = True
+            restore_folder(self.path, self._replaced)
+            self.check_output(inputs)  # what is put back, too
+            if self._replaced.exists():  # a kill has kept it from being removed
+                shutil.rmtree(self._replaced)
             if self.overwrite:
                 self.state_file.unlink(missing_ok=True)
-            self._check_same_training(labelled_data(trainer), _model(pl_module))
+            self._check_same_training(trainer, labelled_data(trainer), _model(pl_module))
         except OSError as error:
             raise UsageError(f"{self.path} cannot be written: {error}") from error
 
-    def _check_same_training(self, data: LabelledPairDataModule, model: ClassifierTraining) -> None:
+    def _check_same_training(
+        self, trainer: Trainer, data: LabelledPairDataModule, model: ClassifierTraining
+    ) -> None:
         """Go on with the same training only, and write down which one this is.
 
         Raises:
@@ -166,9 +190,17 @@ class ClassifierWriter(Checkpoint):
             "package_version": __version__,
         }
         now |= {"monitor": self.monitor, "mode": self.mode}
+        now |= {name: getattr(trainer, name) for name in _TRAINER_OPTIONS}
+        for stopping in trainer.early_stopping_callbacks:
+            now |= {f"early_stopping.{name}": getattr(stopping, name) for name in _STOPPING_OPTIONS}
         if not self.state_file.exists():
             self._manifest.write(lambda: now)
             return
+        if not self._manifest.path.exists():
+            raise UsageError(
+                f"{self.state_file} is of an unknown training: start over with --writer.overwrite "
+                "true"
+            )
         self._manifest.check_same_run(self._manifest.read(), now)
         try:
             read_torch_file(self.state_file, [])
@@ -177,7 +209,14 @@ class ClassifierWriter(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Train no further where the last epoch was the last one."""
+        self._trains = True
         if done := len(_model(pl_module).history):
+            if 0 <= (trainer.max_epochs or -1) < done:
+                raise UsageError(
+                    f"{self.state_file} has {done} epochs, more than --trainer.max_epochs "
+                    f"{trainer.max_epochs}: give as many, or start over with --writer.overwrite "
+                    "true"
+                )
             log.info("Continuing: %d epochs are done already", done)
         elif self.state_file.exists():
             log.info("Starting over: the Trainer was not given the state in %s", self.state_file)
@@ -188,23 +227,23 @@ class ClassifierWriter(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights if they are the best so far, and the state in any case."""
         model = _model(pl_module)
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is not None and self._is_better(float(value)):
+        value = model.history[-1].get(self.monitor, math.nan)
+        if self._is_better(value):
             self._best = {
                 "epoch": trainer.current_epoch,
-                "value": float(value),
+                "value": value,
                 "weights": {k: v.cpu().clone() for k, v in model.classifier.state_dict().items()},
             }
         self._is_over = trainer.should_stop
         try:
             with published(self.state_file) as temporary:
-                trainer.save_checkpoint(temporary)
+                trainer.save_checkpoint(temporary.absolute())  # Lightning has a ~ of its own
         except OSError as error:
             raise OutputError(f"{self.state_file} cannot be written: {error}") from error
 
     def _is_better(self, value: float) -> bool:
-        if not self._best:
-            return True
+        if math.isnan(value) or not self._best:
+            return not math.isnan(value)
         before = float(self._best["value"])
         return value < before if self.mode == "min" else value > before
 
@@ -226,7 +265,7 @@ class ClassifierWriter(Checkpoint):
             OutputError: If the folder cannot be written.
         """
         if not self._best:
-            self._give_up()
+            self.state_file.unlink(missing_ok=True)
             raise UsageError(
                 "No checkpoint was kept: the training needs at least one whole epoch with its "
                 "validation (see --trainer.max_epochs and --trainer.check_val_every_n_epoch)"
@@ -261,20 +300,18 @@ class ClassifierWriter(Checkpoint):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Say from where the same command goes on."""
-        self._give_up()
-
-    def _give_up(self) -> None:
-        """Leave the state behind, and no folder without one."""
-        self._locks.release()
-        if self.state_file.exists():
+        """Leave the state behind, and say so; leave no folder without one."""
+        if not self._is_claimed:
+            return
+        if not self.state_file.exists():
+            shutil.rmtree(self._parts, ignore_errors=True)
+        elif self._trains:
             log.warning(
                 "Stopped: the state after the last whole epoch is kept in %s; the same command "
                 "goes on from there",
                 self._parts,
             )
-        else:
-            shutil.rmtree(self._parts, ignore_errors=True)
+        self._locks.release()
 
 
 def _is_classifier(source: str) -> bool:

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from virnucpro_pl.errors import listed
 from virnucpro_pl.fit.labelled_rows import LabelledRows
 from virnucpro_pl.models.classifier import MLPClassifier
+from virnucpro_pl.stability import NumericalInstabilityError
 
 _BLOCK = 4096
 _FRAME = re.compile(r"(.+_chunk_\d+)[FR][123]")
@@ -75,6 +77,9 @@ def score_rows(
         rows: All rows of both sets.
         chosen: (V,) some of them, in ascending order.
         record: (M,) number of the record of each of all rows.
+
+    Raises:
+        NumericalInstabilityError: If a score is not finite.
     """
     device = next(classifier.parameters()).device
     scores = [np.empty((0, 2), np.float32)]
@@ -88,7 +93,15 @@ def score_rows(
         keys = zip(record[block].tolist(), map(_chunk_of, rows.ids(block)), strict=True)
         chunk[start : start + len(block)] = [chunks.setdefault(k, len(chunks)) for k in keys]
     _, numbers = np.unique(record[chosen], return_inverse=True)
-    return HeldOut(np.concatenate(scores), rows.labels[chosen], chunk, numbers)
+    held_out = HeldOut(np.concatenate(scores), rows.labels[chosen], chunk, numbers)
+    unscored = chosen[~np.isfinite(held_out.scores).all(axis=1)]
+    if len(unscored):
+        raise NumericalInstabilityError(
+            f"{len(unscored)} held-out ORF(s) have scores that are not finite, though their "
+            f"embeddings are: {listed(rows.ids(unscored[:20]))}. Leave these out, or look at how "
+            "they were embedded"
+        )
+    return held_out
 
 
 def _chunk_of(name: str) -> str:

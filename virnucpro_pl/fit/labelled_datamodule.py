@@ -251,7 +251,7 @@ class LabelledPairDataModule(LightningDataModule):
         files = (file for store in self.rows.stores for file in (store.dnabert_s, store.esm2))
         stats = [(str(file.path), file.path.stat()) for file in files]
         return {
-            "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+            "files": [f"{path} of {s.st_size} bytes, {s.st_mtime_ns}" for path, s in stats],
             "split": self.split.counts,
             "record_pattern": self.record_pattern.pattern,
             "batch_size": self.batch_size,

@@ -100,6 +100,7 @@ class ClassifierTraining(LightningModule):
         self.options = dict(self.hparams)
         self.history: list[dict[str, float]] = []
         self.loss_weights: Tensor | None = None
+        self._is_validated = False
         self.val_metrics = MetricCollection(
             {name: metric() for name, metric in METRICS.items()}, prefix="val_"
         )
@@ -113,10 +114,12 @@ class ClassifierTraining(LightningModule):
         if hasattr(self, "classifier"):
             return
         data = labelled_data(self.trainer)
-        self.classifier = MLPClassifier(data.width, self.options["hidden"])
+        with torch.random.fork_rng(devices=[]):  # whatever has drawn numbers before
+            torch.manual_seed(data.seed)
+            self.classifier = MLPClassifier(data.width, self.options["hidden"])
+            for layer in (self.classifier.hidden_layer, self.classifier.output_layer):
+                nn.init.xavier_uniform_(layer.weight)
         self.classifier.dropout.p = self.options["dropout"]
-        for layer in (self.classifier.hidden_layer, self.classifier.output_layer):
-            nn.init.xavier_uniform_(layer.weight)
         weights = self.options["class_weights"]
         if weights == "balanced":
             counts = torch.bincount(torch.from_numpy(data.rows.labels[data.split.train]))
@@ -193,10 +196,16 @@ class ClassifierTraining(LightningModule):
         metrics = self.val_metrics.compute()
         self.log_dict({name: value.float() for name, value in metrics.items()})
         self.val_metrics.reset()
+        self._is_validated = True
 
     def on_train_epoch_end(self) -> None:
         """Tell how the epoch went."""
-        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        metrics = {
+            name: float(value)
+            for name, value in self.trainer.callback_metrics.items()
+            if self._is_validated or not name.startswith("val_")  # else of an earlier epoch
+        }
+        self._is_validated = False
         self.history.append({"epoch": self.current_epoch, **metrics})
         shown = [name for name in ("train_loss", "val_loss", "val_auroc") if name in metrics]
         line = ", ".join(f"{name} {metrics[name]:.4f}" for name in shown)

@@ -60,6 +60,7 @@ class Manifest:
         Raises:
             UsageError: With all that differs.
         """
+        now = json.loads(json.dumps(now))  # as it was written: a list and a tuple are the same
         different = [
             f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())

@@ -21,4 +21,4 @@ def print_checks(checks: Iterable[Check]) -> None:
     for check in checks:
         row = check.quantity, check.precision, check.found, check.limit, _MET[check.met]
         table.add_row(*row)
-    Console(file=sys.stdout, width=120, highlight=False, markup=False).print(table)
+    Console(file=sys.stdout, width=120, highlight=False, markup=False, emoji=False).print(table)
