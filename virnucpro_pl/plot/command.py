@@ -57,6 +57,9 @@ def plot(
             are results, else the length.
         table: Tab-separated table with a header, whose first column is the id.
     """
+    for option, number in (("--top", top), ("--longest", longest)):
+        if number is not None and number < 0:
+            raise UsageError(f"{option} must be at least 0, not {number}")
     if not path.exists():
         raise UsageError(f"{path}: no such folder of results, classifier or embedding file")
     is_classifier = _is_classifier(path)
@@ -65,7 +68,7 @@ def plot(
         _refuse(along, "a folder of results", path)
     if is_classifier:
         _refuse({"--color": color, "--table": table}, "results or an embedding file", path)
-    _check_options(top, longest, color, table)
+    _check_colors(color, table)
     _check_extra()
     folder = Path(f"{os.path.normpath(path)}.pictures") if output is None else output
     pictures_there = folder.iterdir() if folder.is_dir() else ()
@@ -102,12 +105,7 @@ def _refuse(options: dict[str, Any], what: str, path: Path) -> None:
             raise UsageError(f"{option} is for {what}, which {path} is not: leave it out")
 
 
-def _check_options(
-    top: int | None, longest: int | None, color: str | None, table: Path | None
-) -> None:
-    for option, number in (("--top", top), ("--longest", longest)):
-        if number is not None and number < 0:
-            raise UsageError(f"{option} must be at least 0, not {number}")
+def _check_colors(color: str | None, table: Path | None) -> None:
     if color not in (None, "length") and table is None:
         raise UsageError(f"--color {color} names a column: give its table with --table FILE.tsv")
     if table is not None and color in (None, "length"):
