@@ -97,6 +97,7 @@ def test_read_takes_what_asdict_gives():
         {**PLAIN._asdict(), "record_slope": -1.0},
         {**PLAIN._asdict(), "record_centre": math.nan},
         {**PLAIN._asdict(), "prevalence": 1.0},
+        {**PLAIN._asdict(), "record_growth": 1.5},
     ],
 )
 def test_read_refuses_anything_else(content):

@@ -319,10 +319,10 @@ def test_older_results_without_calls_are_measured(run, small):
         ("seq_name\tlabel\tlabel\n", "line 1: column label is there twice"),
         ("seq_name\tlabel\na\tvirus\nb\n", "line 3: 1 column(s), but the header has 2"),
         ("seq_name\tlabel\na\tvirus\t\n", "line 2: 3 column(s), but the header has 2"),
-        ("seq_name\tlabel\na\tvirus\n\n", "line 3: 1 column(s), but the header has 2"),
+        ("seq_name\tlabel\na\tvirus\n\nb\tvirus\n", "line 3: 1 column(s), but the header has 2"),
         (
             "seq_name\tlabel\na\tphage\n",
-            "line 2: 'phage' in column label is not one of virus, 1, true, others, 0, false",
+            "line 2: 'phage' in column label is not one of virus, viral, 1, true, others, 0, false",
         ),
         ("seq_name\tlabel\n\tvirus\n", "line 2: there is no seq_name"),
         (b"seq_name\tlabel\na\tvirus\n\xff\tvirus\n", "line 3: no UTF-8 text"),

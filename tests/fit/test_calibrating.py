@@ -118,6 +118,20 @@ def test_a_handful_of_separable_records_gives_no_certainty(caplog):
     assert "are rough: of the smaller class, only 2 record(s) are held out" in caplog.text
 
 
+@pytest.mark.parametrize("most_chunks", [50, 300])
+def test_long_records_of_weak_chunks_give_finite_numbers(most_chunks):
+    for seed in range(12):
+        generator = np.random.default_rng(seed)
+        labels = (generator.random(400) < 0.1).astype(np.int64)
+        record = np.repeat(np.arange(400), generator.integers(1, most_chunks + 1, 400))
+        log_odds = 2.0 * labels[record] - 1 + 3 * generator.normal(size=len(record))
+        known = calibrate(
+            HeldOut(scores_of(log_odds), labels[record], np.arange(len(record)), record)
+        )
+        assert np.isfinite(known).all()
+        assert 0 <= known.record_growth <= 1
+
+
 def test_records_have_the_mean_of_the_best_of_their_chunks():
     scores = scores_of(np.array([1.0, 3.0, -1.0, 5.0]))
     held_out = HeldOut(

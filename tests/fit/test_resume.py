@@ -93,15 +93,52 @@ def test_interrupted_training_goes_on_as_if_nothing_had_been(
         assert "Traceback" not in ended.log
         kept = "kept in classifier.parts; the same command goes on from there"
         assert kept in ended.log.splitlines()[-1]
-    refused = start(*options, "--model.learning_rate", 0.1).wait(60)
-    assert refused.code == 2, refused.log
-    assert "parts of another run: learning_rate was 0.0002 and is 0.1" in refused.log
+    for changed, message in (
+        (("--model.learning_rate", 0.1), "of another run: learning_rate was 0.0002 and is 0.1"),
+        (("--trainer.gradient_clip_val", 0.5), "gradient_clip_val was None and is 0.5"),
+        (("--early_stopping.patience", 9), "early_stopping.patience was 5 and is 9"),
+        (("--trainer.max_epochs", 2), "has 3 epochs, more than --trainer.max_epochs 2"),
+    )[: 4 if number == signal.SIGKILL else 1]:
+        refused = start(*options, *changed).wait(60)
+        assert (refused.code, "Traceback" in refused.log) == (2, False), refused.log
+        assert message in refused.log
+        assert "the same command goes on" not in refused.log
     (tmp_path / "wait").unlink()
     ended = start(*options, launcher=slow).wait(60)
     assert ended.code == 0, ended.log
     assert "Continuing: 3 epochs are done already" in ended.log
     assert "Epoch 2:" not in ended.log
     assert_same(tmp_path / "classifier", whole)
+    assert not (tmp_path / "classifier.parts").exists()
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first epoch", "later"])
+def test_second_training_leaves_the_first_alone(start, words, slow, whole, tmp_path, first):
+    if first:  # before there is a state
+        script = Path(slow[0])
+        script.write_text(script.read_text().replace("self.current_epoch == 3", "True"))
+    options = (*words, "--trainer.max_epochs", EPOCHS, "--model.class_weights", "[1, 1]")
+    command = start(*options, launcher=slow)
+    command.wait_for((tmp_path / "waiting").exists)
+    second = start(*options).wait(60)
+    assert second.code == 2, second.log
+    assert "Another run is writing classifier: wait for it" in second.log
+    assert "goes on from there" not in second.log
+    command.kill()
+    command.wait(30)
+    (tmp_path / "wait").unlink()
+    ended = start(*options).wait(60)
+    assert ended.code == 0, ended.log
+    assert_same(tmp_path / "classifier", whole)
+
+
+def test_leftovers_of_a_kill_while_replacing_are_removed(start, words, tmp_path):
+    options = (*words, "--trainer.max_epochs", 1, "--writer.overwrite", "true")
+    assert start(*options).wait(60).code == 0
+    (tmp_path / "classifier.parts/replaced").mkdir(parents=True)
+    (tmp_path / "classifier.parts/replaced/best.ckpt").touch()
+    ended = start(*options).wait(60)
+    assert ended.code == 0, ended.log
     assert not (tmp_path / "classifier.parts").exists()
 
 
@@ -135,22 +172,12 @@ def test_kill_before_publishing_trains_no_further(start, words, tmp_path, early)
     assert {"best.ckpt", "metrics.json"} <= {file.name for file in (parts / "output").iterdir()}
     ended = start(*options).wait(60)
     assert ended.code == 0, ended.log
-    assert "Epoch" not in ended.log.partition("Continuing: ")[2].replace("(epoch", "")
+    assert " epochs are done already" in ended.log
+    assert "INFO Epoch " not in ended.log
     whole = start(*options, "--writer.path", "whole").wait(90)
     assert whole.code == 0, whole.log
     assert_same(tmp_path / "classifier", tmp_path / "whole")
     assert not parts.exists()
-
-
-def test_two_trainings_of_one_folder_do_not_mix(start, words, slow, tmp_path):
-    options = (*words, "--trainer.max_epochs", EPOCHS)
-    first = start(*options, launcher=slow)
-    first.wait_for((tmp_path / "waiting").exists)
-    second = start(*options).wait(60)
-    assert second.code == 2, second.log
-    assert "Another run is writing classifier: wait for it" in second.log
-    (tmp_path / "wait").unlink()
-    assert first.wait(60).code == 0, first.log
 
 
 def test_damaged_state_is_told(start, words, slow, tmp_path):

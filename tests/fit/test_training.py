@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 
-from virnucpro_pl import ClassifierTraining, EmbeddingPair, LabelledPairDataModule
+from virnucpro_pl import (
+    ClassifierTraining,
+    ClassifierWriter,
+    EmbeddingPair,
+    LabelledPairDataModule,
+)
 from virnucpro_pl.cli.main import main
 from virnucpro_pl.cli.shipped import shipped_configs
 from virnucpro_pl.errors import UsageError
@@ -184,6 +189,69 @@ def test_same_seed_gives_the_same_weights_and_another_does_not(sets, fit):
     assert not torch.equal(a["hidden_layer.weight"], c["hidden_layer.weight"])
 
 
+def test_a_classifier_that_is_replaced_does_not_change_the_weights(sets, fit):
+    words = (*sets, "--trainer.max_epochs", 1, "--writer.overwrite", "true")
+    weights = []
+    for _ in range(2):
+        code, said = fit(*words)
+        assert code == 0, said
+        weights.append(load_classifier("classifier/best.ckpt").state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_one_writer_keeps_two_trainings_apart(sets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = dict(zip(sets[::2], sets[1::2], strict=True))
+    pairs = [
+        EmbeddingPair(files[f"--data.{name}.dnabert_s"], files[f"--data.{name}.esm2"])
+        for name in ("viral", "other")
+    ]
+    writer = ClassifierWriter("classifier", overwrite=True)
+    epochs = []
+    for rate in (1e-30, 0.01):
+        seed_everything(1)
+        data = LabelledPairDataModule(*pairs)
+        trainer = Trainer(
+            logger=False, accelerator="cpu", max_epochs=3, callbacks=[writer],
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(ClassifierTraining(learning_rate=rate), data)
+        data.close()
+        metrics = json.loads((tmp_path / "classifier/metrics.json").read_text())
+        assert len(metrics["epochs"]) == 3
+        assert metrics["options"]["learning_rate"] == rate
+        assert not (tmp_path / "classifier.parts").exists()
+        epochs.append(load_classifier("classifier/best.ckpt").state_dict())
+    name = "hidden_layer.weight"
+    assert not torch.equal(epochs[0][name], epochs[1][name])
+
+
+def test_score_that_is_not_finite_is_told_with_its_id(sets, fit, tmp_path):
+    words = list(sets)
+    words[1] = shutil.copy(sets[1], tmp_path)
+    with h5py.File(words[1], "r+") as file:
+        file["embeddings"][:] = 3e38
+    code, said = fit(*words, "--trainer.max_epochs", 1, "--model.learning_rate", 1e-30)
+    assert (code, "Traceback" in said) == (3, False) or "No checkpoint was kept" in said, said
+
+
+def test_epoch_without_validation_has_no_metrics_of_one(sets, fit, tmp_path):
+    more = ("--trainer.check_val_every_n_epoch", 2, "--trainer.max_epochs", 4)
+    assert fit(*sets, *more)[0] == 0
+    epochs = json.loads((tmp_path / "classifier/metrics.json").read_text())["epochs"]
+    assert ["val_loss" in epoch for epoch in epochs] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("path", [".", "..", "/", "../here"])
+def test_folder_without_a_name_is_refused(sets, fit, tmp_path, monkeypatch, path):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    code, said = fit(*sets, "--writer.path", path)
+    assert (code, "Traceback" in said) == (2, False), said
+    assert "has no name" in said or "is the current folder" in said
+
+
 def test_reading_batch_by_batch_gives_the_same_weights(sets, fit):
     for path, memory in (("a", 8), ("b", 0)):
         words = ("--writer.path", path, "--data.memory_gb", memory)
@@ -225,6 +293,7 @@ def test_class_weights_enter_the_loss(weights, expected):
     model = ClassifierTraining(class_weights=weights, hidden=4)
     data = LabelledPairDataModule.__new__(LabelledPairDataModule)
     data.width = 3
+    data.seed = 1
     data.rows = type("Rows", (), {"labels": np.array([0, 0, 0, 0, 0, 1, 1])})
     data.split = type("Split", (), {"train": np.arange(6)})
     trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
@@ -266,6 +335,8 @@ def test_optimizer_is_that_of_the_authors():
         (["--model.lr", 1], "lr"),
         (["--trainer.max_epochs", 0], "No checkpoint was kept"),
         (["--trainer.limit_val_batches", 0], "without the whole validation"),
+        (["--trainer.limit_val_batches", 0.5], "without the whole validation"),
+        (["--trainer.limit_val_batches", 1], "without the whole validation"),
         (["--trainer.fast_dev_run", "true"], "without the whole validation"),
         (["--writer.monitor", "val_f2"], "--writer.monitor must be one of val_loss, "),
         (["--early_stopping.monitor", "loss"], "--early_stopping.monitor must be one of"),
@@ -313,12 +384,13 @@ def test_other_files_are_never_overwritten(sets, fit, tmp_path, name):
 
 def test_tilde_is_a_folder_of_that_name(sets, fit, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    words = (*sets, "--trainer.max_epochs", 1, "--writer.path", "~", "--writer.overwrite", "true")
-    for _ in range(2):
-        code, said = fit(*words)
+    words = (*sets, "--trainer.max_epochs", 1, "--writer.overwrite", "true", "--writer.path")
+    for path in ("~/x", "~", "~"):
+        code, said = fit(*words, path)
         assert code == 0, said
+        shutil.rmtree(tmp_path / "~/x", ignore_errors=True)
     assert {file.name for file in (tmp_path / "~").iterdir()} == FILES
-    assert f"--model.classifier {tmp_path}/~/best.ckpt" in said
+    assert f"--model.classifier '{tmp_path}/~/best.ckpt'" in said
     assert not (tmp_path / "home").exists()
 
 

@@ -27,7 +27,7 @@ def evaluate(results: Path, *, truth: Path, output: Path | None = None) -> None:
     Args:
         results: Folder that predict has written of contigs, or its contigs.tsv.
         truth: Tab-separated table with a header and the columns seq_name and label, plain or
-            compressed. A label is virus, 1 or true, or else others, 0 or false.
+            compressed. A label is virus, viral, 1 or true, or else others, 0 or false.
         output: Folder to write: evaluation.json with all figures, the same as tables, and the ids
             of all records that miss, in missing.tsv. An earlier evaluation in it is replaced.
 

@@ -101,6 +101,8 @@ def read_blocks(
             places = _places(path, header, columns, also)
             for first in count(2, _LINES):
                 lines = list(islice(text, _LINES))
+                while lines and not ends and len(lines) < _LINES and not lines[-1].strip():
+                    lines.pop()  # blank ones at the end of what a hand has written
                 if not lines:
                     return
                 _check(path, first, lines, len(header), ends)

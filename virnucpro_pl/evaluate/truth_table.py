@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from virnucpro_pl.evaluate.table_blocks import ID, read_blocks
 
 LABEL = "label"
-WORDS = {"virus": 1, "1": 1, "true": 1, "others": 0, "0": 0, "false": 0}
+WORDS = {"virus": 1, "viral": 1, "1": 1, "true": 1, "others": 0, "0": 0, "false": 0}
 """What a label may be, in letters of any case; any other word is an error."""
 
 
@@ -47,4 +47,4 @@ class TruthTable:
 
 
 def _label(word: str) -> int:
-    return WORDS[word.lower()]
+    return WORDS[word.strip().lower()]

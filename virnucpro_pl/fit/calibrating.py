@@ -98,7 +98,7 @@ def _penalty(value: Tensor, spread: float) -> Tensor:
 def _minimise(loss: Callable[[Tensor], Tensor], start: list[float]) -> list[float]:
     """Find numbers of the least loss; those to start from if nothing better is found."""
     x = torch.tensor(start, dtype=torch.float64, requires_grad=True)
-    first = float(loss(x))
+    first = float(loss(x.detach()))
     optimizer = torch.optim.LBFGS(
         [x],
         max_iter=200,
@@ -114,6 +114,6 @@ def _minimise(loss: Callable[[Tensor], Tensor], start: list[float]) -> list[floa
         return value
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    if not float(loss(x)) <= first:
+    if not float(loss(x.detach())) <= first:
         return start
     return [float(number) for number in x.detach()]

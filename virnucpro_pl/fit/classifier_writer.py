@@ -207,19 +207,26 @@ class ClassifierWriter(Checkpoint):
         except WeightsError as error:
             raise UsageError(f"{error}: start over with --writer.overwrite true") from error
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Train no further where the last epoch was the last one."""
-        self._trains = True
-        if done := len(_model(pl_module).history):
-            if 0 <= (trainer.max_epochs or -1) < done:
-                raise UsageError(
-                    f"{self.state_file} has {done} epochs, more than --trainer.max_epochs "
-                    f"{trainer.max_epochs}: give as many, or start over with --writer.overwrite "
-                    "true"
-                )
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what is done already.
+
+        Raises:
+            UsageError: If more is done than is asked for.
+        """
+        done = len(_model(pl_module).history)
+        if 0 <= (trainer.max_epochs or -1) < done:
+            raise UsageError(
+                f"{self.state_file} has {done} epochs, more than --trainer.max_epochs "
+                f"{trainer.max_epochs}: give as many, or start over with --writer.overwrite true"
+            )
+        if done:
             log.info("Continuing: %d epochs are done already", done)
         elif self.state_file.exists():
             log.info("Starting over: the Trainer was not given the state in %s", self.state_file)
+        self._trains = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train no further where the last epoch was the last one."""
         trainer.should_stop = self._is_over
 
     # While it trains --------------------------------------------------------------------------

@@ -50,4 +50,13 @@ def record_probabilities(
     mean = np.full(count, np.nan)
     np.divide(total, n_scored, out=mean, where=n_scored > 0)
     log_odds = calibration.record_log_odds(mean, n_scored, prevalence)
-    return RecordProbabilities(sigmoid(log_odds), false_discovery_rate(log_odds))
+    rates = false_discovery_rate(log_odds)
+    return RecordProbabilities(_as_written(sigmoid(log_odds)), _as_written(rates))
+
+
+def _as_written(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Numbers of six digits, as the table states them: what is called by one agrees with it."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        digits = 5 - np.floor(np.log10(numbers))
+    scale = 10.0 ** np.clip(np.nan_to_num(digits), 0, 300)
+    return np.asarray(np.rint(numbers * scale) / scale)
