@@ -145,6 +145,8 @@ class ChunkPlaces(NamedTuple):
     """(K,) first base of each chunk in its contig, counted from 0."""
     length: NDArray[np.int64]
     """(K,) bases of each chunk."""
+    is_sampled: NDArray[np.bool_]
+    """(K,) whether the chunk is computed."""
 
 
 class OrfOrigin(NamedTuple):
@@ -154,7 +156,9 @@ class OrfOrigin(NamedTuple):
     places: Callable[[NDArray[np.int64]], ChunkPlaces]
     """Gives the chunks of some contigs."""
     n_chunks: NDArray[np.int64]
-    """(R,) chunks of each contig, those without an ORF included."""
+    """(R,) chunks of each contig, those without an ORF and those not sampled included."""
+    n_sampled: NDArray[np.int64]
+    """(R,) chunks of each contig that are computed."""
     record: NDArray[np.int64]
     """(M,) contig of each ORF."""
     chunk: NDArray[np.int64]

@@ -99,6 +99,30 @@ def test_short_contigs_have_no_chunks_and_the_others_the_same(tmp_path):
     assert short.sha256 == f"{store.sha256}/9"
 
 
+def test_store_of_a_sample_knows_it_and_has_its_chunks_only(tmp_path):
+    text = "".join(f">c{n}\n{'GCCAACGGCTGG' * n}\n" for n in (3, 100, 400))
+    store = store_of(text, tmp_path)
+    whole = strings(store)
+    some = write_orfs(RecordStore(tmp_path), 500, max_chunks=3)
+    assert (store.max_chunks, some.max_chunks) == (None, 3)
+    assert some.columns["n_chunks"].tolist() == [1, 3, 10]
+    assert some.n_sampled.tolist() == [1, 3, 3]
+    assert store.n_sampled.tolist() == [1, 3, 10]
+    left_out = {f"c400_chunk_{n}" for n in (2, 3, 4, 6, 7, 8, 9)}
+    assert strings(some) == {n: s for n, s in whole.items() if n[:-2] not in left_out}
+    places = some.places(np.array([1, 2]))
+    assert places.start.tolist() == store.places(np.array([1, 2])).start.tolist()
+    assert np.flatnonzero(places.is_sampled).tolist() == [0, 1, 2, 3, 7, 12]
+    assert some.sha256 == f"{store.sha256}/at most 3"
+    assert columns(pickle.loads(pickle.dumps(some))) == columns(some)
+
+
+@pytest.mark.parametrize("most", [0, -1])
+def test_sample_of_no_chunk_is_refused(tmp_path, most):
+    with pytest.raises(UsageError, match=f"--data.max_chunks must be at least 1, not {most}"):
+        ContigDataModule(tmp_path / "in.fa", max_chunks=most)
+
+
 def test_orf_store_received_by_a_worker_is_mapped_by_path(tmp_path):
     store = store_of(">a\nATGC\n", tmp_path)
     sent = pickle.dumps(store)

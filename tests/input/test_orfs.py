@@ -19,10 +19,12 @@ from virnucpro_pl.input.orfs import (
     Orfs,
     count_unusual_letters,
     find_orfs,
+    is_sampled,
     orf_id,
     plan_all_chunks,
     plan_chunks,
     reverse_complement,
+    sample_sizes,
     translate,
 )
 
@@ -181,6 +183,45 @@ def test_plan_all_chunks_many_records_equal_single_ones() -> None:
     assert np.array_equal(table, np.concatenate([plan_chunks(n, 500) for n in lengths]))
 
 
+@given(st.integers(1, 3_000), st.integers(1, 3_500))
+def test_sample_is_evenly_spaced_with_first_and_last(n: int, most: int) -> None:
+    sample = np.flatnonzero(is_sampled(np.arange(n), np.full(n, n), most))
+    assert len(sample) == min(n, most)
+    if len(sample) > 1:
+        assert (sample[0], sample[-1]) == (0, n - 1)
+        steps = np.diff(sample)
+        assert steps.min() >= 1
+        assert steps.max() - steps.min() <= 1
+    else:
+        assert abs(sample[0] - (n - 1) / 2) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        *((1, [4]), (2, [0, 9]), (3, [0, 4, 9]), (4, [0, 3, 6, 9]), (9, [*range(8), 9])),
+        *((10, [*range(10)]), (10**30, [*range(10)]), (None, [*range(10)])),
+    ],
+)
+def test_sample_of_ten_chunks_by_hand(most: int | None, expected: list[int]) -> None:
+    sample = is_sampled(np.arange(10), np.full(10, 10), most)
+    assert np.flatnonzero(sample).tolist() == expected
+    assert sample_sizes(np.array([10, 0]), most).tolist() == [len(expected), 0]
+
+
+@given(st.lists(st.integers(0, 900), max_size=6), st.integers(1, 9), st.integers(0, 90))
+def test_plan_all_chunks_sampled_ones_lie_where_they_did(
+    lengths: list[int], most: int, shortest: int
+) -> None:
+    whole = plan_all_chunks(np.array(lengths, np.int64), 50, shortest)
+    some = plan_all_chunks(np.array(lengths, np.int64), 50, shortest, most)
+    assert whole.is_sampled.all()
+    for ours, theirs in zip(some._replace(is_sampled=whole.is_sampled), whole, strict=True):
+        assert np.array_equal(ours, theirs)
+    sampled = np.bincount(some.record[some.is_sampled], minlength=len(lengths))
+    assert sampled.tolist() == np.minimum(whole.per_record, most).tolist()
+
+
 @pytest.mark.parametrize(("length", "size"), [(10, 0), (10, -1), (-1, 500)])
 def test_plan_chunks_impossible_numbers_raise(length: int, size: int) -> None:
     with pytest.raises(ValueError, match="give"):
@@ -262,6 +303,50 @@ def test_find_orfs_small_runs_change_nothing(
     assert len(expected.frame) > 50
     for ours, whole in zip(find_orfs(letters, offsets, 100), expected, strict=True):
         assert np.array_equal(ours, whole)
+
+
+@settings(deadline=None)
+@given(st.lists(sequences(), max_size=4), st.integers(3, 60), st.integers(1, 7))
+def test_find_orfs_of_a_sample_are_those_of_its_chunks(
+    records: list[str], size: int, most: int
+) -> None:
+    ids = [f"record_{i}" for i in range(len(records))]
+    whole, some = (find_orfs(*pack(records), size, max_chunks=m) for m in (None, most))
+    kept = is_sampled(whole.chunk, whole.n_chunks[whole.record], most)
+    expected = [row for row, is_kept in zip(rows(whole, ids), kept, strict=True) if is_kept]
+    assert rows(some, ids) == expected
+    assert some.n_chunks.tolist() == whole.n_chunks.tolist()
+    counts = np.bincount(whole.record[kept], minlength=len(records))
+    assert some.n_orfs.tolist() == counts.tolist()
+
+
+@pytest.mark.parametrize(("bases", "n_chunks"), [(1, 1), (350, 10_000), (10_000, 3), (777, 2)])
+def test_find_orfs_of_a_sample_in_small_runs(
+    bases: int, n_chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = np.random.default_rng(1).choice(np.frombuffer(b"ACGCGNC", dtype=np.uint8), 9003)
+    offsets = np.array([0, 1, 1, 40, 1300, 1302, 9003])
+    expected = find_orfs(letters, offsets, 100, 2, max_chunks=11)
+    monkeypatch.setattr(module, "_RUN_BASES", bases)
+    monkeypatch.setattr(module, "_RUN_CHUNKS", n_chunks)
+    assert len(expected.frame) > 30
+    again = find_orfs(letters, offsets, 100, 2, max_chunks=11)
+    for ours, whole in zip(again, expected, strict=True):
+        assert np.array_equal(ours, whole)
+
+
+def test_find_orfs_translates_no_more_than_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    translated = []
+    translate_all = module._residue_at_each_base
+
+    def counted(strand: bytes) -> bytes:
+        translated.append(len(strand))
+        return translate_all(strand)
+
+    monkeypatch.setattr(module, "_residue_at_each_base", counted)
+    letters = np.full(100_000, ord("A"), np.uint8)
+    find_orfs(letters, np.array([0, 400, 90_400, 100_000]), 500, 1_000, max_chunks=4)
+    assert sum(translated) <= 2 * 8 * 500
 
 
 def test_find_orfs_slice_of_offsets_numbers_records_from_zero() -> None:

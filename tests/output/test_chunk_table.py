@@ -47,7 +47,7 @@ def places(rows: np.ndarray) -> ChunkPlaces:
     """Give chunks of ten bases at most, each beginning eight behind the last."""
     pairs = [(8 * i, min(SIZE, LENGTHS[r] - 8 * i)) for r in rows for i in range(N_CHUNKS[r])]
     start, length = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    return ChunkPlaces(start, length)
+    return ChunkPlaces(start, length, np.ones(len(start), np.bool_))
 
 
 @pytest.fixture(params=[None, 0], ids=["in order", "shuffled"])
@@ -62,7 +62,7 @@ def calls(request) -> ChunkCalls:
 
 def origin() -> OrfOrigin:
     none = np.empty(0, np.int64)
-    return OrfOrigin(Contigs(), places, N_CHUNKS, none, none, none.astype(np.int8), {})
+    return OrfOrigin(Contigs(), places, N_CHUNKS, N_CHUNKS, none, none, none.astype(np.int8), {})
 
 
 EXPECTED = """\
@@ -104,6 +104,23 @@ def test_chunks_of_several_files_name_the_file(tmp_path: Path, calls: ChunkCalls
     assert [" ".join(row[:-1]) for row in rows] == EXPECTED.splitlines()
 
 
+def test_chunks_that_were_not_sampled_are_said_to_be_so(tmp_path: Path, calls: ChunkCalls) -> None:
+    def sampled_places(rows: np.ndarray) -> ChunkPlaces:
+        """Give all chunks, the second ones of records not sampled."""
+        number = np.concatenate([np.arange(N_CHUNKS[row]) for row in rows])
+        return places(rows)._replace(is_sampled=number != 1)
+
+    sampled = origin()._replace(places=sampled_places)
+    [block] = chunk_blocks(sampled, calls)
+    assert block.in_part.tolist() == [True, True, False, False, False]
+    write_chunks(tmp_path / "chunks.tsv", [block], None)
+    expected = EXPECTED.replace("9 18 0 NA NA NA NA", "9 18 NA NA NA NA not_sampled").replace(
+        "9 12 0 NA NA NA NA", "9 12 NA NA NA NA not_sampled"
+    )
+    text = (tmp_path / "chunks.tsv").read_text()
+    assert text.replace("\t", " ") == f"{CHUNKS_HEADER}\n{expected}".replace("\t", " ")
+
+
 def test_bed_holds_the_viral_chunks_by_places_from_0(tmp_path: Path, calls: ChunkCalls) -> None:
     write_bed(tmp_path / "chunks.bed", chunk_blocks(origin(), calls))
     assert (tmp_path / "chunks.bed").read_text() == (
@@ -114,7 +131,7 @@ def test_bed_holds_the_viral_chunks_by_places_from_0(tmp_path: Path, calls: Chun
 def test_no_records_leave_the_header_only(tmp_path: Path) -> None:
     none = np.empty(0, np.int64)
     calls = summarise_chunks(none, none, none, none, np.empty((0, 2), np.float32))
-    empty = OrfOrigin(Contigs(), places, none, none, none, none.astype(np.int8), {})
+    empty = OrfOrigin(Contigs(), places, none, none, none, none, none.astype(np.int8), {})
     write_chunks(tmp_path / "chunks.tsv", chunk_blocks(empty, calls), None)
     write_bed(tmp_path / "chunks.bed", chunk_blocks(empty, calls))
     assert (tmp_path / "chunks.tsv").read_text() == f"{CHUNKS_HEADER}\n"

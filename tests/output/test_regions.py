@@ -96,16 +96,21 @@ class Contigs:
         return [self.letters[row] for row in rows]
 
 
-def written(folder: Path, contigs: Contigs, *records: str, **options) -> int:
+def written(
+    folder: Path, contigs: Contigs, *records: str, in_part: tuple[int, ...] = (), **options
+) -> int:
     calls = calls_of(*records)
 
     def places(rows: np.ndarray) -> ChunkPlaces:
         start = np.concatenate([8 * np.arange(calls.n_chunks[row]) for row in rows])
         lengths = np.repeat(contigs.lengths[rows], calls.n_chunks[rows])
-        return ChunkPlaces(start, np.minimum(SIZE, lengths - start))
+        owner = np.repeat(rows, calls.n_chunks[rows])
+        is_sampled = ~(np.isin(owner, in_part) & (start == 24))  # all but the fourth of each
+        return ChunkPlaces(start, np.minimum(SIZE, lengths - start), is_sampled)
 
     none = np.empty(0, np.int64)
-    origin = OrfOrigin(contigs, places, calls.n_chunks, none, none, none.astype(np.int8), {})
+    counts = calls.n_chunks, calls.n_chunks
+    origin = OrfOrigin(contigs, places, *counts, none, none, none.astype(np.int8), {})
     given = {"gap": 1, "least": 3, "compress": False, **options}
     return write_regions(folder, chunk_blocks(origin, calls), contigs, **given)
 
@@ -133,6 +138,18 @@ def test_table_and_bases_by_hand(
         contigs.letters[2][8:68],
         contigs.letters[2][68:90],
     ]
+
+
+@pytest.mark.parametrize("size", [1, 1 << 16])
+def test_sampled_records_have_no_regions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(chunk_table, "_CHUNKS", size)
+    contigs, records = Contigs(58, 58, 58), ("VVV-VVV", "VVV-VVV", "oooVVV-")
+    assert written(tmp_path, contigs, *records, in_part=(0, 2)) == 1
+    [line] = (tmp_path / "regions.tsv").read_text().splitlines()[1:]
+    assert line == "c.1\tc.1|region_1\t1\t58\t7\t6\t0.75\twhole"
+    assert (tmp_path / "regions.fasta").read_bytes().count(b">") == 1
 
 
 @pytest.mark.parametrize(("length", "extent"), [(28, "whole"), (29, "partial")])

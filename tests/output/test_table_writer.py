@@ -218,14 +218,15 @@ def test_summary_accounts_for_records_chunks_and_orfs(call):
     content = summary(call())
     assert content["records"] == sum(content["records_by_status"].values()) == 5
     assert content["records_by_status"] == {
-        "ok": 3, "no_orf": 1, "too_short": 1, "failed": 0, "skipped": 0,
+        "ok": 3, "no_orf": 1, "too_short": 1, "failed": 0, "skipped": 0, "no_orf_in_sample": 0,
     }  # fmt: skip
     assert sum(content["records_by_prediction"].values()) == 5
     assert sum(content["records_by_call"].values()) == 5
     assert sum(content["records_by_tier"].values()) == 5
     assert content["records_by_call"]["NA"] == content["records_by_tier"]["NA"] == 2
     assert content["chunks"] == sum(content["chunks_by_status"].values()) == 7
-    assert content["chunks_by_status"] == {"ok": 5, "no_orf": 2, "failed": 0}
+    assert content["chunks_by_status"] == {"ok": 5, "no_orf": 2, "failed": 0, "not_sampled": 0}
+    assert (content["share_of_chunks_computed"], content["records_sampled"]) == (1, 0)
     assert content["orfs"] == content["orfs_scored"] + sum(content["orfs_skipped"].values()) > 5
     assert content["warnings"] == ["These calls mean nothing: RANDOM weights of DNABERT-S-tiny"]
 

@@ -172,13 +172,13 @@ def test_summarise_contigs_by_hand_gives_one_row_per_record(tmp_path: Path) -> N
     assert (tmp_path / "contigs.tsv").read_text().replace("\t", " ") == (
         "seq_name length n_chunks n_orfs n_viral_chunks prediction virus_score status"
         " weighted_delta call tier n_confident_viral n_confident_others n_ambiguous"
-        " virus_probability fdr\n"
-        "mixed 700 2 3 1 others 0.4375 ok -0.75 others low 0 1 1 NA NA\n"
-        "one 1234 3 2 1 virus 0.875 ok 0.75 viral low 1 0 0 NA NA\n"
-        "closed 500 1 0 0 NA NA no_orf NA NA NA 0 0 0 NA NA\n"
-        "short 2 1 0 0 NA NA too_short NA NA NA 0 0 0 NA NA\n"
-        "lost 90 1 1 0 NA NA failed NA NA NA 0 0 0 NA NA\n"
-        "tie 3 1 1 1 virus 0.5 ok 0.0 ambiguous review 0 0 0 NA NA\n"
+        " virus_probability fdr n_sampled\n"
+        "mixed 700 2 3 1 others 0.4375 ok -0.75 others low 0 1 1 NA NA 2\n"
+        "one 1234 3 2 1 virus 0.875 ok 0.75 viral low 1 0 0 NA NA 3\n"
+        "closed 500 1 0 0 NA NA no_orf NA NA NA 0 0 0 NA NA 1\n"
+        "short 2 1 0 0 NA NA too_short NA NA NA 0 0 0 NA NA 1\n"
+        "lost 90 1 1 0 NA NA failed NA NA NA 0 0 0 NA NA 1\n"
+        "tie 3 1 1 1 virus 0.5 ok 0.0 ambiguous review 0 0 0 NA NA 1\n"
     )
 
 
@@ -198,6 +198,21 @@ def test_summarise_contigs_skipped_ones_are_those_below_the_length() -> None:
     contigs = summarise_contigs(lengths, chunks, min_length=2)
     names = [STATUSES[i] for i in contigs.status]
     assert names == ["skipped", "skipped", "too_short", "no_orf", "no_orf"]
+
+
+def test_summarise_contigs_no_orf_in_a_sample_is_no_record_without_one(tmp_path: Path) -> None:
+    n_chunks, lengths = np.array([9, 9, 2, 9, 9, 9]), np.array([900] * 4 + [2, 5])
+    n_sampled = np.array([3, 3, 2, 9, 3, 3])
+    one, orf = np.array([1]), np.array([8])
+    chunks = summarise_chunks(n_chunks, one, orf, np.array([0]), pairs(np.nan))
+    contigs = summarise_contigs(lengths, chunks, min_length=6, n_sampled=n_sampled)
+    assert [STATUSES[i] for i in contigs.status] == [
+        *("no_orf_in_sample", "failed", "no_orf", "no_orf", "skipped", "skipped")
+    ]
+    write_contigs(tmp_path / "contigs.tsv", of(list("abcdef")), contigs)
+    rows = [line.split("\t") for line in (tmp_path / "contigs.tsv").read_text().splitlines()]
+    assert [row[-1] for row in rows] == ["n_sampled", "3", "3", "2", "9", "3", "3"]
+    assert [row[2] for row in rows[1:]] == ["9", "9", "2", "9", "9", "9"]
 
 
 def test_summarise_contigs_without_orf_keeps_every_record() -> None:

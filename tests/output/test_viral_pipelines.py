@@ -89,6 +89,21 @@ def test_files_by_hand_leave_out_what_has_no_score(results, tmp_path):
     )
 
 
+def test_chunks_that_were_not_sampled_are_left_out_and_told(results, tmp_path, capsys):
+    export("--output", "plain")
+    assert "sample" not in capsys.readouterr().err
+    lines = CHUNKS.splitlines(keepends=True)
+    left_out = [f"NODE_{n}\t{k}\t1\t9\tNA\tNA\tNA\tNA\tnot_sampled\n" for n in "89" for k in "79"]
+    (results / "chunks.tsv").write_text(
+        "".join([*lines[:5], *left_out[:2], *lines[5:], *left_out[2:]])
+    )
+    export("--output", "a")
+    for suffix in (".virnucpro.tsv", ".virnucpro_highestscore.csv", ".contigs_classified.tsv"):
+        texts = [(tmp_path / f"{name}{suffix}").read_text() for name in ("plain", "a")]
+        assert texts[0] == texts[1]
+    assert "2 records were called by a sample of their chunks" in capsys.readouterr().err
+
+
 def test_names_begin_as_the_folder_by_default_and_bytes_are_the_same(results, tmp_path, caplog):
     export()
     first = {suffix: (tmp_path / f"results{suffix}").read_bytes() for suffix in SUFFIXES}

@@ -33,12 +33,13 @@ def results(scores, virus_scores=None, threshold=0.5):
     return Results("x", np.float32(scores), records, [], pd.DataFrame(), summary, {})
 
 
-def track(virus, others=None, bases=None, name="contig"):
+def track(virus, others=None, bases=None, name="contig", sampled=None):
     virus = np.float32(virus)
     others = 1 - virus if others is None else np.float32(others)
     begins = np.arange(len(virus)) * 400.0 if bases else np.arange(len(virus)) + 0.5
     places = np.stack([begins, begins + (500 if bases else 1)], axis=1)
-    return Track(name, "others", bases, places, np.stack([others, virus], axis=1))
+    sampled = np.ones(len(virus), np.bool_) if sampled is None else np.array(sampled)
+    return Track(name, "others", bases, places, np.stack([others, virus], axis=1), sampled)
 
 
 def texts(figure):
@@ -80,6 +81,24 @@ def test_track_shows_calls_gaps_and_the_longest_run():
     assert "3 of 5 with a score; 1 more have none" in alt
     # The chunk without a score does not end the run of the second to the fourth.
     assert "The longest run of such chunks is bases 401 to 1,700." in alt
+
+
+def test_track_of_a_sample_has_gaps_and_no_run():
+    scores = [0.9, np.nan, np.nan, 0.8, np.nan, np.nan, 0.7]
+    figure, alt = draw_track(track(scores, bases=2900, sampled=[True, False, False] * 2 + [True]))
+    [axis] = figure.axes
+    assert axis.get_xlim() == (0, 2.9)
+    shown = texts(figure)
+    assert {"virus (3)", "others (0)", "Chunks called, a sample of 3 of 7"} <= set(shown)
+    assert not [text for text in shown if "no score" in text]
+    drawn = [path.vertices[:, 0] for c in axis.collections for path in c.get_paths()
+             if len(path.vertices) == 2]  # fmt: skip
+    np.testing.assert_allclose(drawn, [[0, 0.5], [1.2, 1.7], [2.4, 2.9]])
+    assert "Chunks called virus: 3 of 3 with a score. They are a sample of 3 of 7" in alt
+    assert "run" not in alt
+    sampled = [True, False, True, True, False, False, True]
+    _, alt = draw_track(track(scores, bases=2900, sampled=sampled))
+    assert "3 of 3 with a score; 1 more have none. They are a sample of 4 of 7" in alt
 
 
 def test_track_tie_is_virus_and_best_of_others_decides():

@@ -59,6 +59,37 @@ def test_tracks_are_the_longest_records_with_an_orf(folder):
     assert read_results(folder, Choice(top=0, longest=0)).tracks == []
 
 
+SAMPLED = (
+    CONTIGS.replace("status\n", "status\tn_sampled\n").replace("ok\n", "ok\t1\n", 1)
+    .replace("ok\n", "ok\t2\n").replace("no_orf\n", "no_orf\t2\n")
+)  # fmt: skip
+
+
+def test_tracks_know_which_chunks_were_sampled(folder):
+    assert all(t.sampled.all() for t in read_results(folder, Choice(("closed",))).tracks)
+    (folder / "contigs.tsv").write_text(SAMPLED)
+    results = read_results(folder, Choice(("closed", "long_chunk_2", "short")))
+    assert [np.flatnonzero(track.sampled).tolist() for track in results.tracks] == [
+        [0, 8], [0, 2], [0]
+    ]  # fmt: skip
+    assert results.best["n_sampled"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("ok\t2", "ok\t4", "long_chunk_2 has a sample of 4 of 3 chunks in contigs.tsv"),
+        ("ok\t2", "ok\t0", "long_chunk_2 has a sample of 0 of 3 chunks"),
+        ("ok\t2", "ok\t-2", r"contigs\.tsv, line 3: -2 is below 0"),
+        ("ok\t2", "ok\t1", r"line 3: long_chunk_2_chunk_1F1 lies in none of the 1 chunks of its"),
+    ],
+)
+def test_samples_that_cannot_be_are_refused(folder, old, new, message):
+    (folder / "contigs.tsv").write_text(SAMPLED.replace(old, new))
+    with pytest.raises(InputError, match=message):
+        read_results(folder, Choice(top=0, longest=3))
+
+
 def test_without_contigs_records_are_ordered_by_chunks(folder):
     (folder / "contigs.tsv").unlink()
     (folder / "summary.json").unlink()

@@ -186,6 +186,7 @@ def test_numbers_that_are_not_finite_exit_3(
         (["--writer.init_args.path=results"], "leave out --writer.path"),
         (["--data.length", "300"], "whole chunks of 500 bases"),
         (["--data.max_length", "100"], "nor with --data.max_length"),
+        (["--data.max_chunks", "1"], "or --data.max_chunks"),
         (["--trainer.num_nodes", "2"], "verify runs on one node"),
         (["--trainer.device", "2"], "did you mean --trainer.devices?"),
         (["--config", "esm2.yaml"], "give virnucpro.yaml or a config like it"),

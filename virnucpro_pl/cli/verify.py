@@ -41,11 +41,12 @@ class VerifyCLI(PredictCLI):
         """
         super().before_instantiate_classes()
         config, options = self.config.predict, self.config.predict.data.init_args
-        others = options.get("max_length") is not None or options.get("min_length")
-        if options.get("length") != CHUNK or others:
+        others = [options.get(name) for name in ("max_length", "min_length", "max_chunks")]
+        if options.get("length") != CHUNK or any(others):
             raise UsageError(
                 f"verify knows the numbers of whole chunks of {CHUNK} bases alone: it cannot be "
-                "run with another --data.length, nor with --data.max_length or --data.min_length"
+                "run with another --data.length, nor with --data.max_length, --data.min_length or "
+                "--data.max_chunks"
             )
         if config.trainer.num_nodes != 1:
             raise UsageError("verify runs on one node: run it on each, without --trainer.num_nodes")

@@ -19,6 +19,7 @@ from virnucpro_pl.input.files import input_stem, shown
 from virnucpro_pl.input.groups import COPY, FIRST, VARIANT, Sequences
 from virnucpro_pl.input.orf_store import Kind, OrfStore, write_orfs
 from virnucpro_pl.input.orfs import count_unusual_letters
+from virnucpro_pl.input.packed_datamodule import check_least
 from virnucpro_pl.input.packs import OrfPacks, bases_of
 from virnucpro_pl.input.records import SHORTER, at_most
 from virnucpro_pl.input.repeated_ids import RepeatedIds
@@ -57,6 +58,7 @@ class ContigDataModule(SequenceFileData):
         check_molecule: bool = True,
         repeated_ids: RepeatedIds = "error",
         allow_empty: bool = False,
+        max_chunks: int | None = None,
     ) -> None:
         """Configure the input; nothing is read yet.
 
@@ -67,7 +69,7 @@ class ContigDataModule(SequenceFileData):
             length: Bases of a chunk: 500, or 300 with the classifier that was trained on 300.
             save_orfs: Whether to write the ORFs to the output folder, as
                 `<input>_identified_nucleotide.fa` and `<input>_identified_protein.faa`, named by
-                the first input.
+                the first input; with max_chunks those of the chunks that are computed.
             tokens_per_batch: Protein tokens of a pack, special tokens included; None for 16,384 on
                 a GPU and 2,048 on a CPU.
             num_workers: DataLoader processes of each rank; 0 tokenises in the rank itself.
@@ -84,6 +86,9 @@ class ContigDataModule(SequenceFileData):
                 of a pair have one, gives them /1 and /2; `number` gives the second and later _1,
                 _2, ...
             allow_empty: Whether an input without records gives tables without rows.
+            max_chunks: Chunks of a contig that are computed at most, evenly spaced, the first and
+                the last among them: a contig with more is called by that sample, and left out of
+                the regions. None for all.
         """
         super().__init__(
             path,
@@ -100,9 +105,11 @@ class ContigDataModule(SequenceFileData):
                 f"--data.length must be at least 3, a codon, not {length}: VirNucPro's classifiers "
                 "take chunks of 500 or 300 bases"
             )
+        check_least("max_chunks", max_chunks, 1)
         self.length = length
         self.save_orfs = save_orfs
         self.letters = letters
+        self.max_chunks = max_chunks
 
     def read(self, folder: Path) -> None:
         """Read the contigs and find their ORFs. Called on rank 0.
@@ -121,12 +128,14 @@ class ContigDataModule(SequenceFileData):
             letters = listed([f"{count} {letter}" for letter, count in unusual.items()])
             kept = "kept as they are, though a codon with one yields no residue"
             log.warning("%s: %s: %s", name, kept, letters)
-        store = write_orfs(contigs, self.length, self.min_length)
+        store = write_orfs(contigs, self.length, self.min_length, self.max_chunks)
         if skipped := store.counts.get(SHORTER):
             shortest = self.min_length
             log.warning("%s: %d records of less than %d bases are skipped", name, skipped, shortest)
-        counts = len(contigs), store.columns["n_chunks"].sum(), len(store)
-        log.info("%s: %d records, %d chunks, %d open reading frames", name, *counts)
+        n_chunks, n_sampled = store.columns["n_chunks"].sum(), store.n_sampled.sum()
+        of_these = f", {n_sampled} of them sampled" if n_sampled < n_chunks else ""
+        counts = len(contigs), n_chunks, of_these, len(store)
+        log.info("%s: %d records, %d chunks%s, %d open reading frames", name, *counts)
 
     def compared(self, folder: Path) -> list[Sequences]:
         """Proteins and nucleotides, as far as they are embedded."""
@@ -203,6 +212,7 @@ class ContigDataModule(SequenceFileData):
             contigs=store.contigs,
             places=store.places,
             n_chunks=store.columns["n_chunks"],
+            n_sampled=store.n_sampled,
             record=store.columns["record"],
             chunk=store.columns["chunk"],
             frame=store.columns["frame"],
@@ -220,7 +230,8 @@ class ContigDataModule(SequenceFileData):
 
     def provenance(self) -> dict[str, Any]:
         """What an output records about its input."""
-        return {**super().provenance(), "chunk_length": self.chunk_length}
+        cut = {"chunk_length": self.chunk_length, "max_chunks": self.max_chunks}
+        return {**super().provenance(), **cut}
 
     def write_beside(self, folder: Path) -> None:
         """Write both ORF files as VirNucPro does, if they are asked for.

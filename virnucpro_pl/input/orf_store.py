@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from virnucpro_pl.contracts import ChunkPlaces
 from virnucpro_pl.errors import UsageError
-from virnucpro_pl.input.orfs import Orfs, find_orfs, orf_id, plan_all_chunks
+from virnucpro_pl.input.orfs import Orfs, find_orfs, orf_id, plan_all_chunks, sample_sizes
 from virnucpro_pl.input.packing import plan_packs
 from virnucpro_pl.input.records import (
     SHORTER,
@@ -50,7 +50,8 @@ class OrfStore:
         columns: Arrays of `Orfs`, by name.
         size: Bases of a chunk.
         min_length: Bases of the shortest contig that is cut into chunks.
-        sha256: Hash of the input and of both.
+        max_chunks: Chunks of a contig that are searched at most; None for all.
+        sha256: Hash of the input and of these.
         unit: What a row is, for messages.
     """
 
@@ -65,9 +66,12 @@ class OrfStore:
         self.folder = folder
         self.contigs = RecordStore(folder)
         self.columns = {n: map_array(folder / f"orfs.{n}", t) for n, t in _COLUMNS.items()}
-        self.size, self.min_length = map(int, (folder / "orfs.cut").read_text().split())
-        cut = f"/{self.min_length}" if self.min_length else ""
-        self.sha256 = f"{self.contigs.sha256}/{self.size}{cut}"
+        cut = map(int, (folder / "orfs.cut").read_text().split())
+        self.size, self.min_length, max_chunks = cut
+        self.max_chunks = max_chunks or None
+        shortest = f"/{self.min_length}" if self.min_length else ""
+        most = f"/at most {max_chunks}" if max_chunks else ""
+        self.sha256 = f"{self.contigs.sha256}/{self.size}{shortest}{most}"
 
     def __reduce__(self) -> tuple[type[OrfStore], tuple[Path]]:
         """Send the path to a worker, not the bytes."""
@@ -106,12 +110,17 @@ class OrfStore:
         ends = self.columns[f"{kind}_ends"]
         return at_most(ends[rows] - np.where(rows > 0, ends[rows - 1], 0), most)
 
+    @property
+    def n_sampled(self) -> NDArray[np.int64]:
+        """(R,) chunks of each contig that are searched."""
+        return sample_sizes(self.columns["n_chunks"], self.max_chunks)
+
     def places(self, contigs: NDArray[np.int64]) -> ChunkPlaces:
         """Give the chunks of some contigs."""
         offsets = self.contigs.offsets
         lengths = offsets[contigs + 1] - offsets[contigs]
-        chunks = plan_all_chunks(lengths, self.size, self.min_length)
-        return ChunkPlaces(chunks.start, chunks.length)
+        chunks = plan_all_chunks(lengths, self.size, self.min_length, self.max_chunks)
+        return ChunkPlaces(chunks.start, chunks.length, chunks.is_sampled)
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         """Ids of some ORFs."""
@@ -128,13 +137,16 @@ class OrfStore:
         return cut_out(letters, starts, ends[rows], most)
 
 
-def write_orfs(contigs: RecordStore, size: int, min_length: int = 0) -> OrfStore:
-    """Find all ORFs of the contigs and append them to their store, a block at a time.
+def write_orfs(
+    contigs: RecordStore, size: int, min_length: int = 0, max_chunks: int | None = None
+) -> OrfStore:
+    """Find the ORFs of the contigs and append them to their store, a block at a time.
 
     Args:
         contigs: The input's records.
         size: Bases of a chunk.
         min_length: Bases of the shortest contig that is cut into chunks.
+        max_chunks: Chunks of a contig that are searched at most; None for all.
 
     Raises:
         UsageError: If there is no room for them.
@@ -146,18 +158,20 @@ def write_orfs(contigs: RecordStore, size: int, min_length: int = 0) -> OrfStore
                 name: stack.enter_context((folder / f"orfs.{name}").open("wb")) for name in _COLUMNS
             }
             ends = {"nucleotide": 0, "protein": 0}
-            for first, orfs in _blocks(contigs, size, min_length):
+            for first, orfs in _blocks(contigs, size, min_length, max_chunks):
                 _append(files, orfs, first, ends)
-        (folder / "orfs.cut").write_text(f"{size} {min_length}")
+        (folder / "orfs.cut").write_text(f"{size} {min_length} {max_chunks or 0}")
     except OSError as error:
         raise UsageError(f"The ORFs cannot be stored in {folder}: {error}") from error
     return OrfStore(folder)
 
 
-def _blocks(contigs: RecordStore, size: int, min_length: int) -> Iterator[tuple[int, Orfs]]:
+def _blocks(
+    contigs: RecordStore, size: int, min_length: int, max_chunks: int | None
+) -> Iterator[tuple[int, Orfs]]:
     for block in plan_packs(contigs.lengths, _BLOCK, specials=0):
         offsets = contigs.offsets[block.start : block.stop + 1]
-        yield block.start, find_orfs(contigs.residues, offsets, size, min_length)
+        yield block.start, find_orfs(contigs.residues, offsets, size, min_length, max_chunks)
 
 
 def _append(files: Mapping[str, IO[bytes]], orfs: Orfs, first: int, ends: dict[str, int]) -> None:

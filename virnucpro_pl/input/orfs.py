@@ -56,6 +56,8 @@ class Chunks(NamedTuple):
     """(K,) first base of the chunk in its record, from 0."""
     length: NDArray[np.int64]
     """(K,) bases."""
+    is_sampled: NDArray[np.bool_]
+    """(K,) whether the chunk is computed: each one, unless its record has more than so many."""
     per_record: NDArray[np.int64]
     """(R,) chunks of each record."""
 
@@ -78,9 +80,9 @@ class Orfs(NamedTuple):
     frame: NDArray[np.int64]
     """(M,) index into FRAMES."""
     n_chunks: NDArray[np.int64]
-    """(R,) chunks of each record, those without an ORF included."""
+    """(R,) chunks of each record, those without an ORF and those not sampled included."""
     n_orfs: NDArray[np.int64]
-    """(R,) ORFs of each record."""
+    """(R,) ORFs of each record, in the sampled chunks."""
 
     def ids(self, record_ids: Sequence[str]) -> list[str]:
         """Name every ORF, given the R ids of the records."""
@@ -99,7 +101,9 @@ def plan_chunks(length: int, size: int) -> NDArray[np.int64]:
     return np.stack([chunks.start, chunks.length], axis=1)
 
 
-def plan_all_chunks(lengths: NDArray[np.int64], size: int, min_length: int = 0) -> Chunks:
+def plan_all_chunks(
+    lengths: NDArray[np.int64], size: int, min_length: int = 0, max_chunks: int | None = None
+) -> Chunks:
     """Cut many records into overlapping chunks; an empty record, or one too short, has none.
 
     n = ceil(length / size) chunks have T = n * size - length bases too many. With lo, r =
@@ -111,6 +115,7 @@ def plan_all_chunks(lengths: NDArray[np.int64], size: int, min_length: int = 0) 
         lengths: (R,) bases of each record.
         size: Bases of a chunk; the published classifiers have 500 or 300.
         min_length: Bases of the shortest record that is cut.
+        max_chunks: Chunks of a record that are computed at most, see `is_sampled`; None for all.
 
     Raises:
         ValueError: If size is below 1 or a length below 0.
@@ -126,7 +131,38 @@ def plan_all_chunks(lengths: NDArray[np.int64], size: int, min_length: int = 0) 
     record = np.repeat(np.arange(len(lengths)), n)
     chunk = np.arange(len(record)) - (np.cumsum(n) - n)[record]
     start = chunk * (size - lo[record]) - np.minimum(chunk, (lo + r)[record])
-    return Chunks(record, chunk, start, np.minimum(size, lengths[record] - start), n)
+    sampled = is_sampled(chunk, n[record], max_chunks)
+    return Chunks(record, chunk, start, np.minimum(size, lengths[record] - start), sampled, n)
+
+
+def sample_sizes(n_chunks: NDArray[np.int64], max_chunks: int | None) -> NDArray[np.int64]:
+    """Count the chunks (R,) that are computed of records of so many: all, or max_chunks at most."""
+    if max_chunks is None:
+        return n_chunks
+    return np.minimum(n_chunks, min(max_chunks, np.iinfo(np.int64).max))
+
+
+def is_sampled(
+    chunk: NDArray[np.int64], n_chunks: NDArray[np.int64], max_chunks: int | None
+) -> NDArray[np.bool_]:
+    """Tell whether chunks are in the sample of their record; (K,).
+
+    A record of n chunks, more than m = max_chunks, is sampled evenly: number j of the sample, from
+    0 to m - 1, is chunk floor(j * (n - 1) / (m - 1)), so that the first and the last one are in it.
+    A sample of one is the chunk in the middle.
+
+    Args:
+        chunk: (K,) number of each chunk in its record, from 0.
+        n_chunks: (K,) chunks of its record.
+        max_chunks: Chunks of a sample, at least 1; None for all.
+    """
+    if max_chunks is None:
+        return np.ones(len(chunk), np.bool_)
+    if max_chunks == 1:
+        return np.asarray(chunk == (n_chunks - 1) // 2)
+    # Chunk k is such a floor if a multiple of n - 1 is k * (m - 1) or one of the m - 2 behind it.
+    steps = sample_sizes(n_chunks, max_chunks) - 1
+    return np.asarray(-chunk * steps % np.maximum(n_chunks - 1, 1) < np.maximum(steps, 1))
 
 
 def reverse_complement(sequence: bytes) -> bytes:
@@ -148,7 +184,11 @@ def translate(sequence: bytes) -> bytes:
 
 
 def find_orfs(
-    residues: NDArray[np.uint8], offsets: NDArray[np.int64], size: int = 500, min_length: int = 0
+    residues: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    size: int = 500,
+    min_length: int = 0,
+    max_chunks: int | None = None,
 ) -> Orfs:
     """Find the open reading frames of many records.
 
@@ -163,6 +203,7 @@ def find_orfs(
             0: `offsets[i : j + 1]` of a larger table serves its records i to j, numbered from 0.
         size: Bases of a chunk.
         min_length: Bases of the shortest record that is searched.
+        max_chunks: Chunks of a record that are searched at most, see `is_sampled`; None for all.
 
     Returns:
         The ORFs in the order record, chunk, F1, F2, F3, R1, R2, R3. Beside them the call holds no
@@ -173,26 +214,28 @@ def find_orfs(
     """
     if len(offsets) == 0 or offsets[0] < 0 or offsets[-1] > len(residues):
         raise ValueError(f"the R + 1 offsets must lie within 0 and the {len(residues)} letters")
-    chunks = plan_all_chunks(np.diff(offsets), size, min_length)
-    begins = np.asarray(offsets, dtype=np.int64)[chunks.record] + chunks.start
-    ends = begins + chunks.length
+    chunks = plan_all_chunks(np.diff(offsets), size, min_length, max_chunks)
+    sampled = np.flatnonzero(chunks.is_sampled)
+    records, lengths = chunks.record[sampled], chunks.length[sampled]
+    begins = np.asarray(offsets, dtype=np.int64)[records] + chunks.start[sampled]
+    moved = begins - _skipped(begins, begins + lengths)
     places: list[tuple[int, int]] = []
     nucleotides: list[bytes] = []
     proteins: list[bytes] = []
-    for lo, hi in _split_runs(begins, ends):
-        run = residues[begins[lo] : ends[hi - 1]].tobytes().upper()
-        found = _orfs_of_run(run, begins[lo:hi] - begins[lo], chunks.length[lo:hi])
+    for lo, hi in _split_runs(moved, moved + lengths):
+        run = _letters_of_run(residues, begins[lo:hi], lengths[lo:hi])
+        found = _orfs_of_run(run, moved[lo:hi] - moved[lo], lengths[lo:hi])
         for chunk, frame, nucleotide, protein in found:
             places.append((lo + chunk, frame))
             nucleotides.append(nucleotide)
             proteins.append(protein)
     row, frames = np.array(places, dtype=np.int64).reshape(-1, 2).T
-    record = chunks.record[row]
+    record = records[row]
     return Orfs(
         *_concatenate(nucleotides),
         *_concatenate(proteins),
         record=record,
-        chunk=chunks.chunk[row],
+        chunk=chunks.chunk[sampled[row]],
         frame=frames,
         n_chunks=chunks.per_record,
         n_orfs=np.bincount(record, minlength=len(chunks.per_record)),
@@ -227,6 +270,22 @@ def _split_runs(begins: NDArray[np.int64], ends: NDArray[np.int64]) -> Iterator[
         hi = max(lo + 1, min(within, lo + _RUN_CHUNKS))
         yield lo, hi
         lo = hi
+
+
+def _skipped(begins: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count the bases before each chunk (K,) that lie in none, from the first chunk on."""
+    return np.cumsum(np.maximum(begins - np.append(begins[:1], ends[:-1]), 0))
+
+
+def _letters_of_run(
+    residues: NDArray[np.uint8], begins: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> bytes:
+    """Give the upper-case letters of a run's chunks, without those that lie in none of them."""
+    ends = begins + lengths
+    gaps = np.flatnonzero(begins[1:] > ends[:-1])
+    first, last = np.append(0, gaps + 1), np.append(gaps, -1)
+    bounds = zip(begins[first].tolist(), ends[last].tolist(), strict=True)
+    return b"".join(residues[begin:end].tobytes() for begin, end in bounds).upper()
 
 
 def _orfs_of_run(

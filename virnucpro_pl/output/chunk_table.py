@@ -20,6 +20,8 @@ from virnucpro_pl.contracts import FRAMES, Inputs, OrfOrigin
 CHUNKS_HEADER = (
     "seq_name\tchunk\tstart\tend\tn_orfs\tbest_frame\tothers_score\tvirus_score\tprediction"
 )
+NOT_SAMPLED = "not_sampled"
+"""Prediction of a chunk that was not computed."""
 BEST_FRAMES = (*FRAMES, "NA")
 """Of a chunk; the last is for one without an ORF that was scored."""
 _NO_FRAME = len(FRAMES)
@@ -78,6 +80,14 @@ class ChunkBlock(NamedTuple):
     """(k,) first base of each chunk in its record, from 1."""
     end: NDArray[np.int64]
     """(k,) last base, from 1."""
+    is_sampled: NDArray[np.bool_]
+    """(k,) whether the chunk was computed."""
+
+    @property
+    def in_part(self) -> NDArray[np.bool_]:
+        """(r,) whether some of a record's chunks were not computed."""
+        left_out = self.calls.record[~self.is_sampled]
+        return np.bincount(left_out, minlength=len(self.rows)) > 0
 
 
 def summarise_chunks(
@@ -144,6 +154,7 @@ def chunk_blocks(origin: OrfOrigin, calls: ChunkCalls) -> Iterator[ChunkBlock]:
             number=np.arange(len(of_block.virus)) - begin[of_block.record] + 1,
             start=places.start + 1,
             end=places.start + places.length,
+            is_sampled=places.is_sampled,
         )
         first, done = last, chunks.stop
 
@@ -163,6 +174,9 @@ def _part(calls: ChunkCalls, records: slice, chunks: slice) -> ChunkCalls:
 def write_chunks(path: Path, blocks: Iterable[ChunkBlock], inputs: Inputs | None) -> None:
     """Write `chunks.tsv`: one row for every chunk of every record, `NA` without a scored ORF.
 
+    The prediction of a chunk that was not computed is `not_sampled`, and `NA` is what else of it is
+    not known.
+
     Args:
         path: The file to write.
         blocks: All records.
@@ -176,17 +190,20 @@ def write_chunks(path: Path, blocks: Iterable[ChunkBlock], inputs: Inputs | None
 
 def _chunk_lines(block: ChunkBlock, files: list[str]) -> Iterator[str]:
     calls = block.calls
-    integers = (calls.record, block.number, block.start, block.end, calls.n_orfs)
-    columns = (column.tolist() for column in (*integers, calls.best_frame, calls.is_virus))
-    for owner, number, start, end, orfs, frame, is_virus, others, virus in zip(
+    places = (calls.record, block.number, block.start, block.end, block.is_sampled)
+    found = (calls.n_orfs, calls.best_frame, calls.is_virus)
+    columns = (column.tolist() for column in (*places, *found))
+    for owner, number, start, end, is_sampled, orfs, frame, is_virus, others, virus in zip(
         *columns, calls.others, calls.virus, strict=True
     ):
-        call = "NA\tNA\tNA\tNA"
-        if frame != _NO_FRAME:
-            call = (
-                f"{BEST_FRAMES[frame]}\t{others!s}\t{virus!s}\t{'virus' if is_virus else 'others'}"
-            )
-        yield f"{block.names[owner]}\t{number}\t{start}\t{end}\t{orfs}\t{call}{files[owner]}\n"
+        if not is_sampled:
+            call = f"NA\tNA\tNA\tNA\t{NOT_SAMPLED}"
+        elif frame == _NO_FRAME:
+            call = f"{orfs}\tNA\tNA\tNA\tNA"
+        else:
+            prediction = "virus" if is_virus else "others"
+            call = f"{orfs}\t{BEST_FRAMES[frame]}\t{others!s}\t{virus!s}\t{prediction}"
+        yield f"{block.names[owner]}\t{number}\t{start}\t{end}\t{call}{files[owner]}\n"
 
 
 def write_bed(path: Path, blocks: Iterable[ChunkBlock]) -> None:

@@ -35,7 +35,9 @@ class Regions(NamedTuple):
     """(G,) mean of their P(virus)."""
 
 
-def find_regions(calls: ChunkCalls, gap: int, least: int) -> Regions:
+def find_regions(
+    calls: ChunkCalls, gap: int, least: int, left_out: NDArray[np.bool_] | None = None
+) -> Regions:
     """Find the longest runs of chunks called virus.
 
     A chunk called others ends a run, and so do more chunks in a row without a score than `gap`.
@@ -44,6 +46,7 @@ def find_regions(calls: ChunkCalls, gap: int, least: int) -> Regions:
         calls: The chunks of some records.
         gap: Chunks in a row without a score that a region may hold.
         least: Viral chunks that a region has at least.
+        left_out: (r,) whether a record is not searched; None for all of them.
     """
     scored = np.flatnonzero(calls.is_scored)
     viral, owner = calls.is_virus[scored], calls.record[scored]
@@ -56,6 +59,8 @@ def find_regions(calls: ChunkCalls, gap: int, least: int) -> Regions:
     numbers = np.where(viral, calls.virus[scored], 0).astype(np.float64)
     mean = (np.add.reduceat(numbers, first) if len(first) else np.empty(0)) / n_viral
     kept = n_viral >= least
+    if left_out is not None:
+        kept &= ~left_out[owner[first]]
     record = owner[first[kept]]
     return Regions(
         record=record,
@@ -78,6 +83,9 @@ def write_regions(
 ) -> int:
     """Write `regions.tsv` and `regions.fasta`, headers and nothing where there are no regions.
 
+    A record of which only a sample of the chunks was computed has none: between two chunks of the
+    sample a region could hide, or two of them end.
+
     Args:
         folder: Where.
         blocks: All records.
@@ -96,7 +104,7 @@ def write_regions(
     ):
         table.write(REGIONS_HEADER)
         for block in blocks:
-            regions = find_regions(block.calls, gap, least)
+            regions = find_regions(block.calls, gap, least, block.in_part)
             count += len(regions.record)
             starts, ends = block.start[regions.first], block.end[regions.last]
             chunks = regions.last - regions.first + 1

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_pl.errors import listed
-from virnucpro_pl.output.chunk_table import is_scored
+from virnucpro_pl.output.chunk_table import NOT_SAMPLED, is_scored
 from virnucpro_pl.output.contig_rule import CALLS, TIERS
 from virnucpro_pl.output.tables import STATUSES, ContigCalls
 
@@ -35,13 +35,14 @@ def orf_ledger(scores: NDArray[np.float32]) -> dict[str, Any]:
 def record_ledger(calls: ContigCalls) -> dict[str, Any]:
     """Account for every record and chunk: the parts of each add up to all."""
     chunks, with_orf = int(calls.n_chunks.sum()), int(calls.n_orf_chunks.sum())
-    scored = int(calls.n_scored_chunks.sum())
+    sampled, scored = int(calls.n_sampled.sum()), int(calls.n_scored_chunks.sum())
     by_status = _counted(STATUSES, calls.status)
     viruses, has_score = int(calls.is_virus.sum()), by_status["ok"]
     partly = (calls.n_scored_orfs > 0) & (calls.n_scored_orfs < calls.n_orfs)
     return {
         "records": len(calls.lengths),
         "records_scored_in_part": int(partly.sum()),
+        "records_sampled": int((calls.n_sampled < calls.n_chunks).sum()),
         "records_by_status": by_status,
         "records_by_prediction": {
             "virus": viruses,
@@ -51,10 +52,12 @@ def record_ledger(calls: ContigCalls) -> dict[str, Any]:
         "records_by_call": _counted(CALLS, calls.rule.call),
         "records_by_tier": _counted(TIERS, calls.rule.tier),
         "chunks": chunks,
+        "share_of_chunks_computed": sampled / chunks if chunks else 1.0,
         "chunks_by_status": {
             "ok": scored,
-            "no_orf": chunks - with_orf,
+            "no_orf": sampled - with_orf,
             "failed": with_orf - scored,
+            NOT_SAMPLED: chunks - sampled,
         },
     }
 
@@ -130,4 +133,11 @@ def _warnings(ledger: dict[str, Any]) -> list[str]:
         )
     if partly := ledger.get("records_scored_in_part"):
         warnings.append(f"{partly} records are called without some of their ORFs")
+    if sampled := ledger.get("records_sampled"):
+        share = ledger["share_of_chunks_computed"]
+        warnings.append(
+            f"{sampled} records are called by a sample of their chunks (--data.max_chunks), and "
+            "regions are not looked for in them, since one could hide between the chunks of a "
+            f"sample; {100 * share:.3g} % of all chunks were computed"
+        )
     return warnings

@@ -253,6 +253,7 @@ class TableWriter(StreamingWriter):
             calibration=run.model.calibration,
             prevalence=self.prevalence,
             max_fdr=self.max_fdr,
+            n_sampled=origin.n_sampled,
         )
         write_contigs(folder / "contigs.tsv", contigs.ids, calls, inputs)
         self._write_viruses(folder, contigs, np.flatnonzero(calls.is_virus))

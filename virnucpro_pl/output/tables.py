@@ -47,9 +47,9 @@ HIGHEST_SCORE_HEADER = "Modified_ID\tIs_Virus\n"
 CONTIGS_HEADER = (
     "seq_name\tlength\tn_chunks\tn_orfs\tn_viral_chunks\tprediction\tvirus_score\tstatus"
     "\tweighted_delta\tcall\ttier\tn_confident_viral\tn_confident_others\tn_ambiguous"
-    f"\t{PROBABILITY_HEADER}"
+    f"\t{PROBABILITY_HEADER}\tn_sampled"
 )
-STATUSES = ("ok", "no_orf", "too_short", "failed", "skipped")
+STATUSES = ("ok", "no_orf", "too_short", "failed", "skipped", "no_orf_in_sample")
 """Of a record; all but the first are reasons why it has no score."""
 CODON_BASES = 3
 _ROWS = 1 << 14
@@ -64,7 +64,9 @@ class ContigCalls(NamedTuple):
     lengths: NDArray[np.int64]
     """(R,) bases."""
     n_chunks: NDArray[np.int64]
-    """(R,) chunks, those without an ORF included."""
+    """(R,) chunks, those without an ORF and those not sampled included."""
+    n_sampled: NDArray[np.int64]
+    """(R,) chunks that were computed; all that is said below is of these."""
     n_orf_chunks: NDArray[np.int64]
     """(R,) chunks with an ORF."""
     n_scored_chunks: NDArray[np.int64]
@@ -163,14 +165,15 @@ def summarise_contigs(
     calibration: Calibration | None = None,
     prevalence: float | None = None,
     max_fdr: float | None = None,
+    n_sampled: NDArray[np.int64] | None = None,
 ) -> ContigCalls:
     """Go from chunks to records.
 
     The virus_score of a record is the mean over its chunks of the chunk's best score2, the record
     is called virus when that is at or above the threshold. Chunks without a scored ORF do not
     enter. The status is `skipped` for less than min_length, else `too_short` for less than one
-    codon, else `no_orf` without an ORF, else `failed` if none of the ORFs could be scored, else
-    `ok`.
+    codon, else `no_orf_in_sample` without an ORF where some chunks were not searched for one, else
+    `no_orf` without an ORF, else `failed` if none of the ORFs could be scored, else `ok`.
 
     Args:
         lengths: (R,) bases of each record.
@@ -182,6 +185,7 @@ def summarise_contigs(
         max_fdr: Where it is given, the largest false discovery rate of a record called virus,
             whatever its virus_score.
         min_length: Bases of the shortest record that was cut into chunks.
+        n_sampled: (R,) chunks of each record that were computed; None where all were.
 
     Returns:
         One entry for every record, in their order.
@@ -193,10 +197,20 @@ def summarise_contigs(
     np.divide(total, n_scored_chunks, out=mean, where=n_scored_chunks > 0)
     virus_score = mean.astype(np.float32)
     n_orfs = _sums(owner, chunks.n_orfs, count)
+    n_sampled = chunks.n_chunks if n_sampled is None else n_sampled
+    no_orf = n_orfs == 0
+    reasons = {
+        "skipped": lengths < min_length,
+        "too_short": lengths < CODON_BASES,
+        "no_orf_in_sample": no_orf & (n_sampled < chunks.n_chunks),
+        "no_orf": no_orf,
+        "failed": n_scored_chunks == 0,
+    }
     probabilities = record_probabilities(chunks, calibration, prevalence)
     return ContigCalls(
         lengths=lengths,
         n_chunks=chunks.n_chunks,
+        n_sampled=n_sampled,
         n_orf_chunks=np.bincount(owner[chunks.n_orfs > 0], minlength=count),
         n_scored_chunks=n_scored_chunks,
         n_viral_chunks=np.bincount(owner[chunks.is_virus], minlength=count),
@@ -207,8 +221,8 @@ def summarise_contigs(
         if max_fdr is None
         else probabilities.fdr <= max_fdr,
         status=np.select(
-            [lengths < min_length, lengths < CODON_BASES, n_orfs == 0, n_scored_chunks == 0],
-            [np.int8(STATUSES.index(n)) for n in ("skipped", "too_short", "no_orf", "failed")],
+            list(reasons.values()),
+            [np.int8(STATUSES.index(name)) for name in reasons],
             np.int8(STATUSES.index("ok")),
         ),
         rule=call_by_rule(
@@ -252,14 +266,16 @@ def _contig_lines(
         calls.is_virus,
         calls.virus_score,
         calls.status,
+        calls.n_sampled,
     )
     cells = zip(_rule_cells(calls.rule, rows), calls.probabilities.cells(rows), files, strict=True)
     lines = zip(ids, cells, *(column[rows] for column in columns), strict=True)
-    for name, (rule, chances, file), length, chunks, orfs, viral, is_virus, score, status in lines:
+    for name, (rule, chances, file), length, chunks, orfs, viral, is_virus, score, *rest in lines:
+        status, sampled = rest
         prediction = "virus" if is_virus else "others"
         call = "NA\tNA" if np.isnan(score) else f"{prediction}\t{score!s}"
         row = f"{name}\t{length}\t{chunks}\t{orfs}\t{viral}\t{call}\t{STATUSES[status]}"
-        yield f"{row}\t{rule}\t{chances}{file}\n"
+        yield f"{row}\t{rule}\t{chances}\t{sampled}{file}\n"
 
 
 def _rule_cells(rule: RuleCalls, rows: NDArray[np.int64]) -> Iterator[str]:

@@ -24,6 +24,7 @@ import numpy as np
 
 from virnucpro_pl.errors import InputError, OutputError, UsageError
 from virnucpro_pl.output.atomic_files import published
+from virnucpro_pl.output.chunk_table import NOT_SAMPLED
 from virnucpro_pl.output.contig_rule import CALLS, TIERS, call_by_rule, rounded
 from virnucpro_pl.output.figures_file import holds
 from virnucpro_pl.output.overwriting import check_exports
@@ -84,7 +85,7 @@ def export_results(results: Path, output: Path | None, overwrite: bool) -> None:
     is_own = {outputs[name]: check for name, check in checks.items()}
     check_exports(is_own, [orfs, chunks], "viral-pipelines", overwrite)
     try:
-        counts = _write(orfs, chunks, outputs)
+        *counts, sampled = _write(orfs, chunks, outputs)
     except OSError as error:
         raise OutputError(f"{begin}.* cannot be written: {error}") from error
     log.info(
@@ -92,11 +93,17 @@ def export_results(results: Path, output: Path | None, overwrite: bool) -> None:
         ", ".join(map(str, outputs.values())),
         *counts,
     )
+    if sampled:
+        log.warning(
+            "%d records were called by a sample of their chunks (--data.max_chunks), which none of "
+            "these files says: they hold the chunks of the samples, and count no others",
+            sampled,
+        )
 
 
-def _write(orfs: Path, chunks: Path, outputs: dict[str, Path]) -> tuple[int, int, int]:
-    """Write all files, and give the numbers of ORFs, chunks and records."""
-    folder = outputs[_CLASSIFIED].parent
+def _write(orfs: Path, chunks: Path, outputs: dict[str, Path]) -> tuple[int, int, int, int]:
+    """Write all files, and give the numbers of ORFs, chunks, records, and sampled records."""
+    folder, sampled = outputs[_CLASSIFIED].parent, set[str]()
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix=".tmp-", dir=folder)))
         files = {
@@ -104,12 +111,13 @@ def _write(orfs: Path, chunks: Path, outputs: dict[str, Path]) -> tuple[int, int
             for name in (_PACKED, _CHUNKS, _ORFS, _CLASSIFIED)
         }
         n_orfs = _write_lines(files[_ORFS], PREDICTION_HEADER, _scored_orfs(orfs))
-        lines = sort_lines(_highest_lines(_scored_chunks(chunks)), scratch)
+        lines = sort_lines(_highest_lines(_scored_chunks(chunks, sampled)), scratch)
         n_chunks = _write_lines(files[_CHUNKS], _HIGHEST_HEADER, lines)
-        classified = sort_lines(_classified_lines(_scored_chunks(chunks)), scratch, natural_key)
+        records = _classified_lines(_scored_chunks(chunks, sampled))
+        classified = sort_lines(records, scratch, natural_key)
         n_records = _write_lines(files[_CLASSIFIED], _CLASSIFIED_HEADER, classified)
         _pack(files[_PACKED], {outputs[name].name: files[name] for name in (_ORFS, _CHUNKS)})
-        return n_orfs, n_chunks, n_records
+        return n_orfs, n_chunks, n_records, len(sampled)
 
 
 def _write_lines(path: Path, header: str, lines: Iterable[str]) -> int:
@@ -128,11 +136,18 @@ def _scored_orfs(path: Path) -> Iterator[str]:
             yield "\t".join(row) + "\n"
 
 
-def _scored_chunks(path: Path) -> Iterator[_Chunk]:
-    """Yield the rows of `chunks.tsv` that have a score, in the order of records."""
+def _scored_chunks(path: Path, sampled: set[str]) -> Iterator[_Chunk]:
+    """Yield the rows of `chunks.tsv` that have a score, in the order of records.
+
+    Args:
+        path: The table.
+        sampled: Is given the records of which some chunks were not computed.
+    """
     names = ["seq_name", "chunk", "others_score", "virus_score", "prediction"]
     for name, number, others, virus, call in _rows(path, names):
-        if call == "NA":
+        if call == NOT_SAMPLED:
+            sampled.add(name)
+        if call in ("NA", NOT_SAMPLED):
             continue
         try:
             _ = float(others), float(virus)

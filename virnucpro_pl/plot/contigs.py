@@ -19,6 +19,8 @@ LISTED = 20
 """Records with the highest scores that are listed, or more if more of them are drawn."""
 _TEXTS = ("call", "tier")
 """Columns that are listed where the table has them."""
+SAMPLED = "n_sampled"
+"""Of the chunks; a table of an earlier version has no such column, and all were computed."""
 
 
 class Choice(NamedTuple):
@@ -65,8 +67,10 @@ def read_contigs(path: Path, choice: Choice) -> Contigs:
         InputError: If the table is damaged.
     """
     blocks, kept = [], []
-    for block in read_columns(path, ["seq_name", *_KINDS], _TEXTS):
+    for block in read_columns(path, ["seq_name", *_KINDS], (*_TEXTS, SAMPLED)):
         rows = block.assign(**{name: parse(path, block[name], _KINDS[name]) for name in _KINDS})
+        sampled = parse(path, block[SAMPLED], _count) if SAMPLED in block else rows["n_chunks"]
+        rows = rows.assign(**{SAMPLED: sampled})
         blocks.append(rows[["length", "virus_score", "prediction"]])
         kept.append(_once(pd.concat(_chosen(rows, choice))))
     columns = pd.concat(blocks)

@@ -147,12 +147,16 @@ def _with_commas(value: float, _: int) -> str:
 
 
 def draw_track(track: Track) -> tuple[Figure, str]:
-    """P(virus) along one record, a line for each chunk from its first base to its last."""
+    """P(virus) along one record, a line for each chunk from its first base to its last.
+
+    A chunk that was not sampled is a gap.
+    """
     figure, [axis] = new_figure(2.9)
     scored = np.isfinite(track.scores).all(axis=1)
     scale = 1.0 if track.bases is None else 1e3
-    many = len(track.scores) > 200
-    size = float(np.clip(6000 / len(track.scores), 3, 30))
+    computed = int(track.sampled.sum())
+    many = computed > 200
+    size = float(np.clip(6000 / computed, 3, 30))
     for call, called in (("others", ~track.viral), ("virus", track.viral)):
         rows = np.flatnonzero(called & scored)
         begins, ends = track.places[rows].T / scale
@@ -161,7 +165,7 @@ def draw_track(track: Track) -> tuple[Figure, str]:
         style = {"c": COLORS[call], "marker": "^" if call == "virus" else "o", "linewidths": 0}
         label = f"{call} ({len(rows):,})"
         axis.scatter(middle, track.scores[rows, 1], size, label=label, **style)
-    empty = track.places[~scored] / scale
+    empty = track.places[~scored & track.sampled] / scale
     if len(empty):
         axis.hlines(np.full(len(empty), -0.06), *empty.T, COLORS["NA"], linewidth=5)
         axis.scatter([], [], size, COLORS["NA"], marker="s", label=f"no score ({len(empty):,})")
@@ -173,8 +177,9 @@ def draw_track(track: Track) -> tuple[Figure, str]:
     axis.set_xlim(track.places[0, 0] / scale, track.places[-1, 1] / scale)
     if track.bases is None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    sample = "" if track.sampled.all() else f", a sample of {computed:,} of {len(track.sampled):,}"
     figure.legend(
-        title="Chunks called",
+        title=f"Chunks called{sample}",
         loc="outside lower center",
         ncols=3,
         frameon=False,
@@ -192,8 +197,11 @@ def draw_track(track: Track) -> tuple[Figure, str]:
 def _longest_run(track: Track) -> str:
     """Say where the longest run of chunks called virus lies: a prophage, perhaps.
 
-    Chunks without a score do not end a run.
+    Chunks without a score do not end a run. Of a sample nobody knows: it is said that it is one.
     """
+    if not track.sampled.all():
+        computed, in_all = track.sampled.sum(), len(track.sampled)
+        return f"They are a sample of {computed:,} of {in_all:,} chunks; the others are gaps."
     scored = np.isfinite(track.scores).all(axis=1)
     places, viral = track.places[scored], track.viral[scored].astype(np.int8)
     runs = np.flatnonzero(np.diff(viral, prepend=0, append=0)).reshape(-1, 2)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
-from virnucpro_pl.plot.contigs import CALLS, Choice
+from virnucpro_pl.plot.contigs import CALLS, SAMPLED, Choice
 from virnucpro_pl.plot.embedding_map import color_by_length, color_by_table, draw_map, read_sample
 from virnucpro_pl.plot.figures import (
     draw_length_shares,
@@ -24,7 +24,7 @@ from virnucpro_pl.version import __version__
 
 _SCORE = "score2"
 _LISTED = {
-    **{"seq_name": "Record", "length": "Bases", "n_chunks": "Chunks"},
+    **{"seq_name": "Record", "length": "Bases", "n_chunks": "Chunks", SAMPLED: "Sampled"},
     **{"n_viral_chunks": "Viral chunks", "virus_score": "virus_score"},
     **{"prediction": "Prediction", "call": "Call", "tier": "Tier"},
 }
@@ -154,7 +154,10 @@ def _listing(results: Results, names: Mapping[str, str]) -> Listing | None:
     best = results.best
     if not len(best):
         return None
-    columns = {name: best[name].tolist() for name in _LISTED if name in best}
+    listed = [name for name in _LISTED if name in best]
+    if (best[SAMPLED] == best["n_chunks"]).all():
+        listed.remove(SAMPLED)
+    columns = {name: best[name].tolist() for name in listed}
     columns["virus_score"] = [f"{score:.4f}" for score in best["virus_score"]]
     columns["prediction"] = [CALLS[call] for call in best["prediction"]]
     header = [_LISTED[name] for name in columns]

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.input.orfs import plan_chunks
+from virnucpro_pl.input.orfs import is_sampled, plan_chunks
 from virnucpro_pl.plot.contigs import CALLS, Choice, Records, check_asked, read_contigs
 from virnucpro_pl.plot.tables import parse, read_columns
 
@@ -36,6 +36,8 @@ class Track(NamedTuple):
     """(n, 2) begin and end of each chunk, in bases from 0, or in chunks."""
     scores: NDArray[np.float32]
     """(n, 2) best P(others) and best P(virus) over a chunk's frames; NaN without an ORF."""
+    sampled: NDArray[np.bool_]
+    """(n,) whether the chunk was computed."""
 
     @property
     def viral(self) -> NDArray[np.bool_]:
@@ -92,7 +94,14 @@ def read_results(path: Path, choice: Choice) -> Results:
         records, drawn, best = read_contigs(path / "contigs.tsv", choice)
         size = int(summary.get("chunk_length") or 0)
         tracks = [
-            _track(row.seq_name, CALLS[row.prediction], int(row.length), int(row.n_chunks), size)
+            _track(
+                row.seq_name,
+                CALLS[row.prediction],
+                int(row.length),
+                int(row.n_chunks),
+                int(row.n_sampled),
+                size,
+            )
             for row in drawn.itertuples()
         ]
     else:
@@ -130,21 +139,26 @@ def _most_chunks(path: Path, choice: Choice) -> list[Track]:
     check_asked(choice.records, chunks.index, path)
     most = chunks.sort_values(ascending=False, kind="stable").head(choice.longest)
     names = dict.fromkeys([*choice.records, *most.index])
-    return [_track(name, "", None, int(chunks[name]), 0) for name in names]
+    return [_track(name, "", None, int(chunks[name]), int(chunks[name]), 0) for name in names]
 
 
-def _track(name: str, call: str, bases: int | None, n_chunks: int, size: int) -> Track:
+def _track(
+    name: str, call: str, bases: int | None, n_chunks: int, n_sampled: int, size: int
+) -> Track:
+    if not min(n_chunks, 1) <= n_sampled <= n_chunks:
+        raise InputError(f"{name} has a sample of {n_sampled} of {n_chunks} chunks in contigs.tsv")
     scores = np.full((n_chunks, 2), np.nan, np.float32)
+    sampled = is_sampled(np.arange(n_chunks), np.full(n_chunks, n_chunks), n_sampled)
     if bases is None or not size:
         begins = np.arange(n_chunks) + 0.5
-        return Track(name, call, None, np.stack([begins, begins + 1], axis=1), scores)
+        return Track(name, call, None, np.stack([begins, begins + 1], axis=1), scores, sampled)
     places = plan_chunks(bases, size).astype(np.float64)
     if len(places) != n_chunks:
         raise InputError(
             f"{name} has {n_chunks} chunks in contigs.tsv, but {len(places)} of {size} bases"
         )
     places[:, 1] += places[:, 0]
-    return Track(name, call, bases, places, scores)
+    return Track(name, call, bases, places, scores, sampled)
 
 
 def _places(orfs: pd.Series) -> pd.DataFrame:
@@ -156,7 +170,7 @@ def _places(orfs: pd.Series) -> pd.DataFrame:
 
 def _read_scores(path: Path, tracks: list[Track]) -> NDArray[np.float32]:
     """P(virus) (M,) of every ORF; the best scores of each chunk are entered into the tracks."""
-    tracked = {track.name: track.scores for track in tracks}
+    tracked = {track.name: track for track in tracks}
     viral = []
     for block in read_columns(path, ["Sequence_ID", "score1", "score2"]):
         columns = [parse(path, block[name], float) for name in ("score1", "score2")]
@@ -165,12 +179,23 @@ def _read_scores(path: Path, tracks: list[Track]) -> NDArray[np.float32]:
         orfs = block["Sequence_ID"]
         drawn = orfs[[name.rpartition("_chunk_")[0] in tracked for name in orfs]]
         for name, chunks in _places(drawn).groupby("record")["chunk"]:
-            best = tracked[name]
-            if len(outside := chunks[chunks > len(best)]):
-                line = outside.index[0]
-                raise InputError(
-                    f"{path}, line {line}: {orfs[line]} lies outside the "
-                    f"{len(best)} chunks that contigs.tsv gives its record"
-                )
-            np.fmax.at(best, chunks.to_numpy() - 1, scores.loc[chunks.index].to_numpy())
+            track = tracked[name]
+            _check_places(path, orfs, chunks, track.sampled)
+            np.fmax.at(track.scores, chunks.to_numpy() - 1, scores.loc[chunks.index].to_numpy())
     return np.concatenate(viral)
+
+
+def _check_places(path: Path, orfs: pd.Series, chunks: pd.Series, sampled: NDArray[Any]) -> None:
+    """Refuse ORFs of one record whose chunks, from 1, its row of `contigs.tsv` does not have.
+
+    Raises:
+        InputError: Names the first of them.
+    """
+    if len(outside := chunks[chunks > len(sampled)]):
+        where = f"lies outside the {len(sampled)} chunks that contigs.tsv gives its record"
+    elif len(outside := chunks[~sampled[chunks - 1]]):
+        where = f"lies in none of the {sampled.sum()} chunks of its record's sample by contigs.tsv"
+    else:
+        return
+    line = outside.index[0]
+    raise InputError(f"{path}, line {line}: {orfs[line]} {where}")
