@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from virnucpro_pl import cores
-from virnucpro_pl.cores import allowed_cores, cgroup_quota, share_of_rank
+from virnucpro_pl.cores import allowed_cores, allowed_cpus, cgroup_quota, share_of_rank
 from virnucpro_pl.devices import set_threads
 
 V2 = "31 23 0:28 {top} {point} rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate"
@@ -120,8 +120,17 @@ def test_share_is_no_larger_than_the_quota_and_at_least_1(machine, quota, ranks,
 
 def test_share_of_a_quota_above_the_cores_is_of_the_cores(machine):
     mount = V2.format(top="/", point="/sys/fs/cgroup")
-    root = machine(["0::/"], [mount], {"cpu.max": f"{(allowed_cores() + 7) * 100000} 100000"})
-    assert share_of_rank(1, root=root) == allowed_cores()
+    root = machine(["0::/"], [mount], {"cpu.max": f"{(len(allowed_cpus()) + 7) * 100000} 100000"})
+    assert share_of_rank(1, root=root) == len(allowed_cpus())
+
+
+def test_processors_of_one_core_are_one(tmp_path):
+    assert allowed_cores(tmp_path) == len(allowed_cpus())
+    for cpu in allowed_cpus():
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text("0-1023\n")
+    assert allowed_cores(tmp_path) == 1
 
 
 # Threads of a run ---------------------------------------------------------------------------------
@@ -150,8 +159,8 @@ def test_threads_are_a_ranks_share_of_the_cores(nobody_chose, ranks):
 def test_threads_of_a_task_that_slurm_has_bound_are_all_of_its_cores(
     nobody_chose, monkeypatch, bound
 ):
-    mine = allowed_cores()
-    for name, value in (STEP | {"SLURM_CPUS_ON_NODE": str(2 * mine if bound else mine)}).items():
+    mine, cpus = allowed_cores(), len(allowed_cpus())
+    for name, value in (STEP | {"SLURM_CPUS_ON_NODE": str(2 * cpus if bound else cpus)}).items():
         monkeypatch.setenv(name, value)
     set_threads(make_trainer(devices=2, strategy="ddp"))
     assert torch.get_num_threads() == (mine if bound else max(1, mine // 2))

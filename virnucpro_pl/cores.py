@@ -33,16 +33,29 @@ def share_of_rank(ranks: int, *, bound: bool = False, root: Path = Path("/")) ->
             shared all the same.
         root: Folder that holds `proc` and the mounted cgroups; another one is for tests.
     """
-    cores = allowed_cores() if bound else allowed_cores() // ranks
+    cores = allowed_cores(root)
+    cores = cores if bound else cores // ranks
     quota = cgroup_quota(root) / ranks
     return max(1, cores if quota >= cores else math.ceil(quota))
 
 
-def allowed_cores() -> int:
-    """Cores on which the system may run this process."""
+def allowed_cpus() -> set[int]:
+    """Processors on which the system may run this process; a core may be two of them."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # a Mac
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))  # a Mac
+
+
+def allowed_cores(root: Path = Path("/")) -> int:
+    """Cores of which this process may use a processor at least.
+
+    A thread for each is what MKL, with which torch multiplies matrices, starts by default.
+
+    Args:
+        root: Folder that holds `sys`.
+    """
+    topology = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    return len({tuple(_lines(root / topology.format(n))) or n for n in allowed_cpus()})
 
 
 class _Mount(NamedTuple):

@@ -174,7 +174,7 @@ def set_threads(trainer: Trainer, most: int | None = None) -> None:
         return
     environment = trainer._accelerator_connector.cluster_environment
     allocated = int(os.environ.get("SLURM_CPUS_ON_NODE", "0"))
-    bound = isinstance(environment, SLURMEnvironment) and cores.allowed_cores() < allocated
+    bound = isinstance(environment, SLURMEnvironment) and len(cores.allowed_cpus()) < allocated
     share = cores.share_of_rank(trainer.num_devices, bound=bound)
     if trainer.strategy.root_device.type != "cpu":
         workers: int = getattr(getattr(trainer, "datamodule", None), "num_workers", 0)
