@@ -10,7 +10,7 @@ import virnucpro_pl
 
 TOP = Path(virnucpro_pl.__file__).parent
 FLOORS = (
-    {"errors", "version", "embedding_format", "calibration"},
+    {"errors", "version", "embedding_format", "calibration", "cores"},
     {"switches", "stability", "git_lfs", "contracts", "logs", "measures"},
     {"devices"},
     {"precision"},

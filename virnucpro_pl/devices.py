@@ -14,6 +14,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Trainer
 
+from virnucpro_pl import cores
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.version import __version__
 
@@ -157,6 +158,28 @@ def _advice(environment: ClusterEnvironment, devices: int, nodes: int) -> str:
     if isinstance(environment, TorchElasticEnvironment):
         return f"start with `torchrun --nnodes {nodes} --nproc_per_node {devices} ...`"
     return "start as many"
+
+
+def set_threads(trainer: Trainer, most: int | None = None) -> None:
+    """Have this rank compute on its share of the node's cores, unless the user says on how many.
+
+    On a GPU the loader's processes do what there is to do on cores, and get one each. On a CPU they
+    wait nearly all of the time, and none is kept for them.
+
+    Args:
+        trainer: The Trainer of the run, its data attached.
+        most: Threads that the work can be divided between, 1 at least; None for any number.
+    """
+    if cores.IS_CHOSEN:
+        return
+    environment = trainer._accelerator_connector.cluster_environment
+    allocated = int(os.environ.get("SLURM_CPUS_ON_NODE", "0"))
+    bound = isinstance(environment, SLURMEnvironment) and len(cores.allowed_cpus()) < allocated
+    share = cores.share_of_rank(trainer.num_devices, bound=bound)
+    if trainer.strategy.root_device.type != "cpu":
+        workers: int = getattr(getattr(trainer, "datamodule", None), "num_workers", 0)
+        share = max(1, share - workers)
+    torch.set_num_threads(share if most is None else min(share, max(1, most)))
 
 
 def announce(trainer: Trainer, precision: str) -> None:

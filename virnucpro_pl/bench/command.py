@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from virnucpro_pl import cores
 from virnucpro_pl.bench.case import DNA, Case, draw
 from virnucpro_pl.bench.host import six_frames, tokenising
 from virnucpro_pl.bench.meter import Row
@@ -81,6 +82,8 @@ def bench(
     check_figures_file(output, [Path(workload)], _KEYS)
     theirs = None if authors_code is None else import_authors_code(authors_code)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not cores.IS_CHOSEN:
+        torch.set_num_threads(cores.share_of_rank(1))
     with tempfile.TemporaryDirectory(prefix="virnucpro-pl-bench-") as scratch:
         name = esm2 if model == FUSED else model
         case = Case(name, [], seconds, tokens_per_batch, num_workers, device, Path(scratch))

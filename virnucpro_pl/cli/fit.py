@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser
 
 from virnucpro_pl.cli.usage import UsageCLI
-from virnucpro_pl.devices import announce, check_devices
+from virnucpro_pl.devices import check_devices
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.fit.classifier_writer import ClassifierWriter
 from virnucpro_pl.fit.labelled_datamodule import LabelledPairDataModule
@@ -57,7 +57,6 @@ class FitCLI(UsageCLI):
                 f"A classifier is trained by one process: give --trainer.devices 1, not {processes}"
             )
         check_devices(self.trainer)
-        announce(self.trainer, str(self.trainer.precision))
         limit = self.trainer.limit_val_batches
         if limit != 1 or isinstance(limit, int) or self.config.fit.trainer.fast_dev_run:
             raise UsageError(

@@ -20,6 +20,7 @@ from virnucpro_pl.cli.checks import check_configs, check_no_config, check_values
 from virnucpro_pl.cli.help import ALL, COMMANDS, asks_help, help_page
 from virnucpro_pl.cli.shipped import with_shipped_configs
 from virnucpro_pl.cli.short_form import expand, expand_verify
+from virnucpro_pl.cores import let_waiting_threads_sleep
 from virnucpro_pl.errors import ExpectedError, UnwritableError, UsageError
 from virnucpro_pl.logs import start_log
 from virnucpro_pl.output.processes import (
@@ -49,6 +50,7 @@ def main(args: Sequence[str] | None = None) -> None:
     signals.install()
     words = list(sys.argv[1:] if args is None else args)
     start_log()
+    let_waiting_threads_sleep()
     announce_rank_0()
     watch_rank_0()
     try:

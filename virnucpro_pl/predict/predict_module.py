@@ -8,7 +8,7 @@ from typing import Any, Self
 from lightning.pytorch import Callback, LightningModule
 
 from virnucpro_pl.contracts import RowModel
-from virnucpro_pl.devices import announce, check_devices
+from virnucpro_pl.devices import announce, check_devices, set_threads
 from virnucpro_pl.output.failures import FailureLog
 from virnucpro_pl.precision import PrecisionFromEnv, run_precision
 
@@ -28,6 +28,7 @@ class PredictModule(LightningModule, RowModel):
         """
         trainer: Any = self.trainer
         check_devices(trainer)
+        set_threads(trainer)
         announce(trainer, run_precision(trainer, self))
         needed: list[Callback] = [PrecisionFromEnv(), FailureLog()]
         present = {type(callback) for callback in trainer.callbacks}
