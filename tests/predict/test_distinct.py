@@ -7,7 +7,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from lightning.pytorch import Trainer
 
+from virnucpro_pl import ESM2Embedder, SequenceDataModule
+from virnucpro_pl.contracts import Embeddings
 from virnucpro_pl.input import groups
 from virnucpro_pl.input.alphabets import DNA
 from virnucpro_pl.input.dna_tokens import DNATokenizer
@@ -438,3 +441,26 @@ def test_uninterrupted_and_resumed_runs_are_equal_bit_by_bit(run_main, words, pr
     assert ended.code == 0, ended.log
     assert "Continuing: " in ended.log
     np.testing.assert_array_equal(rows_of(tmp_path / "again.h5"), rows_of(tmp_path / "out.h5"))
+
+
+class OwnStep(ESM2Embedder):
+    """A user's step of before, which knows nothing of sequences that rows share."""
+
+    def predict_step(self, batch, batch_idx=0):
+        """A vector for each sequence of the pack."""
+        return Embeddings(batch.rows, self.pool(self(batch), batch).cpu())
+
+
+def test_step_of_a_users_own_gets_each_sequence_once_for_each_row(
+    proteins, weights_file, write_fasta, tmp_path
+):
+    def vectors(kind):
+        options = {"logger": False, "accelerator": "cpu", "enable_progress_bar": False}
+        data = SequenceDataModule(fasta, tokens_per_batch=150, num_workers=0)
+        made = Trainer(**options).predict(kind(weights=str(weights_file), enable_fp16=False), data)
+        rows = np.concatenate([p.rows.numpy() for p in made])
+        assert sorted(rows.tolist()) == list(range(len(proteins)))
+        return np.concatenate([p.vectors.numpy() for p in made])[np.argsort(rows)]
+
+    fasta = write_fasta(tmp_path / "in.faa", proteins)
+    np.testing.assert_allclose(vectors(OwnStep), vectors(ESM2Embedder), rtol=0, atol=1e-5)

@@ -201,7 +201,7 @@ class ContigDataModule(SequenceFileData):
 
     def batches(self, packs: list[NDArray[np.int64]]) -> Dataset[Any]:
         """Make the dataset of some packs' batches."""
-        options = self.max_length, self.model.spreads
+        options = self.max_length, self.groups is not None
         return OrfPacks(self.store, packs, *self.tokenizers, *options)
 
     @property

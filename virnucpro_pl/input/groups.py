@@ -145,11 +145,12 @@ def write_groups(folder: Path, sequences: Sequences, second: Sequences | None = 
     if not len(repeated):
         (folder / _COUNT).write_text("0")
         return
+    several = np.zeros(len(first), np.bool_)
+    several[repeated] = several[first[repeated]] = True
+    del repeated
     rows = np.argsort(first, kind="stable")
-    level = np.where(_changes(first[rows]), FIRST, COPY).astype(np.uint8)
+    level = _changes(first[rows]).view(np.uint8) * np.uint8(FIRST)
     if second is not None:
-        several = np.zeros(len(first), np.bool_)
-        several[repeated] = several[first[repeated]] = True
         places = np.flatnonzero(several[rows])
         alike = rows[places]
         variant = find_first(second, alike)

@@ -138,7 +138,10 @@ class SequenceFileData(PackedDataModule, SequenceSource):
             UsageError: On every rank, what rank 0 found in `prepare_data`.
         """
         super().setup(stage)
-        self.groups = groups_in(self.store.folder) if self.model.spreads else None
+        try:
+            self.groups = groups_in(self.store.folder) if self.model.spreads else None
+        except OSError as error:
+            raise UsageError(f"This rank cannot read what rank 0 has stored: {error}") from error
 
     def rows_of(self, pack: range) -> list[NDArray[np.int64]]:
         """The rows of each batch of a pack; several of a group that is too large for one."""
@@ -333,5 +336,5 @@ class SequenceDataModule(SequenceFileData):
             self.tokenizer,
             self.tokens_per_batch,
             self.max_length,
-            self.model.spreads,
+            self.groups is not None,
         )

@@ -147,8 +147,7 @@ class PartsFolder:
         elif files and not self.manifest.path.exists():
             log.warning("%s: %d part(s) of an unknown run are removed", self.path, len(files))
         elif files:
-            done = self._take_over(count, provenance, true_receipts)
-            self._let_go(done, wholly_done)
+            done = self._take_over(count, provenance, true_receipts, wholly_done)
             log.info("Continuing: %d of %d %s are committed already", done.sum(), count, unit)
             return done
         self.manifest.path.unlink(missing_ok=True)  # first: parts without one are never trusted
@@ -163,11 +162,12 @@ class PartsFolder:
         count: int,
         provenance: Provenance,
         true_receipts: Callable[[list[Path]], list[Path]],
+        wholly_done: Callable[[NDArray[np.bool_]], NDArray[np.bool_]],
     ) -> NDArray[np.bool_]:
         """Check what an earlier run has committed, and remove what cannot be used."""
         before, now = self.manifest.read(), provenance()
         self.manifest.check_same_run(before, now)
-        done, failed = np.zeros(count, np.bool_), 0
+        done, failed = np.zeros(count, np.bool_), dict[Path, int]()
         receipts = receipts_in(self.path)
         for receipt in set(receipts) - set(true_receipts(receipts) if receipts else ()):
             log.warning("%s is not true: its rows will be computed again", receipt)
@@ -181,8 +181,10 @@ class PartsFolder:
                 file.unlink()
             else:
                 done[part.rows] = True
-                failed += int((part.columns["outcome"] == FAILED).sum())
-        self.manifest.check_same_policy(before, now, failed)
+                failed[file] = int((part.columns["outcome"] == FAILED).sum())
+        self._let_go(done, wholly_done)
+        left = sum(failed[file] for file in self.committed())
+        self.manifest.check_same_policy(before, now, left)
         return done
 
     def _let_go(

@@ -16,6 +16,12 @@ from virnucpro_pl.precision import PrecisionFromEnv, run_precision
 class PredictModule(LightningModule, RowModel):
     """A module that brings along what its run needs."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Give each sequence once for each row to a step that knows nothing of shared ones."""
+        super().__init_subclass__(**options)
+        if "predict_step" in vars(cls) and "spreads" not in vars(cls):
+            cls.spreads = False
+
     def configure_callbacks(self) -> Sequence[Callback]:
         """Check the run's devices before its ranks meet, and bring callbacks along.
 
