@@ -363,7 +363,7 @@ def test_damaged_labels_are_refused_with_their_line(run, small, text, message):
         ),
         ("ok\t0\tNA", "ok\t0\tvirus", "line 2: 'virus' in column call is not one of viral, others"),
         ("b\t600\t", "b\t600", f"line 3: {WIDTH - 1} column(s), but the header has {WIDTH}"),
-        ("\tNA\n", "\tNA", f"line 2: {2 * WIDTH - 1} column(s), but the header has {WIDTH}"),
+        ("\tNA\t0\n", "\tNA\t0", f"line 2: {2 * WIDTH - 1} column(s), but the header has {WIDTH}"),
         ("b\t600", "a\t600", "has 1 id(s) more than once: a"),
     ],
 )
