@@ -3,6 +3,7 @@ import math
 import sys
 
 import h5py
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,9 @@ from virnucpro_pl.bench.peers import (
 from virnucpro_pl.bench.processes import difference, write_weights
 from virnucpro_pl.cli.main import main
 from virnucpro_pl.errors import OutputError, UsageError
+from virnucpro_pl.input.alphabets import DNA
+from virnucpro_pl.input.orf_store import write_orfs
+from virnucpro_pl.input.reader import read_records
 from virnucpro_pl.models.esm2_files import load_esm2
 
 SMALL = "esm2_t6_8M_UR50D"
@@ -117,6 +121,18 @@ def test_records_of_a_run_repeat_as_often_as_asked_for(tmp_path, read_fasta, dup
     assert {len(gene) for gene in found} == {500}
     _, fewer = read_fasta(write_fasta(tmp_path / "fewer.fna", sample, 100, duplicates))
     assert fewer == found[:100]
+
+
+def test_proteins_of_a_run_differ_in_each_of_the_six_frames(tmp_path):
+    fasta = write_fasta(tmp_path / "in.fna", draw_genes()[:2], 600)
+    store = write_orfs(read_records(fasta, DNA, tmp_path), 500)
+    rows = np.arange(len(store))
+    by_frame = {}
+    for name, protein in zip(store.ids(rows), store.sequences("protein", rows), strict=True):
+        by_frame.setdefault(name[-2:], []).append(protein)
+    assert len(by_frame["F1"]) == 600
+    for proteins in by_frame.values():
+        assert len(set(proteins)) == len(proteins)
 
 
 def test_dna_of_500_bases_has_about_as_many_tokens_as_with_the_published_vocabulary(tmp_path):

@@ -135,7 +135,7 @@ def write_fasta(path: Path, sample: list[bytes], count: int, duplicates: float =
         sample: Sequences.
         count: How many records.
         duplicates: Share of them that repeat one before them. The others are distinct, as far as
-            the sample's are, and have 12 letters or more.
+            the sample's are, and have 36 letters or more.
     """
     repeats = np.random.default_rng(0).random(count) < duplicates
     repeats[:1] = False
@@ -150,6 +150,10 @@ def write_fasta(path: Path, sample: list[bytes], count: int, duplicates: float =
 
 
 def _mark(sequence: str, turn: int) -> str:
-    """Spell a number other than 0 with the first letters: with A and C, no codon is a stop."""
-    mark = f"{turn:012b}".replace("0", "A").replace("1", "C")
+    """Spell a number other than 0 with the first letters.
+
+    Its digits are codons that in each of the six frames code for two residues, and never for a
+    stop, so that the proteins differ, too.
+    """
+    mark = f"{turn:012b}".replace("0", "AAA").replace("1", "CAA")
     return mark + sequence[len(mark) :] if turn and len(mark) <= len(sequence) else sequence
