@@ -141,6 +141,7 @@ def nobody_chose(monkeypatch):
     """Have no number of threads chosen; the present one is back afterwards."""
     monkeypatch.setattr(cores, "IS_CHOSEN", False)
     before = torch.get_num_threads()
+    torch.set_num_threads(allowed_cores())  # as torch itself has
     yield
     torch.set_num_threads(before)
 
@@ -177,6 +178,29 @@ def test_threads_that_the_user_has_chosen_stay(nobody_chose, monkeypatch):
     torch.set_num_threads(3)
     set_threads(make_trainer(devices=1))
     assert torch.get_num_threads() == 3
+
+
+def test_threads_that_python_has_set_are_no_more_afterwards(nobody_chose):
+    torch.set_num_threads(1)
+    for _ in range(2):
+        set_threads(make_trainer(devices=1))
+        assert torch.get_num_threads() == 1
+
+
+def test_slurm_that_does_not_divide_a_node_still_says_what_the_job_has(nobody_chose, monkeypatch):
+    for name, value in (STEP | {"SLURM_CPUS_ON_NODE": "1"}).items():
+        monkeypatch.setenv(name, value)
+    set_threads(make_trainer(devices=2, strategy="ddp"))
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "chosen"), [("", False), ("0", False), ("4", True), ("4,2", True), ("many", False)]
+)
+def test_number_of_threads_that_counts_as_chosen(monkeypatch, number, chosen):
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", number)
+    assert cores._is_chosen() is chosen
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
@@ -217,3 +241,34 @@ def test_openmp_hears_how_threads_wait_before_torch_is_loaded(start, asked, poli
     said = re.findall(r"OMP_WAIT_POLICY\s*=\s*'(\w+)'", ended.log)
     assert said, "torch's OpenMP says what it has heard"
     assert set(said) == {policy}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "36 35 0:9 / /mnt rw - tmpfs  rw",
+        "36 35 0:9 / /mnt/B\udcfccher rw - cifs //host/B\udcfccher rw",
+        "36 35 0:9 / /mnt/\u2028x rw - tmpfs none rw",
+        "",
+    ],
+)
+def test_strange_mounts_are_passed_over(tmp_path, line):
+    proc = tmp_path / "proc/self"
+    proc.mkdir(parents=True)
+    (proc / "cgroup").write_text("0::/a\\x2db\n")
+    own = "30 1 0:26 /a\\134x2db /sys/fs/cgroup rw - cgroup2 cgroup rw"
+    (proc / "mountinfo").write_bytes(os.fsencode(f"{line}\n{own}\n"))
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text("150000 100000\n")
+    assert cores.cgroup_quota(tmp_path) == 1.5
+
+
+@pytest.mark.parametrize("content", ["0 0\n", "max 100000\n", "word\n", "a b\n", ""])
+def test_quota_that_is_none_limits_nothing(tmp_path, content):
+    proc = tmp_path / "proc/self"
+    proc.mkdir(parents=True)
+    (proc / "cgroup").write_text("0::/\n")
+    (proc / "mountinfo").write_text("30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n")
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text(content)
+    assert cores.cgroup_quota(tmp_path) == math.inf

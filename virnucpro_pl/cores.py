@@ -11,8 +11,15 @@ from typing import NamedTuple
 
 _CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables by which a user, or a launcher in their place, says how many threads compute."""
-IS_CHOSEN = any(os.environ.get(name) for name in _CHOSEN)
-"""Whether one is set, seen before Lightning sets it for the ranks that it launches."""
+
+
+def _is_chosen() -> bool:
+    numbers = (os.environ.get(name, "").split(",")[0].strip() for name in _CHOSEN)
+    return any(number.isdecimal() and int(number) > 0 for number in numbers)
+
+
+IS_CHOSEN = _is_chosen()
+"""Whether one is set to a number above 0, seen before Lightning sets it for ranks it launches."""
 
 
 def let_waiting_threads_sleep() -> None:
@@ -99,13 +106,19 @@ def _mounts(root: Path) -> dict[str, _Mount]:
     mounts: dict[str, _Mount] = {}
     for line in _lines(root / "proc/self/mountinfo"):  # its fields: proc_pid_mountinfo(5)
         fields, _, kind = line.partition(" - ")
-        _, _, _, top, point, *_ = fields.split()
-        system, _, options = kind.split(maxsplit=2)
-        if system == "cgroup2" or (system == "cgroup" and "cpu" in options.split(",")):
-            place = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point)
+        system, _, options = kind.partition(" ")
+        if system == "cgroup2" or (
+            system == "cgroup" and "cpu" in options.rpartition(" ")[2].split(",")
+        ):
+            _, _, _, top, point, *_ = map(_unescaped, fields.split(" "))
             name = "cpu" if system == "cgroup" else ""
-            mounts.setdefault(name, _Mount(root / place.lstrip("/"), top))
+            mounts.setdefault(name, _Mount(root / point.lstrip("/"), top))
     return mounts
+
+
+def _unescaped(field: str) -> str:
+    """A field of mountinfo, whose blanks and backslashes are written as octal numbers."""
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)
 
 
 def _quotas(folder: Path) -> Iterator[float]:
@@ -114,11 +127,18 @@ def _quotas(folder: Path) -> Iterator[float]:
     if not words:
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         words = [line for name in names for line in _lines(folder / name)]
-    if len(words) == 2 and words[0] not in ("max", "-1"):
+    if len(words) == 2 and all(word.isdecimal() and int(word) for word in words):  # not "max", -1
         quota, period = map(int, words)
         yield quota / period
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines of a file; none where there is no such file, as on a Mac."""
-    return path.read_text().splitlines() if path.is_file() else []
+    """Lines of a file; none of one that is not there, as on a Mac, or cannot be read.
+
+    A quota that nobody can see does not end a run: its threads are then as many as without one.
+    """
+    try:
+        text = os.fsdecode(path.read_bytes())
+    except OSError:
+        return []
+    return [line for line in text.split("\n") if line]

@@ -173,13 +173,45 @@ def set_threads(trainer: Trainer, most: int | None = None) -> None:
     if cores.IS_CHOSEN:
         return
     environment = trainer._accelerator_connector.cluster_environment
-    allocated = int(os.environ.get("SLURM_CPUS_ON_NODE", "0"))
-    bound = isinstance(environment, SLURMEnvironment) and len(cores.allowed_cpus()) < allocated
+    allocated = 0
+    if isinstance(environment, SLURMEnvironment):
+        allocated = int(os.environ.get("SLURM_CPUS_ON_NODE") or 0)
+    bound = len(cores.allowed_cpus()) < allocated
     share = cores.share_of_rank(trainer.num_devices, bound=bound)
+    if allocated and not bound:  # a node that Slurm does not divide: it is more than the job's
+        share = min(share, max(1, allocated // trainer.num_devices))
     if trainer.strategy.root_device.type != "cpu":
         workers: int = getattr(getattr(trainer, "datamodule", None), "num_workers", 0)
         share = max(1, share - workers)
-    torch.set_num_threads(share if most is None else min(share, max(1, most)))
+    if trainer.strategy.launcher is None:  # else Lightning has set a number of its own by now
+        share = min(share, _threads.given())
+    os.environ.pop("OMP_NUM_THREADS", None)  # Lightning's, which ranks of a later run would inherit
+    _threads.ours = share if most is None else min(share, max(1, most))
+    torch.set_num_threads(_threads.ours)
+
+
+def give_back_threads() -> None:
+    """Have torch compute on as many threads as before `set_threads`, in a process that goes on."""
+    if _threads.ours == torch.get_num_threads():
+        torch.set_num_threads(_threads.before)
+
+
+class _Threads:
+    """Threads that torch had before this program changed their number, and those it was given."""
+
+    def __init__(self) -> None:
+        self.before = torch.get_num_threads()
+        self.ours: int | None = None
+
+    def given(self) -> int:
+        """The number that is not ours: torch's, or what a user of Python has set."""
+        now = torch.get_num_threads()
+        if now != self.ours:
+            self.before, self.ours = now, None
+        return self.before
+
+
+_threads = _Threads()
 
 
 def announce(trainer: Trainer, precision: str) -> None:

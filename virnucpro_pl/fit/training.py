@@ -21,7 +21,7 @@ from torchmetrics.classification import (
     BinaryRecall,
 )
 
-from virnucpro_pl.devices import announce, set_threads
+from virnucpro_pl.devices import announce, give_back_threads, set_threads
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.fit.labelled_datamodule import labelled_data
 from virnucpro_pl.fit.labelled_rows import LabelledBatch
@@ -117,6 +117,10 @@ class ClassifierTraining(LightningModule):
         set_threads(self.trainer, labelled_data(self.trainer).batch_size // _ROWS)
         announce(self.trainer, str(self.trainer.precision))
         return []
+
+    def teardown(self, stage: str) -> None:
+        """Leave the process as many threads as it had."""
+        give_back_threads()
 
     def configure_model(self) -> None:
         """Make the network of the embeddings' width, its matrices drawn as the authors draw them.

@@ -84,7 +84,7 @@ def write_regions(
     """Write `regions.tsv` and `regions.fasta`, headers and nothing where there are no regions.
 
     A record of which only a sample of the chunks was computed has none: between two chunks of the
-    sample a region could hide, or two of them end.
+    sample a region could hide, and two viral ones need not be of one region.
 
     Args:
         folder: Where.

@@ -280,11 +280,14 @@ class TableWriter(StreamingWriter):
         run.signals.shielded = True  # to the end: there is little behind the last merge
         rows, origin, inputs = run.source.store, run.source.origin, run.source.inputs
         assert origin is not None, "only ORFs of contigs have both embeddings"
-        shared = ("input_sha256", "chunk_length", "precision", "package_version", "torch_version")
+        shared = (
+            *("input_sha256", "chunk_length", "min_length", "max_chunks", "precision"),
+            *("package_version", "torch_version"),
+        )
         residues = provenance["max_length"]
         longest = {"protein": residues, "DNA": residues and CODON_BASES * residues}
         for name, molecule in _EMBEDDINGS.items():
-            attributes = {key: provenance[key] for key in shared}
+            attributes = {key: provenance[key] for key in shared if key in provenance}
             for key, value in provenance.items():
                 if key.endswith(f"_{name}"):
                     attributes[key.removesuffix(f"_{name}")] = value
