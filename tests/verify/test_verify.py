@@ -287,7 +287,7 @@ def test_two_ranks_meet_the_numbers_in_both_precisions(
 
 @pytest.mark.slow
 def test_two_ranks_with_random_weights_exit_1_and_one_of_them_says_so(start, temporary):
-    running = start(*DEMO, *TWO)
+    running = start(*DEMO, *TWO, "--trainer.precision", 32)  # one table on any processor
     ended = running.wait(120)
     running.assert_nothing_left()
     assert ended.code == 1, ended.log
