@@ -153,24 +153,24 @@ def make_trainer(**options):
 @pytest.mark.parametrize("ranks", [1, 2, 1000])
 def test_threads_are_a_ranks_share_of_the_cores(nobody_chose, ranks):
     set_threads(make_trainer(devices=ranks, strategy="ddp"))
-    assert torch.get_num_threads() == max(1, allowed_cores() // ranks)
+    assert torch.get_num_threads() == share_of_rank(ranks) <= max(1, allowed_cores() // ranks)
 
 
 @pytest.mark.parametrize("bound", [True, False])
 def test_threads_of_a_task_that_slurm_has_bound_are_all_of_its_cores(
     nobody_chose, monkeypatch, bound
 ):
-    mine, cpus = allowed_cores(), len(allowed_cpus())
+    cpus = len(allowed_cpus())
     for name, value in (STEP | {"SLURM_CPUS_ON_NODE": str(2 * cpus if bound else cpus)}).items():
         monkeypatch.setenv(name, value)
     set_threads(make_trainer(devices=2, strategy="ddp"))
-    assert torch.get_num_threads() == (mine if bound else max(1, mine // 2))
+    assert torch.get_num_threads() == share_of_rank(2, bound=bound)
 
 
 @pytest.mark.parametrize(("most", "threads"), [(0, 1), (1, 1), (2, 2), (1000, None)])
 def test_threads_are_no_more_than_there_is_work_for(nobody_chose, most, threads):
     set_threads(make_trainer(devices=1), most)
-    assert torch.get_num_threads() == min(threads or most, allowed_cores())
+    assert torch.get_num_threads() == min(threads or most, share_of_rank(1))
 
 
 def test_threads_that_the_user_has_chosen_stay(nobody_chose, monkeypatch):
@@ -225,7 +225,7 @@ def test_ranks_of_a_node_share_its_cores(start):
     two = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
     ended = start(*DEMO, *two, env=NOBODY_CHOSE).wait(180)
     assert ended.code == 0, ended.log
-    assert f"on the CPU ({max(1, allowed_cores() // 2)} thread" in ended.log
+    assert f"on the CPU ({share_of_rank(2)} thread" in ended.log
 
 
 # How threads wait ---------------------------------------------------------------------------------
