@@ -69,13 +69,12 @@ def publish_folder(folder: Path, path: Path, replaced: Path, *, overwrite: bool)
     """
     for file in (*folder.iterdir(), folder):
         flush(file)
-    if path.is_symlink() or (overwrite and path.exists() and any(path.iterdir())):
-        path.rename(replaced)
     try:
+        if path.is_symlink() or (overwrite and path.exists() and any(path.iterdir())):
+            path.rename(replaced)
         folder.rename(path)  # also in the place of an empty folder
-    except BaseException:  # a signal among them: there shall be one of both
+    finally:  # whatever comes between, a signal among it: there shall be one of both
         restore_folder(path, replaced)
-        raise
     flush(path.parent)
     if replaced.is_symlink():
         replaced.unlink()
