@@ -146,8 +146,10 @@ def test_overwrite_starts_over(start, words, slow, whole, tmp_path):
     options = (*words, "--trainer.max_epochs", EPOCHS, "--writer.overwrite", "true")
     command = start(*options, launcher=slow)
     command.wait_for((tmp_path / "waiting").exists)
-    command.kill()
-    command.wait(30)
+    os.kill(command.pid, signal.SIGTERM)
+    ended = command.wait(30)
+    assert ended.code == 143, ended.log
+    assert "the same command with --writer.overwrite false goes on from there" in ended.log
     ended = start(*options).wait(60)
     assert ended.code == 0, ended.log
     assert "Continuing" not in ended.log

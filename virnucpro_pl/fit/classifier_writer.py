@@ -313,10 +313,14 @@ class ClassifierWriter(Checkpoint):
         if not self.state_file.exists():
             shutil.rmtree(self._parts, ignore_errors=True)
         elif self._trains:
+            command = "the same command"
+            if self.overwrite:
+                command += " with --writer.overwrite false"
+                command += f", with {self.path} moved away," if is_taken(self.path) else ""
             log.warning(
-                "Stopped: the state after the last whole epoch is kept in %s; the same command "
-                "goes on from there",
-                self._parts,
+                "Stopped: the state after the last whole epoch is kept in %s; %s goes on from "
+                "there",
+                *(self._parts, command),
             )
         self._locks.release()
 
