@@ -34,9 +34,14 @@ class Operations:
             cos: (T, K/2) cosines of the angles, in fp32; computed in fp32.
             sin: (T, K/2) sines.
         """
-        first, second = qkv[:, :2].chunk(2, dim=-1)  # (T, 2, H, K/2)
         cos, sin = cos[:, None, None], sin[:, None, None]
-        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        wide = torch.promote_types(qkv.dtype, torch.float32)
+        pairs = qkv[:, :2].to(wide)  # (T, 2, H, K)
+        first, second = pairs.chunk(2, dim=-1)
+        turned = torch.empty_like(pairs)
+        one, two = turned.chunk(2, dim=-1)
+        torch.mul(first, cos, out=one).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=two).addcmul_(first, sin)
         q, k = turned.to(qkv.dtype).unbind(1)
         return q, k, qkv[:, 2]
 

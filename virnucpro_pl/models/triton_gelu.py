@@ -30,7 +30,8 @@ def gelu_formula(x):  # type: ignore[no-untyped-def]
     return tl.maximum(x, 0.0) - size * (density * t * series)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# Not specialized: every other length would compile it again.
+@triton.jit(do_not_specialize=["elements"])  # type: ignore[untyped-decorator]
 def _gelu(x_ptr, elements, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """One block of elements."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -40,7 +40,8 @@ _GELU = Tile(128, 256, 64, 8, flatten=True)
 _GATED = Tile(128, 128, 64, 16, flatten=False)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# Not specialized: every other length would compile it again.
+@triton.jit(do_not_specialize=["tokens"])  # type: ignore[untyped-decorator]
 def _linear_gelu(  # type: ignore[no-untyped-def]
     x_desc, weight_desc, out_desc, bias_ptr, tokens,
     WIDTH: tl.constexpr, OUT: tl.constexpr, GATED: tl.constexpr, DTYPE: tl.constexpr,

@@ -10,7 +10,8 @@ _ROWS = 32
 """Heads of queries and keys in a block; with 4 warps as fast as a copy on an H200."""
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# Not specialized: every other length would compile it again.
+@triton.jit(do_not_specialize=["tokens"])  # type: ignore[untyped-decorator]
 def _rotate(  # type: ignore[no-untyped-def]
     qkv_ptr, cos_ptr, sin_ptr, tokens,
     HEADS: tl.constexpr, HALF: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
