@@ -26,6 +26,13 @@ log = logging.getLogger(__name__)
 
 _COMPARED = 1024
 """Rows of a block in which vectors are compared."""
+_IMPORT = """
+import gc
+gc.disable()
+from virnucpro_pl.cli.main import load_with_lightning
+load_with_lightning("virnucpro_pl.cli.predict:predict")
+"""
+"""What the command does before it reads its options."""
 
 
 class ProcessRow(NamedTuple):
@@ -41,7 +48,7 @@ class ProcessRow(NamedTuple):
     over_read_and_copy: float
     """That time over the time to read the weights file and copy it to one device."""
     import_seconds: float
-    """Of a process that imports the command, and with it Lightning and PyTorch, and ends."""
+    """Of a process that imports what the command does, Lightning and PyTorch with it, and ends."""
     first_pack_seconds: float
     """Compilation included."""
     merge_seconds: float
@@ -174,9 +181,9 @@ def read_and_copy(case: Case, path: Path) -> float:
 
 
 def time_import() -> float:
-    """Seconds of a process that imports the command, and with it Lightning, and ends."""
+    """Seconds of a process that imports what the command does, Lightning with it, and ends."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import virnucpro_pl.cli.predict"], check=True)
+    subprocess.run([sys.executable, "-c", _IMPORT], check=True)
     return time.perf_counter() - began
 
 
