@@ -78,8 +78,6 @@ def test_hidden_states_other_neighbours_change_nothing(encoder, sequences):
 
 def test_hidden_states_bias_in_pieces_equal_reference(encoder, expected, sequences, monkeypatch):
     monkeypatch.setattr(padded_attention, "_BIAS_ELEMENTS", 5_000)  # one query at a time
-        padded_attention, "_BIAS_ELEMENTS", 5_000
-    )  # one query of the longest at a time
     for ours, theirs in zip(hidden_states(encoder, sequences), expected, strict=True):
         torch.testing.assert_close(ours, theirs[-1], rtol=0, atol=1e-5)
 
