@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from virnucpro_pl import devices
 from virnucpro_pl.bench import ours
 from virnucpro_pl.bench.agreement import vectors_apart
 from virnucpro_pl.bench.case import Case, draw, draw_genes, write_fasta
@@ -57,14 +58,16 @@ def fasta(write_fasta, tmp_path):
     return write_fasta(tmp_path / "in.faa", ["MKVLAAGIVKLM" * n for n in (2, 5, 1, 3)])
 
 
-def test_bench_of_a_file_compares_peers(bench, fasta):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_bench_of_a_file_compares_peers(bench, fasta, monkeypatch, precision):
+    monkeypatch.setattr(devices, "has_bf16_units", lambda: precision == "bf16")
     found, shown = bench("--model", SMALL, "--workload", fasta, "--tokens_per_batch=150")
     names = [
         "virnucpro-pl, encoder alone",
         "virnucpro-pl, end to end",
         "tokenising, one core",
-        "fair-esm, fp32",
-        "transformers, fp32, SDPA",
+        f"fair-esm, {precision}",
+        f"transformers, {precision}, SDPA",
         "VirNucPro's setting: fair-esm, fp32, 2,048 tokens",
     ]
     best = re.compile(r", [\d,]+ places$")

@@ -171,6 +171,24 @@ def test_threads_that_ask_at_once_all_wait_for_it(python, stand_in):
     assert python(LIGHT + dedent(lines)) == ["1", "False"]
 
 
+def test_thread_that_imports_a_part_and_one_that_asks_for_the_package_both_end(python):
+    lines = """
+        lighten()
+        import sys, threading, time
+        def of_package():
+            from torchmetrics import Accuracy
+        def of_part():
+            import torchmetrics.classification
+        threads = [threading.Thread(target=f, daemon=True) for f in (of_package, of_part)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        print(any(thread.is_alive() for thread in threads), flush=True)
+    """
+    assert python(LIGHT + dedent(lines)) == ["False"]
+
+
 def test_fault_of_the_rest_is_told_to_all_who_ask(python, stand_in):
     stand_in({"__init__.py": "import no_such_package", **SHAPE})
     lines = """

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from virnucpro_pl.models import dnabert_s, esm2
+from virnucpro_pl.models import dnabert_s, esm2, triton_linear
 from virnucpro_pl.models.operations import Operations
 from virnucpro_pl.models.triton_attention import packed_attention
 from virnucpro_pl.models.triton_gelu import gated_gelu, gelu_in_place
-from virnucpro_pl.models.triton_linear import gated_linear, linear_gelu
+from virnucpro_pl.models.triton_linear import can_fuse, gated_linear, linear_gelu
 from virnucpro_pl.models.triton_norm import add_then_norm, norm_of_sum
 from virnucpro_pl.models.triton_rotary import rotate_in_place
 
@@ -158,6 +158,20 @@ def test_product_with_its_activation_equals_torch(tokens, width, out, gated):
     linear.double()
     plain = Operations().gated_linear if gated else Operations().linear_gelu
     torch.testing.assert_close(found.double(), plain(x.double(), linear), rtol=2e-3, atol=2e-3)
+
+
+def test_product_takes_its_activation_along_on_hopper_and_for_aligned_rows(monkeypatch):
+    x = torch.zeros(3, 16).half()
+    fit = torch.nn.Linear(16, 32).half()
+    assert not can_fuse(x, fit)  # a CPU
+    monkeypatch.setattr(triton_linear, "_is_hopper", lambda device: True)
+    assert can_fuse(x, fit)
+    assert not can_fuse(x, fit.float())
+    assert not can_fuse(x, torch.nn.Linear(20, 32).half())
+    assert not can_fuse(x, torch.nn.Linear(16, 24).half())
+    turned = torch.nn.Linear(16, 32).half()
+    turned.weight.data = torch.zeros(16, 32).half().t()
+    assert not can_fuse(x, turned)
 
 
 @pytest.mark.parametrize("kind", ["esm2", "dnabert_s"])

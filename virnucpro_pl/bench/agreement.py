@@ -44,9 +44,9 @@ def scores_apart(one: Path, several: Path, count: int) -> float:
     _check_ids(several, ids, count)
     a, b = (ScoreTable(folder / "prediction_results.txt") for folder in (one, several))
     found = compare_tables(a, b, several.parent)
-    if found.rows.compared != len(a):
-        raise OutputError(f"{several} lacks ORFs of {one}: {found.rows}")
-    return found.largest_change or 0.0
+    if found.largest_change is None or found.rows.compared != len(a):
+        raise OutputError(f"{several} lacks ORFs of {one}, or there are none: {found.rows}")
+    return found.largest_change
 
 
 def _check_ids(path: Path, ids: Sequence[str], count: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from virnucpro_pl import devices
 from virnucpro_pl.bench.vocabulary import write_tokenizer
 from virnucpro_pl.input.alphabets import ALPHABETS
 from virnucpro_pl.input.packed_batch import PackedBatch, pack
@@ -52,8 +53,12 @@ class Case(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the matrix products."""
-        return torch.float16 if self.cuda and should_use_fp16() else torch.float32
+        """Of the matrix products, as 16-mixed computes them."""
+        if not should_use_fp16():
+            return torch.float32
+        if self.cuda:
+            return torch.float16
+        return torch.bfloat16 if devices.has_bf16_units() else torch.float32
 
     @property
     def products(self) -> tuple[int, list[tuple[int, int]]]:

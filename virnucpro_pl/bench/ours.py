@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from virnucpro_pl import devices
 from virnucpro_pl.bench.case import DNA, FEWEST, Case, write_fasta
 from virnucpro_pl.bench.meter import Row, measured, repeat
 from virnucpro_pl.input.contig_datamodule import ContigDataModule
@@ -19,7 +18,6 @@ from virnucpro_pl.models.attention import choose_attention
 from virnucpro_pl.output.hdf5_writer import HDF5Writer
 from virnucpro_pl.output.streaming_writer import StreamingWriter
 from virnucpro_pl.output.table_writer import TableWriter
-from virnucpro_pl.precision import should_use_fp16
 from virnucpro_pl.predict.embedders import DNABERTSEmbedder, ESM2Embedder
 from virnucpro_pl.predict.virnucpro import VirNucPro
 
@@ -31,21 +29,19 @@ def encoder_alone(case: Case, name: str = "virnucpro-pl, encoder alone") -> Row:
     embedder = case.embedder()
     batch = case.full_pack(embedder)
     encoder, _ = embedder.load_encoder(None, case.device, case.dtype)
-    # What 16-mixed computes in.
-    reduced = torch.float16 if case.cuda else torch.bfloat16
-    is_reduced = should_use_fp16() and (case.cuda or devices.has_bf16_units())
+    is_reduced = case.dtype != torch.float32
     backend = choose_attention(
         "auto", device=case.device, reduced=is_reduced, biased=embedder.biased
     )
-    fused = backend != "sdpa"
+    has_kernels = backend != "sdpa"
 
     def step() -> None:
-        encoder(batch.tokens, batch.cu_seqlens, batch.max_seqlen, backend, None, fused)
+        encoder(batch.tokens, batch.cu_seqlens, batch.max_seqlen, backend, None, has_kernels)
 
     with (
         measured(case) as timed,
         torch.inference_mode(),
-        torch.autocast(case.device.type, reduced, enabled=is_reduced),
+        torch.autocast(case.device.type, case.dtype, enabled=is_reduced),
     ):
         timed.warm_up, times = repeat(case, step, min(case.seconds / 3, 10.0))
         timed.seconds = statistics.median(times)

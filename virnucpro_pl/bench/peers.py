@@ -25,6 +25,8 @@ _ORIGINAL_TOKENS = 2048
 _BUDGETS = {"cuda": (8_192, 32_768, 131_072), "cpu": (512, 1_024, 2_048, 4_096)}
 """Places of a padded batch; the fastest counts."""
 
+_PRECISIONS = {torch.float16: "half", torch.bfloat16: "bf16", torch.float32: "fp32"}
+
 
 def peers(case: Case, authors_code: ModuleType | None) -> Iterator[Row]:
     """Measure all peers of the case's model.
@@ -39,7 +41,7 @@ def peers(case: Case, authors_code: ModuleType | None) -> Iterator[Row]:
             yield one_at_a_time(case, f"{name}, authors' code", dnabert_s_of(authors_code, case))
         yield one_at_a_time(case, f"{name}, this network", this_network(case))
         return
-    precision = "half" if case.dtype == torch.float16 else "fp32"
+    precision = _PRECISIONS[case.dtype]
     yield _best(case, f"fair-esm, {precision}", fair_esm(case, case.dtype))
     yield _best(case, f"transformers, {precision}, SDPA", transformers(case))
     name = "VirNucPro's setting: fair-esm, fp32, 2,048 tokens"

@@ -21,11 +21,14 @@ log = logging.getLogger(__name__)
 
 _PACKAGE = "torchmetrics"
 _PLOT = "torchmetrics.utilities.plot"
-_running = RLock()
 
 
 class _Waiting(ModuleType):
-    """A module that runs once it is asked for a name that it was not given."""
+    """A module that runs once it is asked for a name that it was not given.
+
+    Each has a lock of its own: with one for all a thread that runs the package, and waits for a
+    part of it, would wait for ever for another one that imports this part, and asks for plots.
+    """
 
     def __getattr__(self, name: str) -> Any:
         self.run()
@@ -35,7 +38,7 @@ class _Waiting(ModuleType):
 
     def run(self) -> None:
         """Run it, unless it has run, or does so right now, or is not ready to."""
-        with _running:
+        with vars(self)["_lock"]:
             if not vars(self).pop("_is_ready", False):
                 return
             spec = self.__spec__
@@ -61,7 +64,7 @@ def lighten_torchmetrics() -> None:
     before = set(sys.modules)
     try:
         _lighten(spec)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # noqa: BLE001 - of whatever kind, then all of it is imported
         log.debug("All of torchmetrics is imported, since its parts are not as expected: %s", error)
         for name in set(sys.modules) - before:
             if name.partition(".")[0] == _PACKAGE:
@@ -88,6 +91,7 @@ def _put_off(spec: ModuleSpec | None) -> dict[str, Any]:
     if spec is None:
         raise ImportError(f"There is no {_PLOT}")
     module = module_from_spec(spec)
+    vars(module)["_lock"] = RLock()
     module.__class__ = _Waiting
     sys.modules[spec.name] = module
     return vars(module)

@@ -17,8 +17,8 @@ from virnucpro_pl.input.packing import cut_by_sums, plan_packs
 from virnucpro_pl.input.records import map_array
 
 COPY, VARIANT, FIRST = 0, 1, 2
-"""What a row is in its group: its first one; another one, with a second sequence that none before
-it has; or one that brings nothing new."""
+"""What a row brings to those before it in its group: nothing new, a second sequence that none of
+them has, or the group itself."""
 COPIES = 8192
 """Rows beyond the first of their group that a pack holds at most: each gets a vector of its own on
 the host. Of a larger group the sequence is computed once for so many rows, which takes less time

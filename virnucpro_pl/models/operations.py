@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Operations:
-    """PyTorch's own operations, for every device and precision.
+    """PyTorch's own operations, for every device and precision; without gradients.
 
     `triton_operations` has kernels for the same.
     """
@@ -57,7 +57,12 @@ class Operations:
 
 
 def choose_operations(fused: bool) -> Operations:
-    """Kernels, which need a GPU that Triton compiles for and matrix products in half; or none."""
+    """Choose how to compute what is no matrix product.
+
+    Args:
+        fused: Whether by Triton's kernels, which want a GPU that it compiles for, and products in
+            FP16 or BF16; else by PyTorch.
+    """
     if not fused:
         return Operations()
     from virnucpro_pl.models.triton_operations import TritonOperations  # no Triton without a GPU

@@ -26,13 +26,13 @@ def _attend(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, out_ptr, cu_ptr, slopes_ptr,
     q_token, q_head, k_token, k_head, v_token, v_head, out_token, out_head,
     scale,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, BIASED: tl.constexpr,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BIASED: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one sequence and head, against all keys of that sequence."""
-    head = tl.program_id(0)
-    sequence = tl.program_id(1)
-    first = tl.program_id(2) * QUERIES
+    head = tl.program_id(0) % HEADS
+    sequence = tl.program_id(0) // HEADS  # not an axis of its own, which ends at 65,535
+    first = tl.program_id(1) * QUERIES
     start = tl.load(cu_ptr + sequence).to(tl.int64)
     length = (tl.load(cu_ptr + sequence + 1) - start).to(tl.int32)
     if first >= length:
@@ -106,12 +106,12 @@ def packed_attention(
     out = torch.empty((tokens, heads, width), dtype=query.dtype, device=query.device)
     sequences = len(cu_seqlens) - 1
     queries = 64 if tokens <= _SHORT * sequences else 128
-    grid = (heads, sequences, triton.cdiv(max_seqlen, queries))
+    grid = (heads * sequences, triton.cdiv(max_seqlen, queries))
     _attend[grid](
         query, key, value, out, cu_seqlens, slopes,
         *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *out.stride()[:2],
         width**-0.5 * _LOG2_E,
-        WIDTH=width, PADDED=max(16, triton.next_power_of_2(width)), BIASED=slopes is not None,
-        QUERIES=queries, KEYS=_KEYS, num_warps=4, num_stages=3,
+        HEADS=heads, WIDTH=width, PADDED=max(16, triton.next_power_of_2(width)),
+        BIASED=slopes is not None, QUERIES=queries, KEYS=_KEYS, num_warps=4, num_stages=3,
     )  # fmt: skip
     return out

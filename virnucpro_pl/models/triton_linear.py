@@ -87,9 +87,11 @@ def _is_hopper(device: torch.device) -> bool:
 
 
 def can_fuse(x: Tensor, linear: nn.Linear) -> bool:
-    """Whether the kernel is worth its while on this card, and copies such rows."""
+    """Whether the kernel is worth its while on this card, and copies such rows; of any x (T, D)."""
+    weight = linear.weight
     is_aligned = linear.in_features % _ALIGNED == linear.out_features % (2 * _ALIGNED) == 0
-    return is_aligned and x.dtype == linear.weight.dtype and _is_hopper(x.device)
+    is_fit = is_aligned and weight.is_contiguous() and weight.dtype == x.dtype
+    return is_fit and _is_hopper(x.device)
 
 
 def linear_gelu(x: Tensor, linear: nn.Linear) -> Tensor:
@@ -102,7 +104,8 @@ def linear_gelu(x: Tensor, linear: nn.Linear) -> Tensor:
     Returns:
         (T, I) in the dtype of `x`.
     """
-    return _launch(x, linear.weight, linear.bias, linear.out_features, _GELU)
+    assert linear.bias is not None
+    return _launch(x, linear, linear.out_features, _GELU)
 
 
 def gated_linear(x: Tensor, linear: nn.Linear) -> Tensor:
@@ -116,20 +119,20 @@ def gated_linear(x: Tensor, linear: nn.Linear) -> Tensor:
         (T, I) in the dtype of `x`.
     """
     assert linear.bias is None
-    return _launch(x, linear.weight, None, linear.out_features // 2, _GATED)
+    return _launch(x, linear, linear.out_features // 2, _GATED)
 
 
-def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, width_out: int, tile: Tile) -> Tensor:
+def _launch(x: Tensor, linear: nn.Linear, width_out: int, tile: Tile) -> Tensor:
     tokens, width = x.shape
     out = torch.empty((tokens, width_out), dtype=x.dtype, device=x.device)
     tiles = triton.cdiv(tokens, tile.rows) * triton.cdiv(width_out, tile.columns)
     programs = _processors(x.device)
     _linear_gelu[(min(programs, tiles),)](
         TensorDescriptor.from_tensor(x, [tile.rows, tile.depth]),
-        TensorDescriptor.from_tensor(weight, [tile.columns, tile.depth]),
+        TensorDescriptor.from_tensor(linear.weight, [tile.columns, tile.depth]),
         TensorDescriptor.from_tensor(out, [tile.rows, tile.columns]),
-        bias, tokens,
-        WIDTH=width, OUT=width_out, GATED=bias is None,
+        linear.bias, tokens,
+        WIDTH=width, OUT=width_out, GATED=tile is _GATED,
         DTYPE=tl.bfloat16 if x.dtype == torch.bfloat16 else tl.float16,
         ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=tile.group,
         FLATTEN=tile.flatten, PROGRAMS=programs, num_stages=3, num_warps=8,

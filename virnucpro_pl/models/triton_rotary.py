@@ -42,7 +42,8 @@ def rotate_in_place(qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
         sin: (T, K/2) sines.
     """
     tokens, _, heads, width = qkv.shape
-    half = width // 2
+    half = cos.shape[1]
+    assert width == 2 * half, (width, half)
     _rotate[(triton.cdiv(tokens * 2 * heads, _ROWS),)](
         qkv, cos, sin, tokens,
         HEADS=heads, HALF=half, PADDED=triton.next_power_of_2(half), ROWS=_ROWS, num_warps=4,

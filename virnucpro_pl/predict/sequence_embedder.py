@@ -64,7 +64,7 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
     ) -> None:
         """Keep the options of an embedder; `name` is the model's until its sizes are known."""
         super().__init__(name, layer=layer, enable_fp16=enable_fp16, attention=attention)
-        self.compile_layers = compile
+        self.wants_kernels = compile is not False
         self.on_instability = on_instability
         self._recovery = Recovery(on_instability, self._record, self._embed_in_fp32)
         self._start_over()
@@ -95,7 +95,9 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
         self._full_encoder: list[ESM2 | DNABERTS] = []  # within a list it is no part of the module
 
     def on_predict_start(self) -> None:
-        """On a CPU, say how long the run will take."""
+        """Say how it computes; on a CPU, how long the run will take, too."""
+        if self.is_fused:
+            log.info("%s computes by kernels that are compiled at their first use", self.name)
         data = source_of(self.trainer)
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         if (
@@ -149,7 +151,7 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
     @property
     def is_fused(self) -> bool:
         """Whether kernels compute what lies between the matrix products."""
-        return self.compile_layers is not False and self.attention_used != "sdpa"
+        return self.wants_kernels and self.attention_used != "sdpa"
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Hidden states (T, D) of a pack."""

@@ -162,7 +162,7 @@ class VirNucPro(ClassifyingModule, LooksAhead):
         self.classifier = classifier.to(self.trainer.strategy.root_device)
 
     def on_predict_start(self) -> None:
-        """Let both embedders choose what they compile, and keep TF32 from the classifier."""
+        """Let both embedders tell how they compute, and keep TF32 from the classifier."""
         for embedder in self.embedders:
             embedder.on_predict_start()
         torch.set_float32_matmul_precision("highest")
