@@ -369,6 +369,7 @@ def test_files_joined_or_with_junk_behind_them_are_refused(tmp_path, suffix):
         "a\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\tIII\n",
         "a\t0x4\t*\t0\t0\t*\t*\t0\t0\tACGT\t*\n",
         "a\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\t*",
+        "@a\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\t*\n",
         "\n",
         "@HD\tVN:1.6\n",
         "@HD\tVN:1.6\nb\t4\t*\t0\t0\t*\t*\t0\t0\n",
@@ -378,6 +379,15 @@ def test_sam_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "x").write_text("@CO\tx\n" + READ.decode() + text)
     with pytest.raises(InputError, match=r"x cannot be read past read 1 \(r1\)"):
         parse(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "text", ["@HD\tVN:1.6\n@CO\tcut", "@HD\tVN:1.6\n@a\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\t*\n"]
+)
+def test_sam_without_a_read_is_read_to_its_end(tmp_path, text):
+    (tmp_path / "x").write_text(text)
+    with pytest.raises(InputError, match="x cannot be read: "):
+        read_records(tmp_path / "x", DNA, tmp_path, allow_empty=True)
 
 
 def test_bam_in_plain_gzip_is_refused_with_the_reason(tmp_path):

@@ -191,11 +191,13 @@ def _reads_of_text(lines: Iterable[str]) -> Iterator[Read]:
         ValueError: If a line is none.
         EOFError: If the last one does not end.
     """
-    is_header = True
+    in_header = True
     for line in lines:
-        is_header &= line.startswith("@")
-        if is_header:
+        if not line.endswith("\n"):
+            raise EOFError(_CUT_OFF)
+        if in_header and _HEADER_LINE.match(line.encode("latin-1")):
             continue
+        in_header = False
         name, flag, *others = line.removesuffix("\n").split("\t")
         if len(others) < _FIELDS - 2 or line[0] == "@" or not (flag.isascii() and flag.isdigit()):
             raise ValueError(line)
@@ -203,8 +205,6 @@ def _reads_of_text(lines: Iterable[str]) -> Iterator[Read]:
         letters = "" if letters == "*" else letters
         if quality != "*" and len(quality) != len(letters):
             raise ValueError(line)
-        if not line.endswith("\n"):
-            raise EOFError(_CUT_OFF)
         yield Read(name, int(flag), letters, reference != "*")
 
 
