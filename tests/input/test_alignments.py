@@ -80,6 +80,8 @@ READ = b"r1\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\tIIII\n"
         (gzip.compress(b"BAM\1" + bytes(9000))[:30], "BAM"),
         (b"@HD\tVN:1.6\n", "SAM"),
         (b"@HD\tVN:1.6\r\n" + READ, "SAM"),
+        (b"@HD\tVN:1.6\r" + READ, "SAM"),
+        (b"@HD\tVN:1.6\rACGT\r+\rIIII\r", None),
         (b"@SQ\tSN:chr1\tLN:9\n@SQ\tSN:chr2\tLN:9\n", "SAM"),
         (b"@CO\tany words\n" + READ, "SAM"),
         (gzip.compress(b"@RG\tID:a\n" + READ), "SAM"),
@@ -367,6 +369,8 @@ def test_files_joined_or_with_junk_behind_them_are_refused(tmp_path, suffix):
     "text",
     [
         "a\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\tIII\n",
+        "a\t4\t*\t\t0\t*\t*\t0\t0\tACGT\t*\n",
+        "a\t-4\t*\t0\t0\t*\t*\t0\t0\tACGT\t*\n",
         "a\t0x4\t*\t0\t0\t*\t*\t0\t0\tACGT\t*\n",
         "a\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\t*",
         "@a\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\t*\n",

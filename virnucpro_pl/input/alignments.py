@@ -84,6 +84,7 @@ def kind_of(head: bytes) -> Kind | None:
     text = _inflated(head) if head.startswith(_GZIP) else head
     if text.startswith(b"BAM\1") and text is not head:
         return "BAM"
+    text = re.sub(rb"\r\n?", b"\n", text)
     first, _, rest = text.partition(b"\n")
     if not _HEADER_LINE.match(first):
         return "SAM" if _is_read(first, text) else None
@@ -198,10 +199,10 @@ def _reads_of_text(lines: Iterable[str]) -> Iterator[Read]:
         if in_header and _HEADER_LINE.match(line.encode("latin-1")):
             continue
         in_header = False
-        name, flag, *others = line.removesuffix("\n").split("\t")
-        if len(others) < _FIELDS - 2 or line[0] == "@" or not (flag.isascii() and flag.isdigit()):
+        fields = line.removesuffix("\n").split("\t")
+        if len(fields) < _FIELDS or line[0] == "@" or not (all(fields) and fields[1].isdigit()):
             raise ValueError(line)
-        reference, letters, quality = others[0], others[7], others[8]
+        name, flag, reference, *_, letters, quality = fields[:_FIELDS]
         letters = "" if letters == "*" else letters
         if quality != "*" and len(quality) != len(letters):
             raise ValueError(line)
