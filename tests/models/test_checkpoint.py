@@ -85,6 +85,25 @@ def test_read_other_content_raises(tmp_path, content):
         read_checkpoint(tmp_path / "w.pt")
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(10**6, 10**6),  # four terabytes of four bytes
+        torch.ones(2, 2).to_sparse(),
+        torch.ones(2, device="meta"),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    ],
+    ids=["expanded", "sparse", "meta", "quantised"],
+)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_read_tensor_whose_numbers_are_not_in_the_file_raises(tmp_path, tensor, zipped):
+    path = tmp_path / "w.pt"
+    content = {"a": torch.ones(1), "b": tensor}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match=r"no plain tensors are b"):
+        read_checkpoint(path)
+
+
 def test_read_file_is_mapped_not_copied(weights_file):
     tensors = read_checkpoint(weights_file).tensors
     storages = {t.untyped_storage().data_ptr() for t in tensors.values()}
@@ -103,6 +122,8 @@ def test_read_file_is_mapped_not_copied(weights_file):
         ({"model-00001-of-00002.safetensors": ""}, "no model.safetensors.index.json"),
         ({"model.safetensors.index.json": "{"}, "index.json"),
         ({"model.safetensors.index.json": "{}"}, "index.json"),
+        ({"model.safetensors.index.json": "[" * 100_000}, r"index\.json cannot be read"),
+        ({"model.safetensors": None, "config.json": '{"a":' * 100_000}, r"g\.json cannot be read"),
         (
             {"model.safetensors.index.json": '{"weight_map": {"a": "model-1.safetensors"}}'},
             "lacks model-1.safetensors",

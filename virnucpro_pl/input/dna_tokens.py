@@ -134,7 +134,7 @@ def _read(file: Path) -> Tokenizer:
     try:
         refuse_pointer(file)
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file} cannot be read as a tokenizer: {error}") from error
     try:
         return Tokenizer.from_str(json.dumps(content))

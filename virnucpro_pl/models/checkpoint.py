@@ -147,11 +147,27 @@ def _fair_esm_config(file: Path, cfg: Any) -> argparse.Namespace:
     return config
 
 
+def is_plain(value: Any) -> bool:
+    """Tell whether a value is a tensor whose numbers all lie in its file, one by one.
+
+    One that is sparse, quantised or on no device is not, nor one that makes many numbers of few: a
+    file of a kilobyte may ask for more memory than there is.
+    """
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_complex()
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
+
+
 def _tensors(file: Path, content: dict[Any, Any]) -> dict[str, Tensor]:
-    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    others = [str(name) for name, value in content.items() if not is_plain(value)]
     if others or not content:
         no_tensors = listed(others) or "there, for it is empty"
-        raise WeightsError(f"{file} is not a weights file: no tensors are {no_tensors}")
+        raise WeightsError(f"{file} is not a weights file: no plain tensors are {no_tensors}")
     if nameless := [str(name) for name in content if not isinstance(name, str)]:
         raise WeightsError(
             f"{file} is not a weights file: no tensors' names are {listed(nameless)}"
@@ -208,7 +224,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _NoObjectError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise _NoObjectError(f"{path} cannot be read: it holds no JSON object")
