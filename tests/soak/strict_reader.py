@@ -222,8 +222,8 @@ def read_of(body: bytes, size: int) -> tuple[bytes, bytes]:
     if len(body) < size or length < 0 or end + length > size:
         raise Refused("a read that is cut")
     name = body[32 : 32 + name_size]
-    name = name.removesuffix(b"\0")
-    if b"\0" in name or not name.strip():
+    name = name.partition(b"\0")[0]
+    if not name.strip():
         raise Refused("a read without a name")
     codes = body[start:end].hex()[:length].encode()
     letters = codes.translate(bytes.maketrans(b"0123456789abcdef", b"=ACMGRSVTWYHKDBN"))
