@@ -61,7 +61,7 @@ def edit_tensors(rng: random.Random, tensors: dict[Any, Any], bait: Path) -> str
         return lambda: tensors.update({name: value})
 
     def huge() -> None:
-        sizes = [rng.choice([3, 10**4, 10**7, 2**40])] * max(tensor.ndim, 1)
+        sizes = [rng.choice([3, 10**4, 10**7, 2**30])] * max(tensor.ndim, 1)
         tensors[name] = torch.zeros(1).expand(*sizes)
 
     def spoil_number() -> None:

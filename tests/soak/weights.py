@@ -72,10 +72,10 @@ def trial(seed: int, folder: Path) -> dict:
 
 def write_torch(rng: random.Random, place: Path, said: list[str], content: Any, tensors: Any):
     """Spoil the tensors in a content, and write it."""
-    for _ in range(rng.choice([0, 0, 1, 1, 2])):
-        said.append(mutate.edit_tensors(rng, tensors, place / "bait"))
     path = place / rng.choice(["weights.pt", "weights.pth", "weights.ckpt", "weights.bin"])
     try:
+        for _ in range(rng.choice([0, 0, 1, 1, 2])):
+            said.append(mutate.edit_tensors(rng, tensors, place / "bait"))
         said.append(mutate.save_torch(rng, content, path))
     except (RuntimeError, NotImplementedError, UnicodeEncodeError):  # it cannot be saved so
         torch.save({}, path)
@@ -152,7 +152,7 @@ def check_transformers(rng: random.Random, place: Path, said: list[str]) -> str 
     """A folder with safetensors, ESM-2's or DNABERT-S's."""
     esm2 = rng.random() < 0.5
     tensors, config = (tiny.transformers_esm if esm2 else tiny.dnabert_s)(rng.randrange(99))
-    for _ in range(rng.choice([0, 1])):
+    if rng.random() < 0.5:
         said.append(mutate.edit_tensors(rng, tensors, place / "bait"))
     folder = place / "model"
     folder.mkdir()

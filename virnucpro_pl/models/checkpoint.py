@@ -192,7 +192,7 @@ def read_torch_file(path: Path, allowed: Sequence[Any] = (), what: str = "weight
         refuse_pointer(path)
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+                path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path)
             )
     except WeightsError:
         raise
@@ -207,6 +207,23 @@ def read_torch_file(path: Path, allowed: Sequence[Any] = (), what: str = "weight
     except Exception as error:  # damaged bytes make torch raise whatever comes
         fault = f"{type(error).__name__}: {error}"
         raise WeightsError(f"{path} cannot be read as a {what}: {fault}") from error
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Tell whether a file is a zip file whose members lie in it as they are.
+
+    torch maps compressed members as if they were not, and trusts a damaged head of one.
+
+    Raises:
+        OSError, zipfile.BadZipFile: If it is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        members = file.infolist()
+        for member in members:
+            file.open(member).close()  # compares its head with the directory
+    return all(member.compress_type == zipfile.ZIP_STORED for member in members)
 
 
 def _config_beside(file: Path) -> dict[str, Any] | None:
@@ -241,7 +258,7 @@ def _weight_files(folder: Path) -> list[Path]:
         index = folder / f"{single}.index.json"
         if index.is_file():
             weight_map = _read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict):
+            if not isinstance(weight_map, dict) or not weight_map:
                 raise WeightsError(f"{index} has no weight_map")
             named = sorted({str(name) for name in weight_map.values()})
             missing = [name for name in named if not (folder / name).is_file()]
