@@ -190,6 +190,17 @@ def test_load_classifier_module_without_its_tables_raises_weights_error(
         load_classifier(str(path))
 
 
+def test_load_classifier_flipped_number_raises_weights_error(state, tmp_path):
+    path = tmp_path / "c.pth"
+    torch.save(state, path)
+    weight = state["hidden_layer.weight"].numpy().tobytes()
+    data = bytearray(path.read_bytes())
+    data[data.index(weight) + 100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match=r"c\.pth cannot be read.*checksum of \S+ is another"):
+        load_classifier(str(path))
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\3\4 cut off", b">a\nACGT\n"])
 def test_load_classifier_junk_raises_weights_error(tmp_path, content):
     path = tmp_path / "c.pth"

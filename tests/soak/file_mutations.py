@@ -53,7 +53,7 @@ def edit_tensors(rng: random.Random, tensors: dict[Any, Any], bait: Path) -> str
         return ""
     name = rng.choice(sorted(map(str, tensors)))
     tensor = tensors.get(name)
-    if not isinstance(tensor, Tensor):
+    if not isinstance(tensor, Tensor) or tensor.numel() > 1_000_000:
         return ""
     other = rng.choice(sorted(map(str, tensors)))
 

@@ -175,13 +175,21 @@ def _tensors(file: Path, content: dict[Any, Any]) -> dict[str, Tensor]:
     return dict(content)
 
 
-def read_torch_file(path: Path, allowed: Sequence[Any] = (), what: str = "weights file") -> Any:
+def read_torch_file(
+    path: Path,
+    allowed: Sequence[Any] = (),
+    what: str = "weights file",
+    *,
+    checksums: bool = False,
+) -> Any:
     """Unpickle a `.pt`, `.pth`, `.bin` or `.ckpt` file on the CPU: tensors and allowed classes.
 
     Args:
         path: A zip file (mapped) or one of the older format (read).
         allowed: Classes beyond tensors that the file may name.
         what: What messages call it.
+        checksums: Whether to check those of a zip file, for which all of it is read: torch never
+            does.
 
     Raises:
         WeightsError: If the file is missing, damaged, or wants any other class.
@@ -192,7 +200,7 @@ def read_torch_file(path: Path, allowed: Sequence[Any] = (), what: str = "weight
         refuse_pointer(path)
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path)
+                path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path, checksums)
             )
     except WeightsError:
         raise
@@ -209,7 +217,7 @@ def read_torch_file(path: Path, allowed: Sequence[Any] = (), what: str = "weight
         raise WeightsError(f"{path} cannot be read as a {what}: {fault}") from error
 
 
-def _can_be_mapped(path: Path) -> bool:
+def _can_be_mapped(path: Path, checksums: bool) -> bool:
     """Tell whether a file is a zip file whose members lie in it as they are.
 
     torch maps compressed members as if they were not, and trusts a damaged head of one.
@@ -223,6 +231,8 @@ def _can_be_mapped(path: Path) -> bool:
         members = file.infolist()
         for member in members:
             file.open(member).close()  # compares its head with the directory
+        if checksums and (damaged := file.testzip()):
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is another one")
     return all(member.compress_type == zipfile.ZIP_STORED for member in members)
 
 

@@ -133,7 +133,7 @@ def load_classifier(source: str, features: int | None = None) -> MLPClassifier:
     # weights_only unpickling takes an instance of an allowed class, and then its attributes.
     parts = [MLPClassifier, nn.Linear, nn.BatchNorm1d, nn.Dropout, nn.ReLU, set, OrderedDict]
     allowed = [(MLPClassifier, "__main__.MLPClassifier"), *parts]
-    content = read_torch_file(path, allowed)
+    content = read_torch_file(path, allowed, checksums=True)
     state = _tensors(_state(content, path), path)
     weight = state.get("hidden_layer.weight")
     if weight is None or weight.ndim != 2:
