@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 SECONDS = 10
-"""That a case may take."""
+"""Of a processor that a case may take."""
+PATIENCE = 180
+"""Seconds until it is ended in any case, whatever else the machine does."""
+_TOO_LONG = (signal.SIGPROF, signal.SIGALRM)
 
 
 def run_cases(
@@ -43,7 +46,7 @@ def run_cases(
         if status:
             case = int.from_bytes(reached[:8], "little")
             kept = _keep(folder, case)
-            how = "took too long" if status & 0x7F == signal.SIGALRM else f"died: {status}"
+            how = "took too long" if status & 0x7F in _TOO_LONG else f"died: {status}"
             found.append({"case": case, "found": how, "kept": kept})
             begin = case + 1
     return found
@@ -59,7 +62,8 @@ def _be_child(
 ) -> None:
     """Run the cases and end this process, whatever happens."""
     try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for number in _TOO_LONG:
+            signal.signal(number, signal.SIG_DFL)
         space = _address_space() + extra
         resource.setrlimit(resource.RLIMIT_AS, (space, space))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -72,11 +76,13 @@ def _be_child(
                 place = folder / "case"
                 place.mkdir()
                 os.ftruncate(log, 0)
-                signal.setitimer(signal.ITIMER_REAL, SECONDS)
+                signal.setitimer(signal.ITIMER_PROF, SECONDS)
+                signal.setitimer(signal.ITIMER_REAL, PATIENCE)
                 try:
                     wrong = check(case, place)
                 except BaseException:  # noqa: BLE001 - whatever it is, it is what was found
                     wrong = traceback.format_exc()
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 sys.stderr.flush()
                 said = os.pread(log, 100_000, 0).decode(errors="replace")

@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from tests.soak import file_mutations as mutate
 from tests.soak import tiny
 from tests.soak.children import run_cases
+from virnucpro_pl.cli.fit import fit  # noqa: F401 - imported once, not in each child
 from virnucpro_pl.cli.main import main
 from virnucpro_pl.cli.predict import predict  # noqa: F401 - imported once, not in each child
 from virnucpro_pl.compare.original_file import OriginalFile
 from virnucpro_pl.embeddings.embedding_file import EmbeddingFile
 from virnucpro_pl.embeddings.pair_datamodule import PairStore, join
-from virnucpro_pl.errors import ExpectedError, UsageError
+from virnucpro_pl.errors import UsageError
+from virnucpro_pl.fit.classifier_writer import ClassifierWriter
 from virnucpro_pl.input.dna_tokens import DNATokenizer, built_in_tokenizer
 from virnucpro_pl.models.classifier import load_classifier
 from virnucpro_pl.models.dnabert_s_files import load_dnabert_s
@@ -45,8 +47,10 @@ def trial(seed: int, folder: Path) -> dict:
     def check(number: int, place: Path) -> str | None:
         rng = random.Random(f"weights {seed} {number}")
         name = rng.choice(sorted(KINDS))
-        run = check_command if number == CASES - 1 else KINDS[name]
-        logging.disable(logging.NOTSET if run is check_command else logging.CRITICAL)
+        run = KINDS[name]
+        if number == CASES - 1:
+            run = check_training if rng.random() < 0.3 else check_command
+        logging.disable(logging.CRITICAL if number < CASES - 1 else logging.NOTSET)
         said: list[str] = [name]
         try:
             wrong = run(rng, place, said)
@@ -408,7 +412,7 @@ def write_hdf5(rng: random.Random, path: Path, said: list[str]) -> Path:
     for _ in range(rng.choice([0, 1, 1, 2])):
         try:
             said.append(mutate.edit_hdf5(rng, path))
-        except (TypeError, ValueError, OSError, KeyError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # noqa: BLE001 - of a file that is spoilt already
             said.append(f"something that cannot be done: {error}")
     if rng.random() < 0.4:
         said.append(mutate.spoil_file(rng, path))
@@ -425,7 +429,7 @@ def library_dies(path: Path) -> bool:
     """Whether HDF5 does, as its plainest reader."""
     pid = os.fork()
     if not pid:
-        signal.alarm(3)
+        signal.setitimer(signal.ITIMER_PROF, 3)
         try:
             with h5py.File(path) as file:
                 for thing in (file, *(file[name] for name in ("embeddings", "sequence_ids"))):
@@ -553,18 +557,50 @@ def check_command(rng: random.Random, place: Path, said: list[str]) -> str | Non
         second = tiny.save_embeddings(place / "proteins.h5", IDS, 5)
         words += ["--config", "classify.yaml", "--model.classifier", "random"]
         words += ["--data.dnabert_s", str(first), "--data.esm2", str(second)]
-    try:
-        main(words)
-        code = 0
-    except SystemExit as end:
-        code = end.code
-    except ExpectedError as error:
-        return f"an error of its own: {error!r}"
+    code = exit_code(words)
     if code not in (0, 2, 3) or (code == 0) != output.exists():
         return f"exit code {code}"
     if code == 2 and len(said) == 1:
         return "refused an untouched file"
     return None
+
+
+def check_training(rng: random.Random, place: Path, said: list[str]) -> str | None:
+    """Go on with a training whose state is spoilt: to the same weights, or exit code 2."""
+    words = ["fit", "--config", "train_classifier.yaml", "--trainer.accelerator", "cpu"]
+    words += ["--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "2"]
+    for name, seed in (("viral", 1), ("other", 2)):
+        ids = [f"{name}{i}_chunk_1F1" for i in range(40)]
+        for kind in ("dnabert_s", "esm2"):
+            path = tiny.save_embeddings(place / f"{name}_{kind}.h5", ids, seed)
+            words += [f"--data.{name}.{kind}", str(path)]
+    words += ["--writer.path"]
+    whole, broken = str(place / "whole"), str(place / "broken")
+    if code := exit_code([*words, whole]):
+        return f"an untouched training: exit code {code}"
+    ClassifierWriter.on_fit_end, end = lambda *_: os._exit(9), ClassifierWriter.on_fit_end
+    pid = os.fork()
+    if not pid:
+        exit_code([*words, broken])
+        os._exit(1)
+    os.waitpid(pid, 0)
+    ClassifierWriter.on_fit_end = end
+    said.append(mutate.spoil_file(rng, place / "broken.parts" / "state.ckpt"))
+    code = exit_code([*words, broken])
+    if code == 2:
+        return None
+    one, other = (load_classifier(f"{folder}/best.ckpt").state_dict() for folder in (whole, broken))
+    same = all(torch.equal(one[name], other[name]) for name in one)
+    return None if code == 0 and same else f"exit code {code}, the same weights: {same}"
+
+
+def exit_code(words: list[str]) -> int:
+    """Run the command."""
+    try:
+        main(words)
+    except SystemExit as end:
+        return end.code
+    return 0
 
 
 KINDS: dict[str, Callable[[random.Random, Path, list[str]], str | None]] = {
