@@ -18,6 +18,7 @@ from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 from virnucpro_pl.models.dnabert_s import alibi_slopes
 from virnucpro_pl.models.dnabert_s_files import load_dnabert_s
 from virnucpro_pl.models.esm2_files import load_esm2
+from virnucpro_pl.models.operations import Operations
 from virnucpro_pl.models.pooling import pool
 from virnucpro_pl.stability import check_numerical_stability
 
@@ -55,9 +56,9 @@ def load(kind, dtype, name=NAME):
     return encoder, DNATokenizer()
 
 
-def vectors(encoder, batch, backend, *, half, fill_to=0):
+def vectors(encoder, batch, backend, *, half, fused=False):
     with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=half):
-        hidden = encoder(batch.tokens, batch.cu_seqlens, batch.max_seqlen, backend, None, fill_to)
+        hidden = encoder(batch.tokens, batch.cu_seqlens, batch.max_seqlen, backend, None, fused)
         return pool(hidden, batch.pool_tokens, batch.pool_offsets)
 
 
@@ -84,7 +85,7 @@ def test_fp16_every_length_close_to_fp32(kind, length, capsys):
     exact = vectors(full, batch, "sdpa", half=False)
     backends = ["triton", "sdpa"] + (["varlen"] if kind == "esm2" else [])
     for backend in backends:
-        found = vectors(half, batch, backend, half=True)
+        found = vectors(half, batch, backend, half=True, fused=backend != "sdpa")
         plain, centre = F.cosine_similarity(exact, found), centred(exact, found)
         ratio = found.norm(dim=1) / exact.norm(dim=1)
         with capsys.disabled():
@@ -165,21 +166,38 @@ def test_packed_attention_nan_of_a_neighbour_stays_there():
 
 
 @pytest.mark.parametrize("kind", ["esm2", "dnabert_s"])
-def test_compiled_first_pack_again_bit_identical_and_equal_to_eager(kind):
+def test_kernels_first_pack_again_bit_identical_and_near_torch(kind):
     encoder, tokenizer = load(kind, torch.float16)
     letters = b"ACGT" if kind == "dnabert_s" else b"LAGVSERTIDPKQNFYMHWC"
     one = batch_of(draw([300, 20, 166, 80] * 12, letters, 1), tokenizer)
     two = batch_of(draw([90, 700, 3] * 9, letters, 2), tokenizer)
-    eager = vectors(encoder, one, "triton", half=True)
-    encoder.compile()
-    fill = 16_384
-    first = vectors(encoder, one, "triton", half=True, fill_to=fill)
-    vectors(encoder, two, "triton", half=True, fill_to=fill)
-    again = vectors(encoder, one, "triton", half=True, fill_to=fill)
-    assert torch.equal(first, again)
-    assert centred(eager, first).min() > 0.9999
-    long = batch_of(draw([fill * 6 if kind == "dnabert_s" else fill + 5], letters), tokenizer)
-    assert vectors(encoder, long, "triton", half=True, fill_to=fill).isfinite().all()
+    plain = vectors(encoder, one, "triton", half=True)
+    first = vectors(encoder, one, "triton", half=True, fused=True)
+    vectors(encoder, two, "triton", half=True, fused=True)
+    assert torch.equal(vectors(encoder, one, "triton", half=True, fused=True), first)
+    assert centred(plain, first).min() > 0.9999
+
+
+@pytest.mark.parametrize(("width", "out"), [(320, 1280), (480, 1920), (2560, 10_240)])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 777, 16_385])
+def test_product_with_its_activation_equals_fp32(tokens, dtype, gated, width, out):
+    from virnucpro_pl.models.triton_gelu import gated_gelu, gelu_in_place
+    from virnucpro_pl.models.triton_linear import gated_linear, linear_gelu
+
+    linear = torch.nn.Linear(width, out, bias=not gated, device=CUDA).to(dtype)
+    x = torch.randn(tokens, width, device=CUDA, dtype=dtype)
+    with torch.inference_mode():
+        if gated:
+            one, two = gated_linear(x, linear), gated_gelu(linear(x))
+        else:
+            one, two = linear_gelu(x, linear), gelu_in_place(linear(x))
+        plain = Operations().gated_linear if gated else Operations().linear_gelu
+        exact = plain(x.float(), linear.float())
+    for found in (one, two):
+        assert found.dtype == dtype
+        assert (found.float() - exact).norm() / exact.norm() < torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("kind", ["esm2", "dnabert_s"])
@@ -196,23 +214,36 @@ def test_sequence_other_neighbours_same_vector_in_fp16(kind):
 
 @pytest.mark.parametrize("width", [320, 480, 640, 1280, 2560, 5120])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_add_norm_equals_torch(width, dtype, compiled):
-    from virnucpro_pl.models.esm2 import add_norm
+def test_norm_of_a_sum_equals_torch(width, dtype):
+    from virnucpro_pl.models.triton_norm import add_then_norm, norm_of_sum
 
     x = (torch.randn(77, width, device=CUDA) * 30 + 5).to(dtype)
     delta = torch.randn(77, width, device=CUDA, dtype=torch.float16)
     norm = torch.nn.LayerNorm(width, device=CUDA)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
-    step = torch.compile(add_norm, dynamic=False) if compiled else add_norm
     with torch.inference_mode():
-        total, normed = step(x, delta, norm, "triton")
-        expected = (x.float() + delta.float()).to(dtype)
-        assert torch.equal(total, expected)
+        total, normed = add_then_norm(x, delta, norm)
+        exact = x.float() + delta.float()
+        assert torch.equal(total, exact.to(dtype))
         assert normed.dtype == torch.float16
-        exact = norm(expected.float())
-        torch.testing.assert_close(normed.float(), exact, rtol=2**-10, atol=1e-6)
+        right = norm(total.float())
+        torch.testing.assert_close(normed.float(), right, rtol=2**-10, atol=1e-6)
+        kept, normed = norm_of_sum(x, delta, norm)
+        assert torch.equal(kept.half(), normed)
+        torch.testing.assert_close(normed.float(), norm(exact), rtol=2**-10, atol=1e-5)
+
+
+@pytest.mark.parametrize(("heads", "width"), [(20, 16), (20, 24), (20, 64), (40, 128)])
+def test_rotation_equals_torch(heads, width):
+    from virnucpro_pl.models.triton_rotary import rotate_in_place
+
+    qkv = torch.randn(1001, 3, heads, width, device=CUDA, dtype=torch.float16)
+    angle = torch.randn(1001, width // 2, device=CUDA)
+    expected = Operations().rotate(qkv.clone(), angle.cos(), angle.sin())
+    rotate_in_place(qkv, angle.cos(), angle.sin())
+    for found, right in zip(qkv.unbind(1), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=2**-10, atol=1e-6)
 
 
 @pytest.fixture

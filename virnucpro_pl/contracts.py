@@ -250,15 +250,9 @@ class SequenceSource(RowSource):
 
     Attributes:
         store: The sequences, from `setup` on.
-        pack_count: Packs of the whole input, over all ranks, from `predict_dataloader` on.
     """
 
     store: SequenceRows
-    pack_count: int
-
-    @abstractmethod
-    def largest_pack(self, tokenizer: Tokenizer) -> int:
-        """Tokens that a pack has at most; on a GPU, smaller ones are filled up to so many."""
 
     @abstractmethod
     def tokens_left(self, tokenizer: Tokenizer) -> float:

@@ -257,7 +257,6 @@ def test_group_larger_than_a_batch_is_cut_and_stays_on_one_rank(tmp_path, monkey
     check_rows([batch for rank in found for batch in rank], proteins, range(16))
     rows = [[batch.rows.tolist() for batch in rank] for rank in found]
     assert rows == [[[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]], [[12, 13, 14, 15]]]
-    assert [data.pack_count for data in made] == [4, 4]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
@@ -354,7 +353,6 @@ def test_packs_by_default_are_small_on_a_cpu(tmp_path, device, budget):
     assert [data.tokens_per_batch for data in made] == [budget] * 2
     packs = made[0].plan()
     assert packs == made[1].plan() == plan_packs([300] * 120, budget)
-    assert made[0].largest_pack(ProteinTokenizer()) == budget
     made[0].teardown("predict")
 
 

@@ -5,7 +5,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from virnucpro_pl.errors import UsageError, WeightsError
-from virnucpro_pl.models import attention, dnabert_s_files
+from virnucpro_pl.models import attention, dnabert_s_files, padded_attention
 from virnucpro_pl.models.dnabert_s import SIZES, alibi_slopes
 from virnucpro_pl.models.dnabert_s_files import (
     find_weights,
@@ -77,7 +77,9 @@ def test_hidden_states_other_neighbours_change_nothing(encoder, sequences):
 
 
 def test_hidden_states_bias_in_pieces_equal_reference(encoder, expected, sequences, monkeypatch):
-    monkeypatch.setattr(attention, "_BIAS_ELEMENTS", 5_000)  # one query of the longest at a time
+    monkeypatch.setattr(padded_attention, "_BIAS_ELEMENTS", 5_000)  # one query at a time
+        padded_attention, "_BIAS_ELEMENTS", 5_000
+    )  # one query of the longest at a time
     for ours, theirs in zip(hidden_states(encoder, sequences), expected, strict=True):
         torch.testing.assert_close(ours, theirs[-1], rtol=0, atol=1e-5)
 

@@ -24,7 +24,6 @@ from virnucpro_pl import (
 from virnucpro_pl.errors import UsageError, WeightsError
 from virnucpro_pl.input.dna_tokens import DNATokenizer
 from virnucpro_pl.models import dnabert_s_files, esm2_files
-from virnucpro_pl.predict.sequence_embedder import SequenceEmbedder
 
 FEATURES = 48 + 32
 STOPS = ("TAA", "TAG", "TGA")
@@ -107,49 +106,6 @@ def genes(count):
     rng = np.random.default_rng(5)
     codons = ["".join(c) for c in product("ACGT", repeat=3) if "".join(c) not in STOPS]
     return ["".join(rng.choice(codons, 166)) + "AC" for _ in range(count)]
-
-
-@pytest.mark.parametrize(("max_length", "budget"), [(None, 2_000), (50, 600), (None, 100)])
-def test_largest_pack_is_known_beforehand(tiny, write_fasta, tmp_path, max_length, budget):
-    data = ContigDataModule(
-        write_fasta(tmp_path / "genes.fa", genes(60)),
-        tokens_per_batch=budget,
-        num_workers=0,
-        max_length=max_length,
-    )
-    model = tiny()
-    _, batches = predict(model, data)
-    tokenizer = model.dnabert_s.tokenizer
-    counts = []
-    for batch in batches:
-        found = data.store.sequences("nucleotide", batch.rows.numpy())
-        counts.append(len(tokenizer.encode([n[: max_length and 3 * max_length] for n in found])[0]))
-    assert len(counts) > 2
-    assert data.largest_pack(model.esm2.tokenizer) == budget
-    largest = data.largest_pack(tokenizer)
-    assert largest <= budget
-    assert largest == budget or max(counts) <= largest < 1.1 * max(counts)
-
-
-def test_each_network_is_compiled_for_its_own_largest_pack(
-    tiny, write_fasta, tmp_path, monkeypatch
-):
-    choose, found = SequenceEmbedder.on_predict_start, {}
-
-    def choose_as_on_a_gpu(embedder):
-        embedder.compile_layers, embedder.attention_used = True, "triton"
-        choose(embedder)
-        found[embedder] = embedder._fill_to
-        embedder.attention_used, embedder._fill_to = "sdpa", 0
-
-    monkeypatch.setattr(SequenceEmbedder, "on_predict_start", choose_as_on_a_gpu)
-    model = tiny()
-    path = write_fasta(tmp_path / "genes.fa", genes(20))
-    data = ContigDataModule(path, tokens_per_batch=2_000, num_workers=0)
-    predict(model, data)
-    nucleotides = data.largest_pack(model.dnabert_s.tokenizer)
-    assert found == {model.esm2: 2_000, model.dnabert_s: nucleotides}
-    assert nucleotides < 2_000
 
 
 @pytest.mark.usefixtures("bf16_units")

@@ -34,13 +34,10 @@ def encoder_alone(case: Case, name: str = "virnucpro-pl, encoder alone") -> Row:
     backend = choose_attention(
         "auto", device=case.device, reduced=case.cuda, biased=embedder.biased
     )
-    packed = backend != "sdpa"
-    if packed:
-        encoder.compile()
-    fill = case.budget if packed else 0
+    fused = backend != "sdpa"
 
     def step() -> None:
-        encoder(batch.tokens, batch.cu_seqlens, batch.max_seqlen, backend, None, fill)
+        encoder(batch.tokens, batch.cu_seqlens, batch.max_seqlen, backend, None, fused)
 
     # What 16-mixed computes in.
     reduced = torch.float16 if case.cuda else torch.bfloat16
@@ -67,7 +64,7 @@ def end_to_end(case: Case, rate: float) -> Row:
     fasta = write_fasta(case.scratch / "input.fasta", case.sample, count, case.duplicates)
     data = SequenceDataModule(fasta, case.budget, case.workers)
     writer = HDF5Writer(case.scratch / "out.h5")
-    embedder = case.embedder(compile=case.cuda)
+    embedder = case.embedder()
     return _predict(case, "virnucpro-pl, end to end", embedder, data, writer)
 
 
@@ -85,8 +82,8 @@ def fused(case: Case) -> Iterator[Row]:
         case,
         f"virnucpro-pl, end to end; both encoders' own times allow {rate:,.0f} sequences/s",
         VirNucPro(
-            ESM2Embedder(case.model, weights="random", compile=case.cuda),
-            DNABERTSEmbedder(weights="random", tokenizer=str(case.tokenizer), compile=case.cuda),
+            ESM2Embedder(case.model, weights="random"),
+            DNABERTSEmbedder(weights="random", tokenizer=str(case.tokenizer)),
             "random",
         ),
         ContigDataModule(

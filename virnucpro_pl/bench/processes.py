@@ -101,7 +101,6 @@ def _words(case: Case, weights: str, fasta: Path, output: Path, devices: int) ->
     config = "dnabert_s.yaml" if case.model == DNA else "esm2.yaml"
     options: dict[str, Any] = {
         "model.weights": weights,
-        "model.compile": str(case.cuda).lower(),
         "data.path": fasta,
         "data.tokens_per_batch": case.budget,
         "data.num_workers": case.workers,

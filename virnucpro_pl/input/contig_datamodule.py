@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from virnucpro_pl.contracts import OrfOrigin, Tokenizer, workspace_of
 from virnucpro_pl.errors import UsageError, listed
 from virnucpro_pl.input.alphabets import DNA, PRINTABLE
 from virnucpro_pl.input.files import input_stem, shown
-from virnucpro_pl.input.groups import COPY, FIRST, VARIANT, Sequences
+from virnucpro_pl.input.groups import FIRST, VARIANT, Sequences
 from virnucpro_pl.input.orf_store import Kind, OrfStore, write_orfs
 from virnucpro_pl.input.orfs import count_unusual_letters
 from virnucpro_pl.input.packed_datamodule import check_least
@@ -29,8 +28,6 @@ log = logging.getLogger(__name__)
 
 _ROWS = 65_536
 """ORFs that are written at a time."""
-_SHAPES = 32
-"""Steps up to a full pack in which the size of nucleotide packs is chosen."""
 
 
 class ContigDataModule(SequenceFileData):
@@ -176,22 +173,6 @@ class ContigDataModule(SequenceFileData):
     def kinds(self) -> dict[str, int]:
         """Proteins and, with their nucleotides, ORFs."""
         return {"proteins": FIRST, "orfs": VARIANT}
-
-    def largest_pack(self, tokenizer: Tokenizer) -> int:
-        """Tokens that a pack has at most, as far as a tokenizer can tell beforehand.
-
-        A pack is cut by its proteins, so that its nucleotides are fewer tokens than it might hold.
-        Their number is rounded up, so that inputs alike are computed in one shape.
-        """
-        if tokenizer.molecule == "protein":
-            return super().largest_pack(tokenizer)
-        tokens = self.row_tokens(tokenizer)
-        if self.groups is not None:
-            tokens = np.where(self.groups.level > COPY, tokens[self.groups.rows], 0.0)
-        ends = np.cumsum(np.append(0.0, tokens))
-        largest = max((ends[pack.stop] - ends[pack.start] for pack in self.plan()), default=0.0)
-        step = ceil(self.tokens_per_batch / _SHAPES)
-        return min(ceil(largest / step) * step, self.tokens_per_batch)
 
     @property
     def tokenizers(self) -> tuple[Tokenizer, Tokenizer]:

@@ -39,7 +39,6 @@ class PackedDataModule(LightningDataModule, RowSource):
 
     Attributes:
         done: (M,) whether an earlier run has committed a row, from `predict_dataloader` on.
-        pack_count: Forward passes of the whole input, over all ranks, from `predict_dataloader` on.
     """
 
     done: NDArray[np.bool_]
@@ -56,7 +55,6 @@ class PackedDataModule(LightningDataModule, RowSource):
         self.prepare_data_per_node = False
         self.num_workers = num_workers
         self.fault: UsageError | None = None
-        self.pack_count = 0
         self._folder: Path | None = None
         self._scratch: Path | None = None
 
@@ -133,7 +131,6 @@ class PackedDataModule(LightningDataModule, RowSource):
         """
         trainer, workspace = self.running_trainer, workspace_of(self.running_trainer)
         packs = [self.rows_of(pack) for pack in self.plan()]
-        self.pack_count = sum(map(len, packs))
         self.done = np.zeros(len(self.store), np.bool_)
         if workspace is not None:
             self.done = workspace.finished_rows(len(self.store), trainer)

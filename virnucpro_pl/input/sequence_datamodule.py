@@ -201,10 +201,6 @@ class SequenceFileData(PackedDataModule, SequenceSource):
             left[self.groups.rows[self.groups.level < level]] = False
         return float(self.row_tokens(tokenizer)[left].sum())
 
-    def largest_pack(self, tokenizer: Tokenizer) -> int:
-        """Tokens that a pack has at most; on a GPU, smaller ones are filled up to so many."""
-        return self.tokens_per_batch
-
     def warn_of_cuts(self) -> None:
         """Tell how many rows `max_length` cuts, on rank 0."""
         if self.max_length is None or not self.running_trainer.is_global_zero:
@@ -247,7 +243,6 @@ class SequenceDataModule(SequenceFileData):
 
     Attributes:
         store: The records, from `setup` on.
-        pack_count: Packs of the whole input, over all ranks, from `predict_dataloader` on.
         done: (N,) whether an earlier run has committed a row, from `predict_dataloader` on.
         fault: On rank 0, what is wrong with the input, from `prepare_data` on.
     """

@@ -10,16 +10,13 @@ width of the gated linear units.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from virnucpro_pl.models.activation import gelu
-from virnucpro_pl.models.attention import attend, lay_out
-from virnucpro_pl.models.compiled_steps import Steps
+from virnucpro_pl.models.attention import Layout, attend, lay_out
+from virnucpro_pl.models.operations import Operations, choose_operations
 
 Size = Literal["published", "tiny"]
 
@@ -76,24 +73,25 @@ class Layer(nn.Module):
         self.wo = nn.Linear(config.inner, d)
         self.feedforward_norm = nn.LayerNorm(d, config.epsilon)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (T, H, K) of x (T, D)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)  # (T, 3, H, K)
-        return q, k, v
+    def forward(
+        self, x: Tensor, given: Tensor, layout: Layout, operations: Operations
+    ) -> tuple[Tensor, Tensor]:
+        """Run the layer.
 
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Output (T, D) from the layer's input x (T, D) and what attention (T, H, K) made of it."""
-        x = self.attention_norm(self.out(attended.flatten(1)) + x)
-        gate, value = self.gated(x).chunk(2, dim=-1)  # (T, I) each
-        return self.feedforward_norm(self.wo(gelu(gate) * value) + x)  # type: ignore[no-any-return]
+        Args:
+            x: (T, D) input, for the residual sum.
+            given: The same (T, D), for the matrix product; perhaps in half already.
+            layout: Where the sequences lie.
+            operations: How to compute what is no matrix product.
 
-
-def between(
-    layer: Layer, following: Layer, x: Tensor, attended: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Everything from one attention to the next, so that a compiler can fuse across layers."""
-    x = layer.finish(x, attended)
-    return x, *following.project(x)
+        Returns:
+            The output (T, D) in both forms.
+        """
+        q, k, v = self.qkv(given).unflatten(-1, (3, self.heads, -1)).unbind(1)  # (T, H, K)
+        attended = attend(q, k, v, layout).flatten(1)
+        x, given = operations.norm_sum(x, self.out(attended), self.attention_norm)
+        inner = operations.gated_linear(given, self.gated)  # (T, I)
+        return operations.norm_sum(x, self.wo(inner), self.feedforward_norm)
 
 
 class DNABERTS(nn.Module):
@@ -113,7 +111,6 @@ class DNABERTS(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         # Not a buffer: a conversion of the module to half must leave these fp32 numbers alone.
         self.slopes = alibi_slopes(config.heads)
-        self._steps = Steps(Layer.project, between, Layer.finish)
 
     def forward(
         self,
@@ -122,7 +119,7 @@ class DNABERTS(nn.Module):
         max_seqlen: int,
         backend: str = "sdpa",
         layer: int | None = None,
-        fill_to: int = 0,
+        fused: bool = False,
     ) -> Tensor:
         """Compute hidden states.
 
@@ -132,32 +129,20 @@ class DNABERTS(nn.Module):
             max_seqlen: Tokens of the longest sequence.
             backend: `triton` or `sdpa`, see `models.attention`.
             layer: 0 for the token embeddings, k for the output of layer k, None for the last.
-            fill_to: Rows that compiled layers compute, see `models.compiled_steps`; those behind
-                the T tokens are no sequence's and hold anything. Not for `sdpa`.
+            fused: Whether kernels compute what lies between the matrix products, which are in FP16
+                or BF16 then; not for `sdpa`.
 
         Returns:
             (T, D) hidden states.
         """
-        tokens_given = len(tokens)
         if self.slopes.device != tokens.device:
             self.slopes = self.slopes.to(tokens.device)
-        x = self.embed_norm(self.embed_tokens(tokens) + self.embed_types.weight[0])  # (T, D)
-        last = self.config.layers if layer is None else layer
-        if last == 0:
-            return x  # type: ignore[no-any-return]
-        layout = lay_out(cu_seqlens, max_seqlen, tokens_given, backend, self.slopes)
-        (first, middle, final), fill = self._steps.choose(tokens_given, fill_to)
-        x = F.pad(x, (0, 0, 0, fill))
-        layers: list[Layer] = list(self.layers[:last])  # type: ignore[arg-type]
-        q, k, v = first(layers[0], x)  # (T, H, K)
-        for block, following in pairwise(layers):
-            x, q, k, v = middle(block, following, x, attend(q, k, v, layout))
-        hidden: Tensor = final(layers[-1], x, attend(q, k, v, layout))
-        return hidden[:tokens_given]
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile what lies between two attentions: one graph for all layers, one for each end."""
-        self._steps.compile()
+        x: Tensor = self.embed_norm(self.embed_tokens(tokens) + self.embed_types.weight[0])
+        layout = lay_out(cu_seqlens, max_seqlen, len(tokens), backend, self.slopes)
+        operations, given = choose_operations(fused), x
+        for block in self.layers[:layer]:
+            x, given = block(x, given, layout, operations)
+        return x
 
 
 def alibi_slopes(heads: int) -> Tensor:

@@ -7,16 +7,13 @@ Shapes: N sequences in a pack, T tokens in a pack, H heads, K head width, D mode
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from virnucpro_pl.models.activation import gelu
-from virnucpro_pl.models.attention import attend, lay_out
-from virnucpro_pl.models.compiled_steps import Steps
+from virnucpro_pl.models.attention import Layout, attend, lay_out
+from virnucpro_pl.models.operations import Operations, choose_operations
 
 VOCABULARY = 33
 PAD, MASK = 1, 32
@@ -75,51 +72,34 @@ class Layer(nn.Module):
         self.fc1 = nn.Linear(d, 4 * d)
         self.fc2 = nn.Linear(4 * d, d)
 
-    def project(self, normed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values (T, H, K) of (T, D); `cos` and `sin` are (T, 1, K) in fp32."""
+    def forward(
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+        layout: Layout,
+        operations: Operations,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the layer on a residual sum (T, D) whose last part is still to be added.
+
+        Args:
+            x: (T, D) sum without that part.
+            delta: (T, D) that part; None if there is none.
+            rotary: (T, K/2) cosines and sines of the rotary angles.
+            layout: Where the sequences lie.
+            operations: How to compute what is no matrix product.
+
+        Returns:
+            The same of the layer's output.
+        """
+        if delta is None:
+            normed = self.attention_norm(x)
+        else:
+            x, normed = operations.add_norm(x, delta, self.attention_norm)
         qkv = self.qkv(normed).unflatten(-1, (3, self.heads, -1))  # (T, 3, H, K)
-        qk = rotate(qkv[:, :2], cos[:, None], sin[:, None])  # (T, 2, H, K)
-        return qk[:, 0], qk[:, 1], qkv[:, 2]
-
-    def transform(self, normed: Tensor) -> Tensor:
-        """Feed-forward network of (T, D)."""
-        return self.fc2(gelu(self.fc1(normed)))  # type: ignore[no-any-return]
-
-
-def project(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Everything before the first attention."""
-    return layer.project(layer.attention_norm(x), cos, sin)
-
-
-def between(
-    layer: Layer,
-    following: Layer,
-    x: Tensor,
-    attended: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Everything from one attention to the next, so that a compiler can fuse across layers."""
-    x, normed = add_norm(x, layer.out(attended.flatten(1)), layer.feedforward_norm, backend)
-    x, normed = add_norm(x, layer.transform(normed), following.attention_norm, backend)
-    return x, *following.project(normed, cos, sin)
-
-
-def finish(layer: Layer, x: Tensor, attended: Tensor, norm: nn.Module, backend: str) -> Tensor:
-    """Everything behind the last attention."""
-    x, normed = add_norm(x, layer.out(attended.flatten(1)), layer.feedforward_norm, backend)
-    return norm(x + layer.transform(normed))  # type: ignore[no-any-return]
-
-
-def add_norm(x: Tensor, delta: Tensor, norm: nn.LayerNorm, backend: str) -> tuple[Tensor, Tensor]:
-    """A residual sum (T, D) and its LayerNorm, which `triton` rounds as the next product does."""
-    if backend == "triton":
-        from virnucpro_pl.models.triton_norm import add_then_norm  # no Triton without a GPU
-
-        return add_then_norm(x, delta, norm)
-    x = x + delta
-    return x, norm(x)
+        attended = attend(*operations.rotate(qkv, *rotary), layout)  # (T, H, K)
+        x, normed = operations.add_norm(x, self.out(attended.flatten(1)), self.feedforward_norm)
+        return x, self.fc2(operations.linear_gelu(normed, self.fc1))
 
 
 class ESM2(nn.Module):
@@ -138,7 +118,6 @@ class ESM2(nn.Module):
         self.final_norm = nn.LayerNorm(config.width)
         # Not a buffer: a conversion of the module to half must leave these fp32 numbers alone.
         self.inverse_frequency = inverse_frequency(config.width // config.heads)
-        self._steps = Steps(project, between, finish)
 
     def forward(
         self,
@@ -147,7 +126,7 @@ class ESM2(nn.Module):
         max_seqlen: int,
         backend: str = "sdpa",
         layer: int | None = None,
-        fill_to: int = 0,
+        fused: bool = False,
     ) -> Tensor:
         """Compute hidden states.
 
@@ -158,33 +137,22 @@ class ESM2(nn.Module):
             backend: `triton`, `varlen` or `sdpa`, see `models.attention`.
             layer: 0 for the scaled token embeddings, k for the output of layer k (before the final
                 LayerNorm, as fair-esm's `repr_layers=[k]`), None or the last for the output.
-            fill_to: Rows that compiled layers compute, see `models.compiled_steps`; those behind
-                the T tokens are no sequence's and hold anything. Not for `sdpa`.
+            fused: Whether kernels compute what lies between the matrix products, which are in FP16
+                or BF16 then; not for `sdpa`.
 
         Returns:
             (T, D) hidden states.
         """
-        tokens_given = len(tokens)
-        layout = lay_out(cu_seqlens, max_seqlen, tokens_given, backend)
+        layout = lay_out(cu_seqlens, max_seqlen, len(tokens), backend)
         x = self.embed(tokens, cu_seqlens)  # (T, D)
         last = self.config.layers if layer is None else layer
-        if last == 0:
-            return x
-        (first, middle, final), fill = self._steps.choose(tokens_given, fill_to)
-        x = F.pad(x, (0, 0, 0, fill))
-        cos, sin = self.rotary_table(F.pad(layout.position, (0, fill)))  # (T, 1, K)
-        layers: list[Layer] = list(self.layers[:last])  # type: ignore[arg-type]
-        q, k, v = first(layers[0], x, cos, sin)  # (T, H, K)
-        for block, following in pairwise(layers):
-            attended = attend(q, k, v, layout)
-            x, q, k, v = middle(block, following, x, attended, cos, sin, backend)
-        norm = self.final_norm if last == self.config.layers else nn.Identity()
-        hidden: Tensor = final(layers[-1], x, attend(q, k, v, layout), norm, backend)
-        return hidden[:tokens_given]
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile what lies between two attentions: one graph for all layers, one for each end."""
-        self._steps.compile()
+        rotary, operations = self.rotary_table(layout.position), choose_operations(fused)
+        delta: Tensor | None = None
+        for block in self.layers[:last]:
+            x, delta = block(x, delta, rotary, layout, operations)
+        if delta is not None:
+            x = x + delta
+        return self.final_norm(x) if last == self.config.layers else x
 
     def embed(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Token embeddings (T, D), scaled as in training where a share of tokens was masked."""
@@ -199,20 +167,13 @@ class ESM2(nn.Module):
         return torch.where(masked, 0, scale)[:, None].to(x.dtype) * x
 
     def rotary_table(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (T, 1, K) of the rotary angles, in fp32."""
+        """Cosines and sines (T, K/2) of the rotary angles, in fp32."""
         if self.inverse_frequency.device != position.device:
             self.inverse_frequency = self.inverse_frequency.to(position.device)
-        angle = position[:, None].float() * self.inverse_frequency  # (T, K/2) fp32
-        angle = torch.cat((angle, angle), dim=-1)[:, None]  # (T, 1, K)
+        angle = position[:, None].float() * self.inverse_frequency
         return angle.cos(), angle.sin()
 
 
 def inverse_frequency(head_width: int) -> Tensor:
     """Rotary frequencies (K/2,) in fp32 on the CPU (Su et al. 2021, arXiv:2104.09864)."""
     return 1.0 / (10000 ** (torch.arange(0, head_width, 2, device="cpu").float() / head_width))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of (..., K), computed in fp32, returned in the dtype of `x`."""
-    x1, x2 = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-x2, x1), dim=-1) * sin).to(x.dtype)

@@ -48,7 +48,7 @@ class RunReport:
         self._phase, self._began = phase, now
 
     def packed(self, records: int, tokens: int, failures: int = 0) -> None:
-        """Count one pack; the first ends the phase in which layers are compiled."""
+        """Count one pack; the first ends the phase in which kernels are compiled."""
         pack = {"records": records, "tokens": tokens, "packs": 1, "failures": failures}
         for name, number in pack.items():
             self.counts[name] += number

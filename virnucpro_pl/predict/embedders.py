@@ -40,7 +40,8 @@ class ESM2Embedder(SequenceEmbedder):
             layer: Layer to pool, 0 for the token embeddings; nothing for the last.
             enable_fp16: False for no FP16: FP32, unless the Trainer says bf16 on a GPU.
             attention: `triton` or `varlen` (packed, GPU only), `sdpa` (any device), or `auto`.
-            compile: Whether to compile the layers on a GPU; `auto` does so for long runs.
+            compile: False for PyTorch's own operations where a GPU has kernels of this package,
+                which are compiled at their first use and spare passes over memory.
             on_instability: What becomes of sequences whose numbers are not finite: `raise` ends
                 the run; `fp32` computes them again in FP32, and leaves the rows of those NaN that
                 are not finite even then; `skip` leaves all their rows NaN. The latter two do so
@@ -124,7 +125,8 @@ class DNABERTSEmbedder(SequenceEmbedder):
             layer: Layer to pool, 0 for the token embeddings; nothing for the last.
             enable_fp16: False for no FP16: FP32, unless the Trainer says bf16 on a GPU.
             attention: `triton` (packed, GPU only), `sdpa` (any device), or `auto`.
-            compile: Whether to compile the layers on a GPU; `auto` does so for long runs.
+            compile: False for PyTorch's own operations where a GPU has kernels of this package,
+                which are compiled at their first use and spare passes over memory.
             on_instability: What becomes of sequences whose numbers are not finite: `raise` ends
                 the run; `fp32` computes them again in FP32, and leaves the rows of those NaN that
                 are not finite even then; `skip` leaves all their rows NaN. The latter two do so

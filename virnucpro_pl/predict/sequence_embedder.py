@@ -33,8 +33,6 @@ from virnucpro_pl.stability import each_outcome
 log = logging.getLogger(__name__)
 
 Compile = Literal["auto"] | bool
-COMPILE_FROM = 400
-"""Packs of a rank from which on compiling saves more time than it takes (some 10 s on an H100)."""
 SLOW_FROM = 5_000_000
 """Parameters, fewer than those of any published model, from which on the log says how long a CPU
 takes."""
@@ -92,31 +90,21 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
 
     def _start_over(self) -> None:
         """Forget what a run has found out: another Trainer may have other devices."""
-        self._fill_to = 0
         self._budget: int | None = None
         self.start_looking()
         self._full_encoder: list[ESM2 | DNABERTS] = []  # within a list it is no part of the module
 
     def on_predict_start(self) -> None:
-        """Compile the layers, where packed attention runs and the run is long enough to gain by it.
-
-        The choice depends on the whole input, not on what is left of it, so that a continued run
-        computes the same numbers as an uninterrupted one. On a CPU, say how long the run will take.
-        """
+        """On a CPU, say how long the run will take."""
         data = source_of(self.trainer)
-        if not isinstance(data, SequenceSource):
-            return
-        packs = data.pack_count / self.trainer.world_size
-        wanted = packs >= COMPILE_FROM if self.compile_layers == "auto" else self.compile_layers
-        if wanted and self.attention_used != "sdpa":
-            self._fill_to = data.largest_pack(self.tokenizer)
-            self.encoder.compile()
-            log.info("%s is compiled first, which takes some seconds", self.name)
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        if on_cpu and packs and count_parameters(self.encoder) > SLOW_FROM:
-            left = data.tokens_left(self.tokenizer)
-            if left:
-                self._foretell(left)
+        if (
+            on_cpu
+            and isinstance(data, SequenceSource)
+            and count_parameters(self.encoder) > SLOW_FROM
+            and (left := data.tokens_left(self.tokenizer))
+        ):
+            self._foretell(left)
 
     def _foretell(self, tokens: float) -> None:
         """Say how long so many tokens take; called on every rank, since all compute at once."""
@@ -158,6 +146,11 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
         """Which tokens go into a sequence's vector, in words."""
         return MEAN_OF_RESIDUES if self.tokenizer.margin else "mean of all tokens"
 
+    @property
+    def is_fused(self) -> bool:
+        """Whether kernels compute what lies between the matrix products."""
+        return self.compile_layers is not False and self.attention_used != "sdpa"
+
     def forward(self, batch: PackedBatch) -> Tensor:
         """Hidden states (T, D) of a pack."""
         return self.encoder(  # type: ignore[no-any-return]
@@ -166,7 +159,7 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
             batch.max_seqlen,
             self.attention_used,
             self.layer,
-            self._fill_to,
+            self.is_fused,
         )
 
     def launch(self, batch: PackedBatch) -> Launched:
@@ -202,7 +195,6 @@ class SequenceEmbedder(EncoderModule, LooksAhead):
         if batch.size == 1:
             return self._recovery.too_large(self.name, self.width, batch, batch_idx)
         self._budget = len(batch.tokens) // 2
-        self._fill_to = 0
         log.warning(
             "%s: out of memory with %d tokens; from here on packs have at most %d. Fewer with "
             "--data.tokens_per_batch from the start would be faster",
