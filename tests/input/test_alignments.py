@@ -175,11 +175,13 @@ def test_read_of_bam_without_a_name_gets_none_from_its_mates_number(tmp_path):
         ("-", DNA, "'-' at position 3 is no base"),
         ("=", PRINTABLE, None),
         ("e", PROTEIN, None),
+        ("\xff", DNA, "the byte 0xff at position 3 is no base"),
+        ("\xdf", PRINTABLE, "the byte 0xdf at position 3"),
     ],
 )
 def test_letter_of_sam_is_kept_or_refused_and_never_an_n(tmp_path, letter, alphabet, message):
     path, letters = tmp_path / "x", f"AC{letter}GTacgtacgtn"
-    path.write_text(f"a\t4\t*\t0\t0\t*\t*\t0\t0\t{letters}\t*\n")
+    path.write_text(f"a\t4\t*\t0\t0\t*\t*\t0\t0\t{letters}\t*\n", encoding="latin-1")
     if message:
         with pytest.raises(InputError, match=message):
             read_records(path, alphabet, tmp_path)

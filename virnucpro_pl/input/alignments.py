@@ -43,8 +43,9 @@ _UNMAPPED, _REVERSED, _QC_FAILED = 0x4, 0x10, 0x200
 _MATE_BITS = 0x1 | 0x40 | 0x80
 _MATES = {0x1 | 0x40: " 1:", 0x1 | 0x80: " 2:"}
 """Second word of the header of a pair's first and second read, as in Illumina's FASTQ files."""
-_COMPLEMENT = str.maketrans("ACGTUMRWSYKVHDBN", "TGCAAKYWSRMBDHVN")
-"""Of all letters that BAM has, and U; pysam before 0.24 leaves the ambiguous ones as they are."""
+_COMPLEMENT = str.maketrans("ACGTUMRWSYKVHDBNacgtumrwsykvhdbn", "TGCAAKYWSRMBDHVNtgcaakywsrmbdhvn")
+"""Of all letters that BAM has, and U, in either case; of bytes beyond ASCII `str.upper` would make
+others. pysam before 0.24 leaves ambiguous letters as they are."""
 
 _BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 _CRAM_ENDS = (
@@ -174,7 +175,7 @@ def _as_sequenced(reads: Iterable[Read], name: str) -> Iterator[Record]:
         failed += bool(read.flag & _QC_FAILED)
         # A read without a name gets none from its mate's number.
         mate = _MATES.get(read.flag & _MATE_BITS, "") if read.name.strip() else ""
-        letters = read.letters.upper()
+        letters = read.letters
         if read.flag & _REVERSED:
             letters = letters.translate(_COMPLEMENT)[::-1]
         yield f"{read.name}{mate}", letters
