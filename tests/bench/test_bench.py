@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import sys
 
 import h5py
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from virnucpro_pl.bench import ours
+from virnucpro_pl.bench.agreement import vectors_apart
 from virnucpro_pl.bench.case import Case, draw, draw_genes, write_fasta
 from virnucpro_pl.bench.peers import (
     _padded_batches,
@@ -15,7 +17,7 @@ from virnucpro_pl.bench.peers import (
     import_authors_code,
     peers,
 )
-from virnucpro_pl.bench.processes import difference, write_weights
+from virnucpro_pl.bench.processes import write_weights
 from virnucpro_pl.cli.main import main
 from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.input.alphabets import DNA
@@ -61,9 +63,13 @@ def test_bench_of_a_file_compares_peers(bench, fasta):
         "virnucpro-pl, encoder alone",
         "virnucpro-pl, end to end",
         "tokenising, one core",
+        "fair-esm, fp32",
+        "transformers, fp32, SDPA",
         "VirNucPro's setting: fair-esm, fp32, 2,048 tokens",
     ]
-    assert_rows(found["rows"], names)
+    best = re.compile(r", [\d,]+ places$")
+    rows = [{**row, "name": best.sub("", row["name"])} for row in found["rows"]]
+    assert_rows(rows, names)
     assert found["processes"] == []
     assert all(name in shown for name in names[:2])
 
@@ -84,6 +90,19 @@ def test_bench_of_processes_starts_the_command_and_scales(bench, fasta):
     assert 0.1 < one["host_gib"] < 4
     assert "the command as a process" in shown
     assert "scaling" in shown
+
+
+@pytest.mark.slow
+def test_bench_of_processes_of_virnucpro_compares_scores(bench, monkeypatch):
+    monkeypatch.setattr("virnucpro_pl.bench.processes.FEWEST", 4)
+    found, _ = bench("--model=virnucpro", "--esm2", SMALL, "--tokens_per_batch=300", "--devices=2")
+    names = [f"{SMALL}, encoder alone", "dnabert_s, encoder alone"]
+    assert_rows(found["rows"], names)
+    one, two = found["processes"]
+    assert (one["devices"], two["devices"]) == (1, 2)
+    assert one["largest_difference"] == 0
+    assert two["largest_difference"] < 0.02
+    assert one["over_read_and_copy"] > 1
 
 
 @pytest.mark.slow
@@ -224,7 +243,6 @@ def test_peers_of_dnabert_s_are_its_authors_code_and_this_network(tmp_path, auth
         ("--authors_code=no_such", "--authors_code is for --model dnabert_s"),
         ("--model=dnabert_s --authors_code=x --peers=false", "--authors_code is for --model"),
         ("--model=dnabert_s --authors_code=x --devices=1", "--authors_code is for --model"),
-        ("--model=virnucpro --devices=1", "--model virnucpro is measured on 500-base only"),
         ("--model=virnucpro --workload=proteome", "--model virnucpro is measured on 500-base"),
         ("--seconds=0", "--seconds and --tokens_per_batch are above 0"),
         ("--duplicates=1", "--duplicates is a share, from 0 to less than 1"),
@@ -257,13 +275,13 @@ def write_output(path, ids, numbers):
     return path
 
 
-def test_difference_wants_every_row_under_its_id(tmp_path):
+def test_vectors_apart_wants_every_row_under_its_id(tmp_path):
     one = write_output(tmp_path / "1.h5", ["0", "1"], [[1.0], [2.0]])
     two = write_output(tmp_path / "2.h5", ["0", "1", "2"], [[1.0], [2.5], [9.0]])
-    assert difference(one, two, 3) == 0.5
+    assert vectors_apart(one, two, 3) == 0.5
     with pytest.raises(OutputError, match="3 rows, its input 4"):
-        difference(one, two, 4)
+        vectors_apart(one, two, 4)
     swapped = write_output(tmp_path / "3.h5", ["1", "0"], [[1.0], [2.0]])
     with pytest.raises(OutputError, match="other ids"):
-        difference(one, swapped, 2)
-    assert not math.isnan(difference(one, one, 2))
+        vectors_apart(one, swapped, 2)
+    assert not math.isnan(vectors_apart(one, one, 2))

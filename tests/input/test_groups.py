@@ -1,3 +1,4 @@
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -167,3 +168,39 @@ def test_packs_of_distinct_rows_are_those_of_before_but_for_the_copies(tmp_path)
     expected[0].insert(1, 500)
     expected[-1].append(501)
     assert [row for [row] in found] == expected
+
+
+def peak(work):
+    """Bytes that a piece of work has in use at most beyond those of before."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("hashes", ["hash"], indirect=True)
+@pytest.mark.parametrize("copies", [1, 2, 100])
+def test_a_row_takes_less_than_20_bytes_to_find_its_group_and_to_plan(
+    tmp_path, monkeypatch, copies
+):
+    monkeypatch.setattr(module, "_ROWS", 1 << 10)
+    count = 200_000
+    number = np.random.default_rng(0).permutation(count) // copies
+    number[-1] = number[0]  # else without groups where all rows are distinct
+    lengths = np.full(count, 8)
+
+    def sequences(pattern):
+        def some(rows):
+            return [pattern % pair for pair in zip(number[rows].tolist(), rows % 3, strict=True)]
+
+        return Sequences(count, lengths.take, some)
+
+    first, second = sequences(b"%08d%.0s"), sequences(b"%08d.%d")
+    assert peak(lambda: write_groups(tmp_path, first, second)) < 20 * count
+    groups = groups_in(tmp_path)
+    assert groups.count(FIRST) == len(np.unique(number)) < groups.count(VARIANT) + (copies == 1)
+    tokens = lengths.astype(np.float64)
+    alone = peak(lambda: plan_packs(tokens, 4000))
+    assert peak(lambda: groups.plan(tokens, tokens.take, 4000)) < alone + 20 * count

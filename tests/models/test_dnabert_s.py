@@ -5,7 +5,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from virnucpro_pl.errors import UsageError, WeightsError
-from virnucpro_pl.models import attention, dnabert_s_files, padded_attention
+from virnucpro_pl.models import attention, padded_attention
 from virnucpro_pl.models.dnabert_s import SIZES, alibi_slopes
 from virnucpro_pl.models.dnabert_s_files import (
     find_weights,
@@ -78,8 +78,6 @@ def test_hidden_states_other_neighbours_change_nothing(encoder, sequences):
 
 def test_hidden_states_bias_in_pieces_equal_reference(encoder, expected, sequences, monkeypatch):
     monkeypatch.setattr(padded_attention, "_BIAS_ELEMENTS", 5_000)  # one query at a time
-        padded_attention, "_BIAS_ELEMENTS", 5_000
-    )  # one query of the longest at a time
     for ours, theirs in zip(hidden_states(encoder, sequences), expected, strict=True):
         torch.testing.assert_close(ours, theirs[-1], rtol=0, atol=1e-5)
 
@@ -269,7 +267,7 @@ def test_find_weights_published_offline_says_what_to_do(monkeypatch):
     def offline(repository, **options):
         raise LocalEntryNotFoundError("no network")
 
-    monkeypatch.setattr(dnabert_s_files, "snapshot_download", offline)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(WeightsError) as info:
         find_weights("published", None)
     for words in ("zhihan1996/DNABERT-S", "no network", "https://huggingface.co", "random"):
@@ -294,7 +292,7 @@ def test_find_weights_published_fetches_one_format_of_one_commit(
             (folder / "pytorch_model.bin").unlink()
         return str(folder)
 
-    monkeypatch.setattr(dnabert_s_files, "snapshot_download", fetch)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert find_weights("published", None) == tmp_path / COMMIT
     assert "pytorch_model*.bin*" not in calls[0]["allow_patterns"]
     if kind == "safetensors":

@@ -15,6 +15,7 @@ from virnucpro_pl.input.packed_batch import PackedBatch, pack
 from virnucpro_pl.input.reader import read_records
 from virnucpro_pl.models import dnabert_s
 from virnucpro_pl.models.esm2 import SIZES
+from virnucpro_pl.precision import should_use_fp16
 from virnucpro_pl.predict.embedders import DNABERTSEmbedder, ESM2Embedder
 from virnucpro_pl.predict.sequence_embedder import SequenceEmbedder
 
@@ -46,13 +47,13 @@ class Case(NamedTuple):
 
     @property
     def cuda(self) -> bool:
-        """Whether the device is a GPU, where layers are compiled and numbers are FP16."""
+        """Whether the device is a GPU."""
         return self.device.type == "cuda"
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the matrix products."""
-        return torch.float16 if self.cuda else torch.float32
+        return torch.float16 if self.cuda and should_use_fp16() else torch.float32
 
     @property
     def products(self) -> tuple[int, list[tuple[int, int]]]:

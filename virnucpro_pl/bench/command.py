@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from virnucpro_pl import cores
-from virnucpro_pl.bench.case import DNA, Case, draw
+from virnucpro_pl.bench.case import DNA, Case, draw, draw_genes
 from virnucpro_pl.bench.host import six_frames, tokenising
 from virnucpro_pl.bench.meter import Row
-from virnucpro_pl.bench.ours import encoder_alone, end_to_end, fused
+from virnucpro_pl.bench.ours import encoder_alone, encoders_alone, end_to_end, fused
 from virnucpro_pl.bench.peers import import_authors_code
 from virnucpro_pl.bench.peers import peers as measure_peers
 from virnucpro_pl.bench.processes import ProcessRow, processes
@@ -61,7 +61,7 @@ def bench(
             Biopython's translation for `virnucpro`; not with `devices`.
         devices: With 1, run the command as users do and measure it from its start to its first
             pack; with more, also how it scales over so many GPUs, beside the encoder alone.
-            0 measures within this process. Not for `virnucpro`.
+            0 measures within this process.
         esm2: Name of the ESM-2 of `virnucpro`.
         authors_code: Importable package of DNABERT-S's authors' `bert_layers.py` with what it
             imports, einops too: VirNucPro's setting is measured on it as well. For `dnabert_s`.
@@ -71,7 +71,7 @@ def bench(
         UsageError: If an option makes no sense, or there is no such package.
         OutputError: If the JSON file cannot be written after all.
     """
-    _check_model(model, esm2, workload, devices)
+    _check_model(model, esm2, workload)
     _check_numbers(seconds, tokens_per_batch, num_workers, devices)
     if not 0 <= duplicates < 1:
         raise UsageError("--duplicates is a share, from 0 to less than 1")
@@ -90,7 +90,7 @@ def bench(
         sample = draw(workload, case.embedder(), case.scratch)
         case = case._replace(sample=sample, duplicates=duplicates)
         if model == FUSED:
-            rows, runs = [*fused(case), *six_frames(case, peers)], list[ProcessRow]()
+            rows, runs = _measure_both(case, devices, peers)
         else:
             rows, runs = _measure(case, devices, peers, theirs)
     _print(rows, f"{model}, {workload}, on {device}")
@@ -100,15 +100,15 @@ def bench(
     log.info("Wrote %s", output)
 
 
-def _check_model(model: str, esm2: str, workload: str, devices: int) -> None:
+def _check_model(model: str, esm2: str, workload: str) -> None:
     for option, name, names in (
         ("--model", model, (FUSED, DNA, *SIZES)),
         ("--esm2", esm2, tuple(SIZES)),
     ):
         if name not in names:
             raise UsageError(f"{option} must be one of {', '.join(names)}, not {name}")
-    if model == FUSED and (devices or workload != "500-base"):
-        raise UsageError("--model virnucpro is measured on 500-base only, and not with --devices")
+    if model == FUSED and workload != "500-base":
+        raise UsageError("--model virnucpro is measured on 500-base only")
 
 
 def _check_numbers(seconds: float, tokens_per_batch: int, num_workers: int, devices: int) -> None:
@@ -131,6 +131,16 @@ def _measure(
         return [alone], list(processes(case, devices, rate))
     rows = [alone, end_to_end(case, rate), tokenising(case)]
     return [*rows, *(measure_peers(case, authors_code) if peers else [])], []
+
+
+def _measure_both(case: Case, devices: int, peers: bool) -> tuple[list[Row], list[ProcessRow]]:
+    """Measure VirNucPro and its encoders, likewise."""
+    genes = draw_genes()
+    alone = encoders_alone(case, genes)
+    rate = 1 / sum(1 / row.sequences_per_second for row in alone)
+    if devices:
+        return alone, list(processes(case._replace(sample=genes), devices, rate, with_dna=True))
+    return [*alone, fused(case, genes, rate), *six_frames(case, peers)], []
 
 
 def _figures(case: Case, rows: list[Row], runs: list[ProcessRow]) -> dict[str, Any]:

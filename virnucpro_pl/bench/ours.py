@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from virnucpro_pl import devices
-from virnucpro_pl.bench.case import DNA, FEWEST, Case, draw_genes, write_fasta
+from virnucpro_pl.bench.case import DNA, FEWEST, Case, write_fasta
 from virnucpro_pl.bench.meter import Row, measured, repeat
 from virnucpro_pl.input.contig_datamodule import ContigDataModule
 from virnucpro_pl.input.sequence_datamodule import SequenceDataModule
@@ -20,6 +19,7 @@ from virnucpro_pl.models.attention import choose_attention
 from virnucpro_pl.output.hdf5_writer import HDF5Writer
 from virnucpro_pl.output.streaming_writer import StreamingWriter
 from virnucpro_pl.output.table_writer import TableWriter
+from virnucpro_pl.precision import should_use_fp16
 from virnucpro_pl.predict.embedders import DNABERTSEmbedder, ESM2Embedder
 from virnucpro_pl.predict.virnucpro import VirNucPro
 
@@ -31,17 +31,17 @@ def encoder_alone(case: Case, name: str = "virnucpro-pl, encoder alone") -> Row:
     embedder = case.embedder()
     batch = case.full_pack(embedder)
     encoder, _ = embedder.load_encoder(None, case.device, case.dtype)
+    # What 16-mixed computes in.
+    reduced = torch.float16 if case.cuda else torch.bfloat16
+    is_reduced = should_use_fp16() and (case.cuda or devices.has_bf16_units())
     backend = choose_attention(
-        "auto", device=case.device, reduced=case.cuda, biased=embedder.biased
+        "auto", device=case.device, reduced=is_reduced, biased=embedder.biased
     )
     fused = backend != "sdpa"
 
     def step() -> None:
         encoder(batch.tokens, batch.cu_seqlens, batch.max_seqlen, backend, None, fused)
 
-    # What 16-mixed computes in.
-    reduced = torch.float16 if case.cuda else torch.bfloat16
-    is_reduced = case.cuda or devices.has_bf16_units()
     with (
         measured(case) as timed,
         torch.inference_mode(),
@@ -68,17 +68,24 @@ def end_to_end(case: Case, rate: float) -> Row:
     return _predict(case, "virnucpro-pl, end to end", embedder, data, writer)
 
 
-def fused(case: Case) -> Iterator[Row]:
-    """VirNucPro in one pass beside both of its encoders alone, for the same ORFs."""
-    genes = draw_genes()
-    alone = [
+def encoders_alone(case: Case, genes: list[bytes]) -> list[Row]:
+    """Both encoders of VirNucPro, for the same ORFs."""
+    return [
         encoder_alone(case, f"{case.model}, encoder alone"),
         encoder_alone(case._replace(model=DNA, sample=genes), f"{DNA}, encoder alone"),
     ]
-    yield from alone
-    rate = 1 / sum(1 / row.sequences_per_second for row in alone)
+
+
+def fused(case: Case, genes: list[bytes], rate: float) -> Row:
+    """VirNucPro in one pass, of genes.
+
+    Args:
+        case: What is measured.
+        genes: Nucleotides of ORFs.
+        rate: Sequences per second that both encoders' own times allow.
+    """
     count = max(FEWEST, int(rate * case.seconds / (1 - case.duplicates)))
-    yield _predict(
+    return _predict(
         case,
         f"virnucpro-pl, end to end; both encoders' own times allow {rate:,.0f} sequences/s",
         VirNucPro(

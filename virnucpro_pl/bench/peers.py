@@ -22,12 +22,12 @@ from virnucpro_pl.models.esm2 import SIZES
 
 _ORIGINAL_TOKENS = 2048
 """Tokens of a batch in VirNucPro's own setting (Li et al. 2025)."""
-_BUDGETS = (8_192, 32_768, 131_072)
+_BUDGETS = {"cuda": (8_192, 32_768, 131_072), "cpu": (512, 1_024, 2_048, 4_096)}
 """Places of a padded batch; the fastest counts."""
 
 
 def peers(case: Case, authors_code: ModuleType | None) -> Iterator[Row]:
-    """Measure all peers of the case's model; in half precision on a GPU only.
+    """Measure all peers of the case's model.
 
     Args:
         case: Model and sequences.
@@ -39,9 +39,9 @@ def peers(case: Case, authors_code: ModuleType | None) -> Iterator[Row]:
             yield one_at_a_time(case, f"{name}, authors' code", dnabert_s_of(authors_code, case))
         yield one_at_a_time(case, f"{name}, this network", this_network(case))
         return
-    if case.cuda:
-        yield _best(case, "fair-esm, half", fair_esm(case, torch.float16))
-        yield _best(case, "transformers, half, SDPA", transformers(case))
+    precision = "half" if case.dtype == torch.float16 else "fp32"
+    yield _best(case, f"fair-esm, {precision}", fair_esm(case, case.dtype))
+    yield _best(case, f"transformers, {precision}, SDPA", transformers(case))
     name = "VirNucPro's setting: fair-esm, fp32, 2,048 tokens"
     yield padded(case, name, _ORIGINAL_TOKENS, fair_esm(case, torch.float32), case.seconds / 3)
 
@@ -84,7 +84,7 @@ def _best(case: Case, name: str, forward: Callable[[Tensor], Any]) -> Row:
     """The fastest of some batch sizes."""
     rows = [
         padded(case, f"{name}, {budget:,} places", budget, forward, case.seconds / 9)
-        for budget in _BUDGETS
+        for budget in _BUDGETS[case.device.type]
     ]
     return max(rows, key=lambda row: row.tokens_per_second)
 

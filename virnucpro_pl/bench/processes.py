@@ -14,18 +14,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 import torch
 
+from virnucpro_pl.bench.agreement import scores_apart, vectors_apart
 from virnucpro_pl.bench.case import DNA, FEWEST, Case, write_fasta
 from virnucpro_pl.errors import OutputError
 from virnucpro_pl.models.esm2_files import fair_esm_names
 
 log = logging.getLogger(__name__)
 
-_COMPARED = 1024
-"""Rows of a block in which vectors are compared."""
+_IMPORT = """
+import gc
+gc.disable()
+from virnucpro_pl.cli.main import load_with_lightning
+load_with_lightning("virnucpro_pl.cli.predict:predict")
+"""
+"""What the command does before it reads its options."""
 
 
 class ProcessRow(NamedTuple):
@@ -41,23 +46,27 @@ class ProcessRow(NamedTuple):
     over_read_and_copy: float
     """That time over the time to read the weights file and copy it to one device."""
     import_seconds: float
-    """Of a process that imports the command, and with it Lightning and PyTorch, and ends."""
+    """Of a process that imports what the command does, Lightning and PyTorch with it, and ends."""
     first_pack_seconds: float
     """Compilation included."""
     merge_seconds: float
     host_gib: float
     """Peak memory of all processes, pages that they share counted once."""
     largest_difference: float
-    """Between the vectors of this run and those of one device, rows that both have."""
+    """Between the vectors of this run and those of one device, rows that both have; of VirNucPro
+    between the scores."""
 
 
-def processes(case: Case, devices: int, rate: float) -> Iterator[ProcessRow]:
+def processes(
+    case: Case, devices: int, rate: float, *, with_dna: bool = False
+) -> Iterator[ProcessRow]:
     """Run the command on one device, then on several, each with the same work.
 
     Args:
         case: What is measured.
         devices: The largest number.
         rate: Sequences per second of one device, to know how many make a run of the wanted length.
+        with_dna: Whether to run all of VirNucPro, with the ESM-2 of the case.
 
     Raises:
         OutputError: If a run fails, or its rows are not those of the input.
@@ -65,15 +74,17 @@ def processes(case: Case, devices: int, rate: float) -> Iterator[ProcessRow]:
     weights = "random" if case.model == DNA else str(write_weights(case))
     floor = float("nan") if weights == "random" else read_and_copy(case, Path(weights))
     share = max(FEWEST, int(rate * case.seconds / (1 - case.duplicates)))
+    apart = scores_apart if with_dna else vectors_apart
     alone: ProcessRow | None = None
     for count in sorted({1, devices}):
         records = share * count
         path = case.scratch / f"{count}.fasta"
         fasta = write_fasta(path, case.sample, records, case.duplicates)
-        output = case.scratch / f"{count}.h5"
+        output, first = (case.scratch / (f"{n}" if with_dna else f"{n}.h5") for n in (count, 1))
+        options = _model_options(case, weights, with_dna) | _options(case, fasta, output, count)
         importing = time_import()
         launched = time.time()
-        host_gib = _run(_words(case, weights, fasta, output, count))
+        host_gib = _run(_words(options))
         report = json.loads(output.with_name(f"{output.name}.run.json").read_text())
         phases = report["seconds"]
         began = datetime.fromisoformat(report["started"]).timestamp()
@@ -90,17 +101,34 @@ def processes(case: Case, devices: int, rate: float) -> Iterator[ProcessRow]:
             phases["first pack"],
             phases["merge"],
             host_gib,
-            difference(case.scratch / "1.h5", output, records),
+            apart(first, output, records),
         )
         log.info("%s", row)
         alone = alone or row
         yield row
 
 
-def _words(case: Case, weights: str, fasta: Path, output: Path, devices: int) -> list[str]:
-    config = "dnabert_s.yaml" if case.model == DNA else "esm2.yaml"
+def _model_options(case: Case, weights: str, with_dna: bool) -> dict[str, Any]:
+    """The config, and what the model is."""
+    if with_dna:
+        return {
+            "config": "virnucpro.yaml",
+            "model.esm2.name": case.model,
+            "model.esm2.weights": weights,
+            "model.dnabert_s.weights": "random",
+            "model.dnabert_s.tokenizer": case.tokenizer,
+            "model.classifier": "random",
+        }
+    if case.model == DNA:
+        named = {"config": "dnabert_s.yaml", "model.tokenizer": case.tokenizer}
+    else:
+        named = {"config": "esm2.yaml", "model.name": case.model}
+    return {**named, "model.weights": weights}
+
+
+def _options(case: Case, fasta: Path, output: Path, devices: int) -> dict[str, Any]:
+    """What is read and written, and on how many devices."""
     options: dict[str, Any] = {
-        "model.weights": weights,
         "data.path": fasta,
         "data.tokens_per_batch": case.budget,
         "data.num_workers": case.workers,
@@ -108,14 +136,12 @@ def _words(case: Case, weights: str, fasta: Path, output: Path, devices: int) ->
         "trainer.devices": devices,
         "trainer.accelerator": "gpu" if case.cuda else "cpu",
     }
-    if case.model == DNA:
-        options["model.tokenizer"] = case.tokenizer
-    else:
-        options["model.name"] = case.model
-    if devices > 1:
-        options["trainer.strategy"] = "ddp"
+    return options | ({"trainer.strategy": "ddp"} if devices > 1 else {})
+
+
+def _words(options: dict[str, Any]) -> list[str]:
     flags = [f"--{name}={value}" for name, value in options.items()]
-    return [sys.executable, "-m", "virnucpro_pl", "predict", "--config", config, *flags]
+    return [sys.executable, "-m", "virnucpro_pl", "predict", *flags]
 
 
 def _run(words: list[str]) -> float:
@@ -174,29 +200,7 @@ def read_and_copy(case: Case, path: Path) -> float:
 
 
 def time_import() -> float:
-    """Seconds of a process that imports the command, and with it Lightning, and ends."""
+    """Seconds of a process that imports what the command does, Lightning with it, and ends."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import virnucpro_pl.cli.predict"], check=True)
+    subprocess.run([sys.executable, "-c", _IMPORT], check=True)
     return time.perf_counter() - began
-
-
-def difference(one: Path, several: Path, count: int) -> float:
-    """Largest difference between vectors of both files, as far as the first goes.
-
-    Raises:
-        OutputError: If the second does not hold exactly the ids 0, 1, ... in this order.
-    """
-    largest = 0.0
-    with h5py.File(one) as a, h5py.File(several) as b:
-        ids = b["sequence_ids"]
-        if len(ids) != count:
-            raise OutputError(f"{several} has {len(ids)} rows, its input {count}")
-        for start in range(0, count, _COMPARED):
-            block = slice(start, min(start + _COMPARED, count))
-            if ids.asstr()[block].tolist() != [str(i) for i in range(block.start, block.stop)]:
-                raise OutputError(f"{several} has other ids than its input from row {start} on")
-            first = a["embeddings"][block]
-            if len(first):
-                apart = np.abs(first - b["embeddings"][start : start + len(first)]).max()
-                largest = max(largest, float(apart))
-    return largest

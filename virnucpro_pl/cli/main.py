@@ -18,6 +18,7 @@ from typing import Any
 
 from virnucpro_pl.cli.checks import check_configs, check_no_config, check_values
 from virnucpro_pl.cli.help import ALL, COMMANDS, asks_help, help_page
+from virnucpro_pl.cli.light_torchmetrics import lighten_torchmetrics
 from virnucpro_pl.cli.shipped import with_shipped_configs
 from virnucpro_pl.cli.short_form import expand, expand_verify
 from virnucpro_pl.cores import let_waiting_threads_sleep
@@ -99,14 +100,14 @@ def _command(words: list[str]) -> Callable[[], None]:
         call = _load("virnucpro_pl.cli.function_command:call", path)
         return partial(call, resolve_name(path), words)
     if ALL in words:
-        return partial(_load(path), [command, "--help"])
+        return partial(load_with_lightning(path), [command, "--help"])
     short_forms = {"predict": expand, "verify": expand_verify}
     words = with_shipped_configs(short_forms.get(command, list)(words))
     if asks_help(words):
-        return partial(_load("virnucpro_pl.cli.class_help:print_class_help"), words)
+        return partial(load_with_lightning("virnucpro_pl.cli.class_help:print_class_help"), words)
     check_values(words)
     check_configs(words)
-    return partial(_load(path), words)
+    return partial(load_with_lightning(path), words)
 
 
 def _with_log_options(words: Sequence[str]) -> list[str]:
@@ -134,6 +135,16 @@ def _with_log_options(words: Sequence[str]) -> list[str]:
             others.append(word)
     start_log(verbose=verbose, file=Path(file) if file else None)
     return others
+
+
+def load_with_lightning(path: str) -> Any:
+    """Import a function of a command that needs Lightning, and as little besides as can be.
+
+    Args:
+        path: Its module, a colon and its name.
+    """
+    lighten_torchmetrics()
+    return _load(path)
 
 
 def _load(path: str, *others: str) -> Any:

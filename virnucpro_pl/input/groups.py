@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro_pl.input.packing import plan_packs
+from virnucpro_pl.input.packing import cut_by_sums, plan_packs
 from virnucpro_pl.input.records import map_array
 
 COPY, VARIANT, FIRST = 0, 1, 2
@@ -77,15 +77,29 @@ class Groups:
         Returns:
             Packs as ranges of places in `rows`.
         """
-        edges = np.append(np.flatnonzero(self.level == FIRST), len(self.rows))
-        besides: list[tuple[NDArray[Any], float]] = [(np.diff(edges) - 1, COPIES)]
+        starts = self.level == FIRST
+        copies = _copies_until(starts)
+        sums = tokens[self.rows[starts]]
+        bounds = [(np.cumsum(sums, out=sums), float(budget)), (copies, COPIES)]
         if (self.level == VARIANT).any():
-            distinct = np.flatnonzero(self.level > COPY)
-            of_group = np.flatnonzero(self.level[distinct] == FIRST)
-            amounts = np.add.reduceat(second(self.rows[distinct]), of_group)
-            besides.append((amounts, budget))
-        packs = plan_packs(tokens[self.rows[edges[:-1]]], budget, specials=0, besides=besides)
-        return [range(int(edges[p.start]), int(edges[p.stop])) for p in packs]
+            amounts = self._second_of_groups(starts, second)
+            bounds.append((np.cumsum(amounts, out=amounts), budget))
+
+        def place(group: int) -> int:
+            return group + int(copies[group - 1]) if group else 0
+
+        return [range(place(p.start), place(p.stop)) for p in cut_by_sums(bounds)]
+
+    def _second_of_groups(self, starts: NDArray[np.bool_], second: Tokens) -> NDArray[np.float64]:
+        """(G,) tokens of the second sequences of each group, equal ones counted once."""
+        amounts, end = np.empty(np.count_nonzero(starts)), 0
+        for part in _whole_groups(starts):
+            distinct = part.start + np.flatnonzero(self.level[part] > COPY)
+            of_group = np.flatnonzero(starts[distinct])
+            found = np.add.reduceat(second(self.rows[distinct]), of_group)
+            amounts[end : end + len(found)] = found
+            end += len(found)
+        return amounts
 
     def cut(self, pack: range, second: Tokens, budget: int) -> list[range]:
         """Cut a pack of a single group that is too large for one batch; others stay whole.
@@ -141,30 +155,45 @@ def write_groups(folder: Path, sequences: Sequences, second: Sequences | None = 
         OSError: If they cannot be written.
     """
     first = find_first(sequences)
-    repeated = np.flatnonzero(first != np.arange(len(first)))
-    if not len(repeated):
+    if (first == np.arange(len(first), dtype=first.dtype)).all():
         (folder / _COUNT).write_text("0")
         return
-    several = np.zeros(len(first), np.bool_)
-    several[repeated] = several[first[repeated]] = True
-    del repeated
-    rows = np.argsort(first, kind="stable")
-    level = _changes(first[rows]).view(np.uint8) * np.uint8(FIRST)
+    rows = np.argsort(first, kind="stable").astype(first.dtype)
+    starts = _changes(first[rows])
+    del first
+    level = starts.view(np.uint8) * np.uint8(FIRST)
     if second is not None:
-        places = np.flatnonzero(several[rows])
-        alike = rows[places]
-        variant = find_first(second, alike)
-        order = np.lexsort((variant, first[alike]))
-        alike, variant = alike[order], variant[order]
-        rows[places] = alike
-        brings_new = _changes(first[alike]) | _changes(variant)
-        level[places] = np.maximum(level[places], np.where(brings_new, VARIANT, COPY))
-    rows.tofile(folder / _FILES[0])
+        for part in _whole_groups(starts):
+            _order_groups(rows[part], level[part], second)
+    with (folder / _FILES[0]).open("wb") as file:
+        for part in _parts(len(rows)):
+            rows[part].astype(np.int64).tofile(file)
     level.tofile(folder / _FILES[1])
     (folder / _COUNT).write_text(str(len(rows)))
 
 
-def find_first(sequences: Sequences, rows: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+def _order_groups(rows: NDArray[Any], level: NDArray[np.uint8], second: Sequences) -> None:
+    """Put rows of a group with equal second sequences side by side, and tell which are variants.
+
+    Args:
+        rows: (n,) rows of whole groups; changed in place.
+        level: (n,) FIRST for the first row of a group, COPY for any other; changed in place.
+        second: The second sequences.
+    """
+    starts = level == FIRST
+    several = ~starts
+    several[:-1] |= ~starts[1:]
+    alike, starts = rows[several], starts[several]
+    if not len(alike):
+        return
+    variant = find_first(second, alike)
+    order = np.lexsort((variant, np.cumsum(starts, dtype=variant.dtype)))
+    rows[several] = alike[order]
+    brings_new = _changes(variant[order]).view(np.uint8) * np.uint8(VARIANT)
+    level[several] = np.maximum(level[several], brings_new)
+
+
+def find_first(sequences: Sequences, rows: NDArray[Any] | None = None) -> NDArray[Any]:
     """Find for each of some rows the first of them that has the same sequence.
 
     Args:
@@ -172,27 +201,15 @@ def find_first(sequences: Sequences, rows: NDArray[np.int64] | None = None) -> N
         rows: (n,) rows in any order; None for all.
 
     Returns:
-        (n,) its place among these rows.
+        (n,) its place among these rows, int32 where that is enough.
     """
     count = sequences.total if rows is None else len(rows)
-    hashes = np.empty(count, np.int64)
-    for start in range(0, count, _ROWS):
-        places = np.arange(start, min(start + _ROWS, count))
-        for block, strings in _blocks(sequences, places, rows):
-            hashes[block] = np.fromiter(map(hash, strings), np.int64, len(strings))
-    order = np.argsort(hashes, kind="stable")
-    hashes.sort()  # as in this order, without memory for another copy
-    new = _changes(hashes)
-    del hashes
-    alike = np.flatnonzero(~(new & np.append(new[1:], True)))
-    order, new = order[alike], new[alike]
-    del alike
-    first = np.arange(count)
+    places, new = _sharing_hashes(_sorted_keys(sequences, rows, count))
+    first = np.arange(count, dtype=places.dtype)
     known: dict[bytes, int] = {}
-    for start in range(0, len(order), _ROWS):
-        part = slice(start, start + _ROWS)
+    for part in _parts(len(places)):
         has_new_hash = iter(new[part].tolist())
-        for block, strings in _blocks(sequences, order[part], rows):
+        for block, strings in _blocks(sequences, places[part], rows):
             for place, string in zip(block.tolist(), strings, strict=True):
                 if next(has_new_hash):
                     known = {}
@@ -200,16 +217,82 @@ def find_first(sequences: Sequences, rows: NDArray[np.int64] | None = None) -> N
     return first
 
 
+def _sorted_keys(sequences: Sequences, rows: NDArray[Any] | None, count: int) -> NDArray[np.uint64]:
+    """(n,) for each row its hash, of which the uppermost bits give way to its place below; sorted.
+
+    One array holds both. Of a hash 40 bits are left for ten million rows: those few that share
+    these by chance are told apart by their letters.
+    """
+    bits = _bits(count)
+    keys = np.empty(count, np.uint64)
+    for part in _parts(count):
+        for block, strings in _blocks(sequences, np.arange(part.start, part.stop), rows):
+            hashes = np.fromiter(map(hash, strings), np.int64, len(strings)).view(np.uint64)
+            keys[block] = (hashes << bits) | block.view(np.uint64)
+    keys.sort()
+    return keys
+
+
+def _sharing_hashes(keys: NDArray[np.uint64]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Places (m,) of rows whose hash others have, too, and whether it is the first with it."""
+    bits = _bits(len(keys))
+    new = _changes(keys, bits)
+    shared = ~new
+    shared[:-1] |= ~new[1:]
+    # Most memory is in use here: eight bytes of each key, and four of each of these places.
+    places = np.empty(np.count_nonzero(shared), np.int32 if len(keys) < 1 << 31 else np.int64)
+    end = 0
+    for part in _parts(len(keys)):
+        found = keys[part][shared[part]] & ((np.uint64(1) << bits) - np.uint64(1))
+        places[end : end + len(found)] = found
+        end += len(found)
+    return places, new[shared]
+
+
+def _bits(count: int) -> np.uint64:
+    """Bits that tell so many places apart."""
+    return np.uint64(count.bit_length())
+
+
 def _blocks(
-    sequences: Sequences, places: NDArray[np.int64], rows: NDArray[np.int64] | None
-) -> Iterator[tuple[NDArray[np.int64], list[bytes]]]:
+    sequences: Sequences, places: NDArray[Any], rows: NDArray[Any] | None
+) -> Iterator[tuple[NDArray[Any], list[bytes]]]:
     """Give places, and the sequences of the rows there, so many letters at a time."""
-    wanted = places if rows is None else rows[places]
+    wanted = (places if rows is None else rows[places]).astype(np.int64)
     for block in plan_packs(sequences.lengths(wanted), _LETTERS, specials=0):
         part = slice(block.start, block.stop)
         yield places[part], sequences.of(wanted[part])
 
 
-def _changes(values: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(n,) whether each value differs from the one before it."""
-    return np.append(True, values[1:] != values[:-1])[: len(values)]
+def _parts(count: int) -> Iterator[slice]:
+    """Cut so many rows into parts that are in memory at a time."""
+    for start in range(0, count, _ROWS):
+        yield slice(start, min(start + _ROWS, count))
+
+
+def _whole_groups(starts: NDArray[np.bool_]) -> Iterator[slice]:
+    """Cut rows into parts as `_parts` does, but none within a group."""
+    start, count = 0, len(starts)
+    while start < count:
+        later = starts[start + _ROWS :]
+        stop = start + _ROWS + int(later.argmax()) if later.any() else count
+        yield slice(start, stop)
+        start = stop
+
+
+def _copies_until(starts: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(G,) rows beyond the first of their group, in each group and all before it."""
+    firsts = np.flatnonzero(starts)
+    copies = np.arange(-1.0, -1.0 - len(firsts), -1.0)
+    copies[:-1] += firsts[1:]
+    copies[-1:] += len(starts)
+    return copies
+
+
+def _changes(values: NDArray[Any], bits: np.uint64 | int = 0) -> NDArray[np.bool_]:
+    """(n,) whether each value, without so many of its lowest bits, differs from the one before."""
+    changes = np.ones(len(values), np.bool_)
+    for part in _parts(len(values) - 1):
+        pair = values[part.start : part.stop + 1] >> bits
+        changes[part.start + 1 : part.stop + 1] = pair[1:] != pair[:-1]
+    return changes

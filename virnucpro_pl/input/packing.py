@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 _GPU_TOKENS = 16_384
 _CPU_TOKENS = 2_048
@@ -42,11 +42,26 @@ def plan_packs(
     """
     if budget < 1:
         raise ValueError(f"A pack must hold at least one token, not {budget}")
-    ends = [np.cumsum(np.asarray(lengths, dtype=np.float64) + specials)]
-    ends += [np.cumsum(amounts, dtype=np.float64) for amounts, _ in besides]
-    bounds = [(ends[0], float(budget)), *zip(ends[1:], (most for _, most in besides), strict=True)]
+    sums = np.array(lengths, np.float64)
+    sums += specials
+    bounds = [(np.cumsum(sums, out=sums), float(budget))]
+    bounds += [(np.cumsum(amounts, dtype=np.float64), most) for amounts, most in besides]
+    return cut_by_sums(bounds)
+
+
+def cut_by_sums(bounds: Sequence[tuple[NDArray[np.float64], float]]) -> list[range]:
+    """Cut a list into packs of consecutive ones, greedily, as `plan_packs` does.
+
+    Args:
+        bounds: Sums (N,) of an amount over all up to each one, and how much of it a pack may hold;
+            one or more of them.
+
+    Returns:
+        Packs as ranges of indices.
+    """
+    count = len(bounds[0][0])
     packs, start = list[range](), 0
-    while start < len(ends[0]):
+    while start < count:
         stops = [
             int(np.searchsorted(sums, (sums[start - 1] if start else 0.0) + most, side="right"))
             for sums, most in bounds

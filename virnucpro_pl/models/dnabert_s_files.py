@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import huggingface_hub  # its parts where they are used: who needs none should not wait for them
 import torch
-from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from huggingface_hub.file_download import repo_folder_name
 
 from virnucpro_pl.errors import WeightsError, listed
 from virnucpro_pl.models.checkpoint import Checkpoint, read_checkpoint, require
@@ -79,6 +77,8 @@ def find_weights(size: Size, weights: str | None) -> Path | None:
 
 def cache_folder() -> Path:
     """Where the Hugging Face cache keeps the authors' weights, whether they are there or not."""
+    from huggingface_hub.file_download import repo_folder_name
+
     return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=REPOSITORY, repo_type="model")
 
 
@@ -87,8 +87,10 @@ def _published_folder() -> Path:
 
     Their `main` branch; which commit that was is the name of the folder, see `revision`.
     """
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
     try:
-        folder = Path(snapshot_download(REPOSITORY, local_files_only=True))
+        folder = Path(huggingface_hub.snapshot_download(REPOSITORY, local_files_only=True))
         if _is_whole(folder):
             return folder
     except LocalEntryNotFoundError:
@@ -96,9 +98,9 @@ def _published_folder() -> Path:
     log.info("Downloading %s to %s", REPOSITORY, HF_HUB_CACHE)
     try:
         small = ["config.json", "tokenizer.json", "model*.safetensors*"]
-        folder = Path(snapshot_download(REPOSITORY, allow_patterns=small))
+        folder = Path(huggingface_hub.snapshot_download(REPOSITORY, allow_patterns=small))
         if not _is_whole(folder):
-            snapshot_download(
+            huggingface_hub.snapshot_download(
                 REPOSITORY, revision=folder.name, allow_patterns=["pytorch_model*.bin*"]
             )
     except (OSError, HfHubHTTPError) as error:
