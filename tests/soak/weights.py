@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from safetensors.numpy import load as load_arrays
+from safetensors.torch import load as load_bytes
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -178,7 +178,7 @@ def check_transformers(rng: random.Random, place: Path, said: list[str]) -> str 
     encoder, _ = load(None if esm2 else "published", folder, **CPU)
     if path.suffix != ".safetensors":
         return None
-    found = {name: torch.from_numpy(a) for name, a in load_arrays(path.read_bytes()).items()}
+    found = load_bytes(path.read_bytes())
     if esm2:
         return check_sizes(encoder.config, sizes) or check_esm2(encoder, found, TRANSFORMERS)
     return check_dnabert_s(encoder, found)
