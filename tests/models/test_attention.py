@@ -35,10 +35,16 @@ def plain_attention(query, key, value, lengths):
     return torch.cat(out)
 
 
-@pytest.mark.parametrize("lengths", [[5], [3, 3], [1], [1, 17, 2, 9, 1, 40], [40, 39, 1]])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [5], [3, 3], [1], [1, 17, 2, 9, 1, 40], [40, 39, 1],
+        [5, 5, 3, 3], [3, 3, 5, 5], [5, 3, 5], [2, 9, 9, 9, 8],
+    ],
+)  # fmt: skip
 def test_attend_sdpa_equals_attention_within_each_sequence(lengths):
     torch.manual_seed(0)
-    q, k, v = torch.randn(3, sum(lengths), 2, 4)
+    q, k, v = torch.randn(sum(lengths), 3, 2, 4).unbind(1)
     layout = lay_out(starts(*lengths), max(lengths), sum(lengths), "sdpa")
     expected = plain_attention(q, k, v, lengths).float()
     torch.testing.assert_close(attend(q, k, v, layout), expected, rtol=0, atol=1e-6)
