@@ -293,7 +293,7 @@ def save_folder(model, folder, form):
         ("hidden_size", 2**40),
         ("hidden_size", float("inf")),
         ("token_dropout", "false"),
-        ("token_dropout", 0),
+        ("token_dropout", 2),
     ],
 )
 def test_load_folder_of_another_architecture_raises(tmp_path, key, value):

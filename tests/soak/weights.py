@@ -146,7 +146,7 @@ def write_config(rng: random.Random, place: Path, said: list[str], config: dict)
 
 def check_sizes(config: Any, sizes: list[Any]) -> str | None:
     """Numbers are taken as they are, and nothing else for a number."""
-    plain = [type(value) for value in sizes] == [int, int, int, bool]
+    plain = [type(value) for value in sizes[:3]] == [int] * 3
     if not plain or sizes != [config.layers, config.width, config.heads, config.token_dropout]:
         return f"{config} of {sizes!r}"
     return None

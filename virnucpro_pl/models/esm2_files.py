@@ -225,13 +225,13 @@ def _checked(content: dict[str, Any], names: tuple[str, ...], where: Path) -> ES
     if missing:
         raise WeightsError(f"{where} is not an ESM-2: it has no {listed(missing)}")
     layers, width, heads = sizes_in(content, names[:3], where)
-    if not isinstance(dropout := content[names[3]], bool):
+    if (dropout := content[names[3]]) not in (True, False):  # 1 and 0 are as good
         raise WeightsError(f"{where}: {names[3]} is {dropout!r}, neither true nor false")
     if width % (2 * heads):
         raise WeightsError(
             f"{where}: {names[1]} {width}, {names[2]} {heads}, {names[0]} {layers} are no ESM-2's"
         )
-    return ESM2Config(layers, width, heads, dropout)
+    return ESM2Config(layers, width, heads, bool(dropout))
 
 
 def _one_frequency(frequencies: dict[str, Tensor], shape: torch.Size, path: Path) -> Tensor:
