@@ -111,6 +111,14 @@ def test_load_json_that_is_no_tokenizer_raises(tmp_path, text):
         DNATokenizer(tmp_path / "tokenizer.json").load()
 
 
+def test_load_tokenizer_at_which_the_library_panics_raises(file, tmp_path):
+    content = json.loads(file.read_text())
+    content["model"]["continuing_subword_prefix"] = "x" * 100_000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r"tokenizer\.json is not a tokenizer\.json"):
+        DNATokenizer(tmp_path / "tokenizer.json").load()
+
+
 def test_load_missing_file_is_named(tmp_path):
     tokenizer = DNATokenizer(tmp_path / "tokenizer.json")
     assert tokenizer.molecule == "DNA"  # needed before the file
