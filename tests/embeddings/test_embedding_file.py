@@ -84,6 +84,62 @@ def test_embedding_file_with_a_fault_raises_and_names_it(path, tmp_path, edit, m
         write_ids(EmbeddingFile(path), tmp_path, "ids")
 
 
+UNWRITTEN = {"shape": (5, 10**9), "dtype": "f4", "chunks": (1, 1024)}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (replace("embeddings", **UNWRITTEN), r"not all of the 5 x 1000000000 entries of /embed"),
+        (replace("embeddings", shape=(5, 10**9), dtype="f4"), "not all of the 5 x 1000000000"),
+        (
+            lambda file: [
+                replace("embeddings", shape=(10**10, 3), dtype="f4", chunks=(9, 3))(file),
+                replace("sequence_ids", shape=(10**10,), dtype="S3", chunks=(9,))(file),
+            ],
+            "not all of the 10000000000 x 3",
+        ),
+        (attribute("lengths", 1), None),
+        (lambda file: file.__setitem__("lengths", h5py.SoftLink("/lengths")), "/lengths cannot be"),
+        (lambda file: file.__setitem__("lengths", h5py.SoftLink("/nowhere")), "/lengths cannot be"),
+        (
+            lambda file: file.__setitem__("failed", h5py.ExternalLink("no.h5", "/a")),
+            "/failed canno",
+        ),
+        (lambda file: file.create_group("lengths"), "/lengths is not a list of whole numbers"),
+        (lambda file: file.create_dataset("failed", **UNWRITTEN), "/failed is not a list"),
+        (lambda file: file.create_dataset("failed", (10**10,), "i8"), "not all of the 10000000000"),
+        (lambda file: file.__setitem__("failed", [0, 5]), "/failed holds numbers beyond 0 to 4"),
+        (lambda file: file.__setitem__("failed", [-1]), "/failed holds numbers beyond 0 to 4"),
+        (
+            lambda file: file.__setitem__("lengths", np.array([1, 2, 3, 4, 2**63], np.uint64)),
+            "/lengths holds numbers beyond 0 to 2147483647",
+        ),
+        (attribute("chunk_length", -1), "its chunk_length is no whole number, but .*-1"),
+        (attribute("format", ["a", "b"]), "cannot be read as HDF5"),
+    ],
+)
+def test_numbers_that_a_file_only_promises_are_never_made_up(path, edit, message):
+    with h5py.File(path, "r+") as file:
+        edit(file)
+
+    def read():
+        with EmbeddingFile(path) as file:
+            return (
+                file.ids,
+                file.rows(np.arange(len(file))),
+                file.lengths,
+                file.failed,
+                (file.chunk_length),
+            )
+
+    if message is None:
+        read()
+        return
+    with pytest.raises(InputError, match=rf"e\.h5.*{message}"):
+        read()
+
+
 @pytest.mark.parametrize("content", [None, b"", b"\x89HDF\r\n\x1a\n cut off", b">a\nACGT\n"])
 def test_embedding_file_missing_or_junk_raises(tmp_path, content):
     path = tmp_path / "e.h5"

@@ -189,8 +189,12 @@ def test_damaged_state_is_told(start, words, slow, tmp_path):
     command.kill()
     command.wait(30)
     state = tmp_path / "classifier.parts/state.ckpt"
-    state.write_bytes(state.read_bytes()[:1000])
-    ended = start(*options).wait(60)
-    assert (ended.code, "Traceback" in ended.log) == (2, False), ended.log
-    assert "classifier.parts/state.ckpt cannot be read" in ended.log
-    assert "--writer.overwrite true" in ended.log
+    whole = state.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1  # among the numbers
+    for damaged in (whole[:1000], bytes(flipped)):
+        state.write_bytes(damaged)
+        ended = start(*options).wait(60)
+        assert (ended.code, "Traceback" in ended.log) == (2, False), ended.log
+        assert "classifier.parts/state.ckpt cannot be read" in ended.log
+        assert "--writer.overwrite true" in ended.log

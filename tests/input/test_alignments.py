@@ -17,7 +17,7 @@ import pytest
 
 from virnucpro_pl.errors import InputError
 from virnucpro_pl.input.alignments import kind_of, parse_alignments
-from virnucpro_pl.input.alphabets import DNA, PROTEIN
+from virnucpro_pl.input.alphabets import DNA, PRINTABLE, PROTEIN
 from virnucpro_pl.input.files import records_of
 from virnucpro_pl.input.reader import read_records
 
@@ -25,6 +25,7 @@ from virnucpro_pl.input.reader import read_records
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 CHROMOSOME = {"HD": {"VN": "1.6"}, "SQ": [{"SN": "chr1", "LN": 5000}]}
+BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 MODES = {"bam": "wb", "cram": "wc", "sam": "w"}
 
 
@@ -79,6 +80,8 @@ READ = b"r1\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\tIIII\n"
         (gzip.compress(b"BAM\1" + bytes(9000))[:30], "BAM"),
         (b"@HD\tVN:1.6\n", "SAM"),
         (b"@HD\tVN:1.6\r\n" + READ, "SAM"),
+        (b"@HD\tVN:1.6\r" + READ, "SAM"),
+        (b"@HD\tVN:1.6\rACGT\r+\rIIII\r", None),
         (b"@SQ\tSN:chr1\tLN:9\n@SQ\tSN:chr2\tLN:9\n", "SAM"),
         (b"@CO\tany words\n" + READ, "SAM"),
         (gzip.compress(b"@RG\tID:a\n" + READ), "SAM"),
@@ -143,6 +146,48 @@ def test_flags_become_mates_and_reads_as_sequenced(tmp_path, suffix, caplog):
         ]  # fmt: skip
     [line] = caplog.messages
     assert line.startswith(f"{path}: 2 reads are marked as failing quality control")
+
+
+@pytest.mark.parametrize("suffix", ["bam", "cram"])
+def test_name_of_any_letters_is_that_of_the_fastq(tmp_path, suffix):
+    names = ["\N{LATIN SMALL LETTER U WITH DIAERESIS}1", "\N{DNA DOUBLE HELIX}2"]
+    path = write(tmp_path / f"x.{suffix}", [(name, "ACGT") for name in names])
+    store = read_records(path, DNA, tmp_path)
+    assert store.ids(np.arange(2)) == names
+
+
+def test_read_of_bam_without_a_name_gets_none_from_its_mates_number(tmp_path):
+    path = write(tmp_path / "x.bam", [("a", "ACGT", 77)])
+    text = gzip.decompress(path.read_bytes())
+    at = text.index(b"a\0\x12\x48")  # the name; before it, in 32 bytes, its length and others
+    size, fixed = len(text) - at + 31, bytearray(text[at - 32 : at])
+    fixed[8] = 1
+    path.write_bytes(text[: at - 36] + size.to_bytes(4, "little") + fixed + text[at + 1 :])
+    pysam.tabix_compress(str(path), str(tmp_path / "y.bam"))
+    with pytest.raises(InputError, match=r"record 1: it has no id|cannot be read"):
+        read_records(tmp_path / "y.bam", DNA, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("letter", "alphabet", "message"),
+    [
+        ("E", DNA, "'E' at position 3 is no base"),
+        ("-", DNA, "'-' at position 3 is no base"),
+        ("=", PRINTABLE, None),
+        ("e", PROTEIN, None),
+        ("\xff", DNA, "the byte 0xff at position 3 is no base"),
+        ("\xdf", PRINTABLE, "the byte 0xdf at position 3"),
+    ],
+)
+def test_letter_of_sam_is_kept_or_refused_and_never_an_n(tmp_path, letter, alphabet, message):
+    path, letters = tmp_path / "x", f"AC{letter}GTacgtacgtn"
+    path.write_text(f"a\t4\t*\t0\t0\t*\t*\t0\t0\t{letters}\t*\n", encoding="latin-1")
+    if message:
+        with pytest.raises(InputError, match=message):
+            read_records(path, alphabet, tmp_path)
+    else:
+        store = read_records(path, alphabet, tmp_path)
+        assert store.sequences(np.arange(1)) == [letters.upper().encode()]
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
@@ -279,6 +324,8 @@ def test_file_cut_anywhere_is_refused_behind_its_last_read(tmp_path, suffix, cap
         path.write_bytes(data[:size])
         if suffix == "sam" and data[:size].endswith(b"\n"):
             continue  # a whole file of fewer reads
+        if suffix == "sam.bgz" and size == len(data) - len(BGZF_END):
+            continue  # a whole file of plain gzip
         seen, message = parse_until_fault(path)
         assert seen == reads[: len(seen)]
         assert message.startswith(f"{path} cannot be read")
@@ -324,7 +371,13 @@ def test_files_joined_or_with_junk_behind_them_are_refused(tmp_path, suffix):
     "text",
     [
         "a\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\tIII\n",
-        "a\t4\tchr9\t0\t0\t*\t*\t0\t0\tACGT\t*\n@HD\tVN:1.6\n",
+        "a\t4\t*\t\t0\t*\t*\t0\t0\tACGT\t*\n",
+        "a\t-4\t*\t0\t0\t*\t*\t0\t0\tACGT\t*\n",
+        "a\t0x4\t*\t0\t0\t*\t*\t0\t0\tACGT\t*\n",
+        "a\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\t*",
+        "@a\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\t*\n",
+        "\n",
+        "@HD\tVN:1.6\n",
         "@HD\tVN:1.6\nb\t4\t*\t0\t0\t*\t*\t0\t0\n",
     ],
 )
@@ -332,6 +385,15 @@ def test_sam_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "x").write_text("@CO\tx\n" + READ.decode() + text)
     with pytest.raises(InputError, match=r"x cannot be read past read 1 \(r1\)"):
         parse(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "text", ["@HD\tVN:1.6\n@CO\tcut", "@HD\tVN:1.6\n@a\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\t*\n"]
+)
+def test_sam_without_a_read_is_read_to_its_end(tmp_path, text):
+    (tmp_path / "x").write_text(text)
+    with pytest.raises(InputError, match="x cannot be read: "):
+        read_records(tmp_path / "x", DNA, tmp_path, allow_empty=True)
 
 
 def test_bam_in_plain_gzip_is_refused_with_the_reason(tmp_path):
@@ -342,7 +404,7 @@ def test_bam_in_plain_gzip_is_refused_with_the_reason(tmp_path):
 
 
 def test_without_pysam_the_install_line_is_said(tmp_path):
-    paths = [str(write(tmp_path / f"x.{suffix}", draw(5))) for suffix in MODES]
+    paths = [str(write(tmp_path / f"x.{suffix}", draw(5))) for suffix in ("bam", "cram")]
     code = """if True:
         import sys
         sys.modules["pysam"] = None

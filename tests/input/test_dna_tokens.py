@@ -104,6 +104,21 @@ def test_load_git_lfs_pointer_is_called_one(tmp_path):
         DNATokenizer(path).load()
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"version": "\\ud800"}'])
+def test_load_json_that_is_no_tokenizer_raises(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(UsageError, match=r"tokenizer\.json (cannot be read as|is not) a tokenizer"):
+        DNATokenizer(tmp_path / "tokenizer.json").load()
+
+
+def test_load_tokenizer_at_which_the_library_panics_raises(file, tmp_path):
+    content = json.loads(file.read_text())
+    content["model"]["continuing_subword_prefix"] = "x" * 100_000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r"tokenizer\.json is not a tokenizer\.json"):
+        DNATokenizer(tmp_path / "tokenizer.json").load()
+
+
 def test_load_missing_file_is_named(tmp_path):
     tokenizer = DNATokenizer(tmp_path / "tokenizer.json")
     assert tokenizer.molecule == "DNA"  # needed before the file

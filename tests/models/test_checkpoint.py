@@ -2,6 +2,7 @@ import argparse
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,27 @@ def test_read_truncated_or_flipped_file_raises(weights_file, tmp_path, zipped):
             continue
 
 
+def test_read_compressed_zip_file_gives_the_numbers_in_it(tmp_path):
+    tensor, path = torch.arange(5000) % 7, tmp_path / "w.pt"
+    torch.save({"a": tensor}, tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(path, "w", 8) as file:
+        for name in whole.namelist():
+            file.writestr(name, whole.read(name))
+    assert torch.equal(read_checkpoint(path).tensors["a"], tensor)
+
+
+def test_read_zip_file_with_a_damaged_head_of_a_member_raises(tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save({"a": torch.arange(5000)}, path)
+    with zipfile.ZipFile(path) as file:
+        at = next(info.header_offset for info in file.infolist() if "/data/" in info.filename)
+    data = bytearray(path.read_bytes())
+    data[at + 26] ^= 8  # of the length of its name, behind which its own bytes begin
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match=r"w\.pt cannot be read"):
+        read_checkpoint(path)
+
+
 def test_read_missing_file_raises(tmp_path):
     with pytest.raises(WeightsError, match="no such weights file"):
         read_torch_file(tmp_path / "absent.pt")
@@ -83,6 +105,25 @@ def test_read_other_content_raises(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(WeightsError, match=r"not a (fair-esm ESM-2|weights) file"):
         read_checkpoint(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(10**6, 10**6),  # four terabytes of four bytes
+        torch.ones(2, 2).to_sparse(),
+        torch.ones(2, device="meta"),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    ],
+    ids=["expanded", "sparse", "meta", "quantised"],
+)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_read_tensor_whose_numbers_are_not_in_the_file_raises(tmp_path, tensor, zipped):
+    path = tmp_path / "w.pt"
+    content = {"a": torch.ones(1), "b": tensor}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match=r"no plain tensors are b"):
+        read_checkpoint(path)
 
 
 def test_read_file_is_mapped_not_copied(weights_file):
@@ -103,6 +144,9 @@ def test_read_file_is_mapped_not_copied(weights_file):
         ({"model-00001-of-00002.safetensors": ""}, "no model.safetensors.index.json"),
         ({"model.safetensors.index.json": "{"}, "index.json"),
         ({"model.safetensors.index.json": "{}"}, "index.json"),
+        ({"model.safetensors.index.json": '{"weight_map": {}}'}, "has no weight_map"),
+        ({"model.safetensors.index.json": "[" * 100_000}, r"index\.json cannot be read"),
+        ({"model.safetensors": None, "config.json": '{"a":' * 100_000}, r"g\.json cannot be read"),
         (
             {"model.safetensors.index.json": '{"weight_map": {"a": "model-1.safetensors"}}'},
             "lacks model-1.safetensors",

@@ -159,6 +159,12 @@ def without(state, name):
         (lambda s: {**s, "bn1.weight": torch.ones(3, device="meta")}, "no tensors are bn1.weight"),
         (lambda s: {**s, "bn1.weight": torch.ones(HIDDEN).to_sparse()}, "no tensors are"),
         (lambda s: {**s, "bn1.weight": torch.full((HIDDEN,), torch.nan)}, "finite in bn1.weight"),
+        (
+            lambda s: {**s, "hidden_layer.weight": torch.zeros(1).expand(10**6, 10**6)},
+            "no tensors are hidden_layer.weight",
+        ),
+        (lambda s: {"state_dict": s, "chunk_length": True}, "chunk_length is no whole number"),
+        (lambda s: {"state_dict": s, "chunk_length": -500}, "chunk_length is no whole number"),
         (lambda s: {**s, "extra": torch.ones(1)}, 'Unexpected key.*"extra"'),
         (lambda s: without(s, "bn1.running_var"), 'Missing key.*"bn1.running_var"'),
         (lambda s: {**s, "output_layer.weight": torch.ones(3, HIDDEN)}, "output_layer.weight"),
@@ -181,6 +187,17 @@ def test_load_classifier_module_without_its_tables_raises_weights_error(
 
     path = save_classifier(tmp_path / "c.pth", FEATURES, HIDDEN, edit=strip)
     with pytest.raises(WeightsError, match="pickled module lacks"):
+        load_classifier(str(path))
+
+
+def test_load_classifier_flipped_number_raises_weights_error(state, tmp_path):
+    path = tmp_path / "c.pth"
+    torch.save(state, path)
+    weight = state["hidden_layer.weight"].numpy().tobytes()
+    data = bytearray(path.read_bytes())
+    data[data.index(weight) + 100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match=r"c\.pth cannot be read.*checksum of \S+ is another"):
         load_classifier(str(path))
 
 

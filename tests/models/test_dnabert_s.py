@@ -212,8 +212,15 @@ def test_load_wrong_shape_is_named(plain_dnabert_s, tmp_path):
     [
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"num_attention_heads": 5}, "5 heads"),
-        ({"num_hidden_layers": "many"}, "no numbers"),
-        ({"intermediate_size": None}, "no numbers"),
+        ({"num_hidden_layers": "many"}, "no whole number from 1"),
+        ({"intermediate_size": None}, "no whole number from 1"),
+        ({"intermediate_size": -80}, "no whole number from 1"),
+        ({"vocab_size": 2.5}, "no whole number from 1"),
+        ({"hidden_size": float("inf")}, "no whole number from 1"),
+        ({"hidden_size": 2**62}, "no whole number from 1"),
+        ({"num_hidden_layers": 10**9}, "no whole number from 1"),
+        ({"layer_norm_eps": float("nan")}, "no small number above 0"),
+        ({"layer_norm_eps": "1"}, "no small number above 0"),
     ],
 )
 def test_load_other_architecture_is_refused(plain_dnabert_s, tmp_path, change, message):

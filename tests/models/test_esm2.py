@@ -285,6 +285,15 @@ def save_folder(model, folder, form):
         ("model_type", "bert"),
         ("num_attention_heads", "four"),
         ("num_attention_heads", 5),
+        ("num_attention_heads", 4.9),
+        ("num_attention_heads", True),
+        ("num_attention_heads", 10**30),
+        ("num_hidden_layers", 10**30),
+        ("num_hidden_layers", -1),
+        ("hidden_size", 2**40),
+        ("hidden_size", float("inf")),
+        ("token_dropout", "false"),
+        ("token_dropout", 2),
     ],
 )
 def test_load_folder_of_another_architecture_raises(tmp_path, key, value):
@@ -294,6 +303,24 @@ def test_load_folder_of_another_architecture_raises(tmp_path, key, value):
     (tmp_path / "config.json").write_text(json.dumps(changed))
     with pytest.raises(WeightsError, match=key):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("token_dropout", "false"),
+        ("encoder_layers", 3.0),
+        ("encoder_layers", 10**9),
+        ("encoder_embed_dim", 2**62),
+        ("encoder_attention_heads", [4]),
+    ],
+)
+def test_load_fair_esm_file_of_other_sizes_raises(weights_file, tmp_path, name, value):
+    content = torch.load(weights_file, weights_only=False)
+    setattr(content["cfg"]["model"], name, value)
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=rf"w\.pt: {name}"):
+        load(tmp_path / "w.pt")
 
 
 def test_hidden_states_neighbours_change_nothing(weights_file, sequences, random_proteins):

@@ -93,9 +93,10 @@ def test_strange_parts_are_computed_again(interrupted, strange):
     assert len(run.files()) == 1
 
 
-def test_damaged_manifest_is_refused_and_parts_are_kept(interrupted):
+@pytest.mark.parametrize("text", ["", "[" * 100_000])
+def test_damaged_manifest_is_refused_and_parts_are_kept(interrupted, text):
     run = interrupted(part(0))
-    (run.path / "manifest.json").write_text("")
+    (run.path / "manifest.json").write_text(text)
     with pytest.raises(UsageError, match=r"manifest\.json is damaged"):
         run.resume(5, lambda: MANIFEST)
     assert len(run.files()) == 1

@@ -105,7 +105,7 @@ def _open(path: Path) -> Source:
         raise InputError(f"{path}: no such file")
     if h5py.is_hdf5(path) or path.suffix in (".h5", ".hdf5"):
         file = EmbeddingFile(path, foreign=True)
-        if "format" not in file.file.attrs:
+        if "format" not in file.attributes:
             log.warning("%s names no format and cannot tell whether it is complete", path)
         return file
     if path.suffix in (".pt", ".pth"):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from virnucpro_pl.errors import InputError
-from virnucpro_pl.models.checkpoint import read_torch_file
+from virnucpro_pl.models.checkpoint import is_plain, read_torch_file
 
 KINDS = {"proteins": "ESM-2", "nucleotide": "DNABERT-S", "ids": "merged"}
 """What a file holds, by the name of its ids."""
@@ -106,6 +106,8 @@ def _read(path: Path) -> tuple[str, list[str], Tensor | list[Tensor]]:
         raise InputError(f"{path}: {named[0]} is not a list of ids")
     if isinstance(vectors, list):
         vectors = _listed(path, ids, vectors)
+    elif not is_plain(vectors):
+        raise InputError(f"{path}: data is a {type(vectors).__name__}, not vectors")
     if isinstance(vectors, Tensor) and (vectors.ndim != 2 or not vectors.is_floating_point()):
         raise InputError(f"{path}: data is {vectors.dtype} {tuple(vectors.shape)}, not vectors")
     if len(vectors) != len(ids):
@@ -116,11 +118,11 @@ def _read(path: Path) -> tuple[str, list[str], Tensor | list[Tensor]]:
 def _listed(path: Path, ids: list[str], data: list[Any]) -> Tensor | list[Tensor]:
     """Vectors that lie in a list: mapped tensors as they are, Python numbers copied to disk."""
     if data and isinstance(data[0], dict):
-        labels = [entry.get("label") for entry in data]
-        if labels != ids:
+        entries = [entry if isinstance(entry, dict) else {} for entry in data]
+        if [entry.get("label") for entry in entries] != ids:
             raise InputError(f"{path}: labels and ids are not the same")
-        data = [entry.get("mean_representation") for entry in data]
-    widths = {len(v) if isinstance(v, list | Tensor) and len(v) else 0 for v in data}
+        data = [entry.get("mean_representation") for entry in entries]
+    widths = {len(v) if isinstance(v, list) or (is_plain(v) and v.ndim) else 0 for v in data}
     if len(widths) > 1 or 0 in widths:
         raise InputError(f"{path}: data holds vectors of several widths: {sorted(widths)}")
     if all(isinstance(vector, Tensor) and vector.ndim == 1 for vector in data):
@@ -129,7 +131,7 @@ def _listed(path: Path, ids: list[str], data: list[Any]) -> Tensor | list[Tensor
         try:
             for vector in data:
                 scratch.write(np.asarray(vector, np.float32).tobytes())
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise InputError(f"{path}: data holds what is no vector: {error}") from error
         scratch.flush()
         mapped = np.memmap(scratch, np.float32, "c", shape=(len(data), widths.pop()))

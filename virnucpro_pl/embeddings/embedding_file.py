@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ _ROW_BLOCK = 1024
 _SPREAD = 4
 """Rows of a file that are read for each row that is wanted, rather than picking rows."""
 _CONTROL = re.compile(rb"[\0-\x1f\x7f]")
+_DAMAGED = (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError)
+"""What h5py raises where a file is damaged, or has what it does not know."""
 
 
 def load_embeddings(path: str | Path) -> EmbeddingFile:
@@ -58,6 +62,7 @@ class EmbeddingFile:
         self.path = path
         self.foreign = foreign
         self._open_in: tuple[int, h5py.File] | None = None
+        self._attributes: dict[str, Any] = {}
         self._hashes: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def __reduce__(self) -> tuple[type[EmbeddingFile], tuple[Path, bool]]:
@@ -89,15 +94,28 @@ class EmbeddingFile:
             raise InputError(f"{self.path}: no such embedding file{inner}")
         file = None
         try:
-            file = h5py.File(self.path, "r")
-            self._check(file)
-        except (OSError, RuntimeError, InputError) as error:  # h5py raises one or other on damage
+            with self._reading("it"):
+                file = h5py.File(self.path, "r")
+                self._attributes = dict(file.attrs)
+                self._check(file)
+        except InputError:
             if file is not None:
                 file.close()
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{self.path} cannot be read as HDF5: {error}") from error
+            raise
         return file
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Say what cannot be read.
+
+        Raises:
+            InputError: If something cannot.
+        """
+        try:
+            yield
+        except _DAMAGED as error:
+            fault = f"{type(error).__name__}: {error}"
+            raise InputError(f"{self.path}: {what} cannot be read as HDF5: {fault}") from error
 
     def close(self) -> None:
         """Close it in this process, if it is open here."""
@@ -106,14 +124,15 @@ class EmbeddingFile:
         self._open_in = None
 
     def _check(self, file: h5py.File) -> None:
-        kind = file.attrs.get("format"), file.attrs.get("format_version")
+        attributes = self._attributes
+        kind = attributes.get("format"), attributes.get("format_version")
         named = not self.foreign or kind[0] is not None
         if named and kind != (FORMAT, FORMAT_VERSION):
             raise InputError(
                 f"{self.path} is no embedding file of this version: format is {kind[0]!r}, "
                 f"format_version {kind[1]}"
             )
-        if named and not file.attrs.get("complete"):
+        if named and not attributes.get("complete"):
             raise InputError(f"{self.path} was never completed")
         for name, dimensions in (("embeddings", 2), ("sequence_ids", 1)):
             dataset = file.get(name)
@@ -126,6 +145,26 @@ class EmbeddingFile:
             raise InputError(f"{self.path}: /embeddings is {vectors.dtype}, not float32")
         if h5py.check_string_dtype(ids.dtype) is None:
             raise InputError(f"{self.path}: /sequence_ids is {ids.dtype}, not text")
+        self._check_written(vectors)
+        self._check_written(ids)
+
+    def _check_written(self, dataset: h5py.Dataset) -> None:
+        """Refuse numbers that nobody wrote: HDF5 makes up zeros, as many as the head promises.
+
+        Raises:
+            InputError: If some are missing.
+        """
+        if dataset.chunks is None:
+            is_whole = dataset.id.get_storage_size() >= dataset.nbytes
+        else:
+            sides = zip(dataset.shape, dataset.chunks, strict=True)
+            needed = math.prod(-(-side // chunk) for side, chunk in sides)
+            is_whole = dataset.id.get_num_chunks() == needed
+        if not is_whole:
+            shape = " x ".join(map(str, dataset.shape))
+            raise InputError(
+                f"{self.path}: not all of the {shape} entries of {dataset.name} are in the file"
+            )
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -139,7 +178,8 @@ class EmbeddingFile:
     @property
     def attributes(self) -> dict[str, Any]:
         """How the file was made: model, precision, versions, and so on."""
-        return dict(self.file.attrs)
+        _ = self.file
+        return dict(self._attributes)
 
     @property
     def ids(self) -> list[str]:
@@ -153,28 +193,59 @@ class EmbeddingFile:
         Raises:
             InputError: If they are not one for each id.
         """
-        lengths = self._numbers("lengths", np.int32)
+        lengths = self._numbers("lengths", np.int32, np.iinfo(np.int32).max)
         if lengths is not None and len(lengths) != len(self):
             raise InputError(f"{self.path}: /lengths has not one number for each id")
         return lengths
 
     @property
+    def max_length(self) -> int | None:
+        """Letters that were embedded of a record at most; None for all, or if it does not tell."""
+        return self._whole("max_length", self._notes("lengths").get("max_length"))
+
+    @property
+    def truncated(self) -> int:
+        """Records that had more letters; 0 if the file does not tell."""
+        notes = self._notes("lengths")
+        return self._whole("truncated_records", notes.get("truncated_records")) or 0
+
+    @property
     def failed(self) -> NDArray[np.int64]:
-        """Rows that have no vector: they are NaN."""
-        failed = self._numbers("failed", np.int64)
+        """Rows that have no vector: they are NaN.
+
+        Raises:
+            InputError: If there are no such rows.
+        """
+        failed = self._numbers("failed", np.int64, len(self) - 1)
         return np.empty(0, np.int64) if failed is None else failed
 
-    def _numbers(self, name: str, dtype: type[np.generic]) -> NDArray[Any] | None:
-        dataset = self.file.get(name)
-        if dataset is None:
-            return None
-        try:
+    def _numbers(self, name: str, dtype: type[np.generic], most: int) -> NDArray[Any] | None:
+        """Whole numbers from 0 to so many; None where the file has none of that name."""
+        with self._reading(f"/{name}"):
+            if self.file.get(name, getlink=True) is None:
+                return None
+            dataset = self.file[name]
+            is_list = isinstance(dataset, h5py.Dataset) and dataset.ndim == 1
+            if not is_list or not np.issubdtype(dataset.dtype, np.integer):
+                raise InputError(f"{self.path}: /{name} is not a list of whole numbers")
+            self._check_written(dataset)
             values = np.asarray(dataset)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{self.path}: /{name} cannot be read: {error}") from error
-        if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
-            raise InputError(f"{self.path}: /{name} is not a list of whole numbers")
+        if len(values) and not (values.min() >= 0 and values.max() <= most):
+            raise InputError(f"{self.path}: /{name} holds numbers beyond 0 to {most}")
         return values.astype(dtype)
+
+    def _notes(self, name: str) -> dict[str, Any]:
+        """Attributes of a dataset; none where there is no dataset."""
+        with self._reading(f"/{name}"):
+            return dict(self.file[name].attrs) if name in self.file else {}
+
+    def _whole(self, name: str, value: Any) -> int | None:
+        """Take an attribute as a whole number; None where the file has none."""
+        if value is None:
+            return None
+        if not isinstance(value, int | np.integer) or value < 0:
+            raise InputError(f"{self.path}: its {name} is no whole number, but {value!r}")
+        return int(value)
 
     def __iter__(self) -> Iterator[str]:
         """Yield the ids in order."""
@@ -222,7 +293,13 @@ class EmbeddingFile:
             self._hashes = unsorted[order], order
         key, (hashes, order) = name.encode(), self._hashes
         first, last = (np.searchsorted(hashes, hash(key), side) for side in ("left", "right"))
-        return [int(row) for row in order[first:last] if self.file["sequence_ids"][row] == key]
+        rows = np.sort(order[first:last])
+        return [int(row) for row, i in zip(rows, self.ids_of(rows), strict=True) if i == name]
+
+    def ids_of(self, rows: NDArray[np.int64]) -> list[str]:
+        """Ids of some rows, which ascend."""
+        with self._reading("an id"):
+            return [name.decode() for name in self.file["sequence_ids"][rows].tolist()]
 
     def id_blocks(self) -> Iterator[list[bytes]]:
         """Yield all ids in order, a block at a time.
@@ -231,12 +308,10 @@ class EmbeddingFile:
             InputError: If one cannot stand in a table.
         """
         for start in range(0, len(self), _ID_BLOCK):
-            try:
+            with self._reading("an id"):
                 ids: list[bytes] = self.file["sequence_ids"][start : start + _ID_BLOCK].tolist()
                 text = b"".join(ids)
                 text.decode()
-            except (OSError, RuntimeError, UnicodeDecodeError) as error:
-                raise InputError(f"{self.path}: ids cannot be read: {error}") from error
             if b"" in ids or _CONTROL.search(text):
                 row = next(i for i, name in enumerate(ids) if not name or _CONTROL.search(name))
                 raise InputError(
@@ -263,7 +338,7 @@ class EmbeddingFile:
             # HDF5 reads in ascending order only.
             ordered, back = np.unique(rows, return_inverse=True)
             return np.asarray(embeddings[ordered], np.float32)[back]
-        except (OSError, RuntimeError) as error:
+        except _DAMAGED as error:
             raise InputError(
                 f"{self.path} is damaged in rows {rows.min()} to {rows.max()}: {error}"
             ) from error
@@ -284,10 +359,7 @@ class EmbeddingFile:
         Raises:
             InputError: If it is no number.
         """
-        value = self.file.attrs.get("chunk_length")
-        if value is not None and not isinstance(value, int | np.integer):
-            raise InputError(f"{self.path}: its chunk_length is no whole number, but {value!r}")
-        return None if value is None else int(value)
+        return self._whole("chunk_length", self.attributes.get("chunk_length"))
 
     def sha256(self) -> str:
         """Hash of the file's bytes."""

@@ -96,8 +96,7 @@ def export(
         inputs = [file, *([sequences] if sequences else [])]
         check_exports(dict(zip(outputs, checks, strict=True)), inputs, to, overwrite)
         if count := len(embeddings.failed):
-            ids = embeddings.file["sequence_ids"]
-            names = ", ".join(ids[row].decode() for row in embeddings.failed[:MAX_LISTED])
+            names = ", ".join(embeddings.ids_of(embeddings.failed[:MAX_LISTED]))
             log.warning("%d records have no vector and are written as NaN: %s ...", count, names)
         written = len(embeddings)
         with _reporting(output):

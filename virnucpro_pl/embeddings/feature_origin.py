@@ -32,7 +32,7 @@ _WORDS = {
 
 def origin_of(file: EmbeddingFile) -> dict[str, str]:
     """What an embedding file tells of how its vectors were made."""
-    attributes = dict(file.file.attrs)
+    attributes = file.attributes
     if "model_name" in attributes:  # as other programs say it
         attributes.setdefault("model", attributes["model_name"])
     names = (*FIELDS["dnabert_s"], PRECISION)
@@ -41,8 +41,8 @@ def origin_of(file: EmbeddingFile) -> dict[str, str]:
 
 def longest_of(file: EmbeddingFile) -> int | None:
     """Letters of a file's longest sequence; None if it does not tell."""
-    lengths = file.file.get("lengths")
-    return None if lengths is None else int(np.max(lengths[()], initial=0))
+    lengths = file.lengths
+    return None if lengths is None else int(np.max(lengths, initial=0))
 
 
 def differing(

@@ -100,7 +100,7 @@ def join(folder: Path, dnabert_s: EmbeddingFile, esm2: EmbeddingFile) -> None:
         InputError: If a file is of another model, names an id twice, or lacks an id of the other.
     """
     for file, kind, other in ((dnabert_s, "DNABERT-S", "esm"), (esm2, "ESM-2", "dnabert")):
-        model = str(file.file.attrs.get("model", kind))
+        model = str(file.attributes.get("model", kind))
         if other in model.lower():
             raise InputError(f"{file.path} holds embeddings of {model}, not of {kind}")
     match, first, second = match_ids((dnabert_s, esm2), folder)
@@ -124,16 +124,15 @@ def _check_lengths(
     Raises:
         InputError: If strings were cut, or a nucleotide string does not code for its protein.
     """
+    bases, residues = dnabert_s.lengths, esm2.lengths
+    if bases is None or residues is None:
+        return
     for file in (dnabert_s, esm2):
-        lengths = file.file.get("lengths")
-        if lengths is None:
-            return
-        if lengths.shape != (len(file),):
-            raise InputError(f"{file.path}: /lengths has not one number for each id")
-        if cut := lengths.attrs.get("truncated_records", 0):
-            raise InputError(f"{file.path}: {cut} records were cut before they were embedded")
-    bases = dnabert_s.file["lengths"][()]
-    residues = esm2.file["lengths"][()][partner]
+        if file.truncated:
+            raise InputError(
+                f"{file.path}: {file.truncated} records were cut before they were embedded"
+            )
+    residues = residues[partner]
     wrong = np.flatnonzero((bases < 3 * residues) | (bases > 3 * residues + 1))
     if len(wrong):
         raise InputError(
@@ -141,7 +140,7 @@ def _check_lengths(
             f"protein of a length that they do not code for: {listed(ids(wrong[:1000]))}"
         )
     longer = int(np.count_nonzero(residues > POOLED_RESIDUES))
-    if longer and esm2.file.attrs.get("pooling") != POOLING:
+    if longer and esm2.attributes.get("pooling") != POOLING:
         log.warning(
             "%s: %d proteins are longer than %d residues; VirNucPro stops its mean there, these "
             "embeddings do not",
@@ -271,9 +270,9 @@ class EmbeddingPairDataModule(PackedDataModule):
             "input_sha256": self.input_sha256,
             "max_length": None,
             **{
-                f"{key}_{name}": str(file.file.attrs[key])
+                f"{key}_{name}": str(file.attributes[key])
                 for name, file in files
                 for key in ("model", "weights", "weights_sha256", "layer", "precision")
-                if key in file.file.attrs
+                if key in file.attributes
             },
         }

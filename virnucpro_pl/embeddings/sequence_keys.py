@@ -34,7 +34,7 @@ def sequence_keys(embeddings: EmbeddingFile, sequences: Path) -> Iterator[str]:
         UsageError: If its records are not those of the rows, by id, length or number.
     """
     lengths = embeddings.lengths
-    cut = None if lengths is None else embeddings.file["lengths"].attrs.get("max_length")
+    cut = embeddings.max_length
     records = zip_longest(embeddings, _records(sequences))
     for row, (name, record) in enumerate(records):
         if name is None or record is None:

@@ -203,7 +203,7 @@ class ClassifierWriter(Checkpoint):
             )
         self._manifest.check_same_run(self._manifest.read(), now)
         try:
-            read_torch_file(self.state_file, [])
+            read_torch_file(self.state_file, checksums=True)
         except WeightsError as error:
             raise UsageError(f"{error}: start over with --writer.overwrite true") from error
 

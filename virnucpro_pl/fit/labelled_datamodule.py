@@ -322,7 +322,7 @@ def _each_record(store: PairStore, pattern: re.Pattern[str]) -> Iterator[str]:
 
 
 def _attributes(file: EmbeddingFile) -> dict[str, str]:
-    attributes, key = file.file.attrs, "input_sha256"
+    attributes, key = file.attributes, "input_sha256"
     return {**origin_of(file), **({key: str(attributes[key])} if key in attributes else {})}
 
 

@@ -1,4 +1,4 @@
-"""Unmapped reads of BAM, CRAM and SAM files, one after the other, as pysam reads them.
+"""Unmapped reads of BAM and CRAM files, as pysam reads them, and of SAM.
 
 Neither a reference nor an index is ever looked for, here or on the web.
 """
@@ -14,13 +14,15 @@ import shutil
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from virnucpro_pl.errors import InputError, UsageError
 from virnucpro_pl.input.fastx import Record
+from virnucpro_pl.input.faults import first_word, name_record
+from virnucpro_pl.input.text import DAMAGED
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +43,9 @@ _UNMAPPED, _REVERSED, _QC_FAILED = 0x4, 0x10, 0x200
 _MATE_BITS = 0x1 | 0x40 | 0x80
 _MATES = {0x1 | 0x40: " 1:", 0x1 | 0x80: " 2:"}
 """Second word of the header of a pair's first and second read, as in Illumina's FASTQ files."""
-_COMPLEMENT = str.maketrans("ACGTMRWSYKVHDBN", "TGCAKYWSRMBDHVN")
-"""Of all letters that BAM has; pysam before 0.24 leaves the ambiguous ones as they are."""
+_COMPLEMENT = str.maketrans("ACGTUMRWSYKVHDBNacgtumrwsykvhdbn", "TGCAAKYWSRMBDHVNtgcaakywsrmbdhvn")
+"""Of all letters that BAM has, and U, in either case; of bytes beyond ASCII `str.upper` would make
+others. pysam before 0.24 leaves ambiguous letters as they are."""
 
 _BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 _CRAM_ENDS = (
@@ -51,9 +54,21 @@ _CRAM_ENDS = (
 )
 """The last bytes of a whole file (SAM specification, section 4.1.2; CRAM 3 and 2.1, section 9).
 htslib reports the lack of either only sometimes."""
+_CUT_OFF = "its last bytes are missing, so that it seems to be cut off"
 _VIEW = "samtools view -b -f 4"
 _NAMES_AND_PLACES = [b"required_fields=0x7"]
 """Name, flag and reference of each read of a CRAM file, for which no reference is needed."""
+
+
+class Read(NamedTuple):
+    """A read as its file has it."""
+
+    name: str
+    """Each character one byte, as in a `Record`."""
+    flag: int
+    letters: str
+    is_placed: bool = False
+    """Whether it stands at a place of a reference, as an unmapped read does beside its mate."""
 
 
 def kind_of(head: bytes) -> Kind | None:
@@ -70,6 +85,7 @@ def kind_of(head: bytes) -> Kind | None:
     text = _inflated(head) if head.startswith(_GZIP) else head
     if text.startswith(b"BAM\1") and text is not head:
         return "BAM"
+    text = re.sub(rb"\r\n?", b"\n", text)
     first, _, rest = text.partition(b"\n")
     if not _HEADER_LINE.match(first):
         return "SAM" if _is_read(first, text) else None
@@ -97,6 +113,23 @@ def _is_read(line: bytes, text: bytes) -> bool:
     return bool(_READ_LINE.match(line)) and (is_cut or line.count(b"\t") >= _FIELDS - 1)
 
 
+def parse_sam(lines: Iterable[str], path: Path, *, name: str) -> Iterator[Record]:
+    """Give the reads of SAM; see `parse_alignments`.
+
+    They are not left to htslib, to which each letter that it does not know is an N.
+
+    Args:
+        lines: Each ends in a line feed; each character one byte.
+        path: The file's path.
+        name: What messages call it.
+
+    Raises:
+        InputError: If a read is mapped, or the file is cut off or damaged.
+    """
+    reads = _Reads(name, shlex.quote(str(path)), "SAM")
+    yield from _as_sequenced(reads.each(_reads_of_text(lines)), name)
+
+
 def parse_alignments(
     file: io.BufferedReader, path: Path, kind: Kind, scratch: Path, *, name: str
 ) -> Iterator[Record]:
@@ -107,7 +140,7 @@ def parse_alignments(
     Args:
         file: The open file, at its beginning.
         path: Its path.
-        kind: What it is.
+        kind: BAM or CRAM.
         scratch: Existing folder for a copy of what cannot be opened twice, such as a pipe.
         name: What messages call it.
 
@@ -126,21 +159,26 @@ def parse_alignments(
     verbosity = pysam.set_verbosity(0)
     try:
         with _regular(file, path, scratch) as place:
-            reads = _Reads(name, shlex.quote(str(path)), place, kind)
+            reads = _Reads(name, shlex.quote(str(path)), kind)
             if kind == "CRAM":
-                for read in reads.each(format_options=_NAMES_AND_PLACES):
+                for read in reads.each(_reads_of_htslib(place, format_options=_NAMES_AND_PLACES)):
                     reads.refuse_placed(read)
-            failed = 0
-            for read in reads.each():
-                flag = read.flag
-                failed += bool(flag & _QC_FAILED)
-                mate = _MATES.get(flag & _MATE_BITS, "")
-                letters = read.query_sequence or ""
-                if flag & _REVERSED:
-                    letters = letters.translate(_COMPLEMENT)[::-1]
-                yield f"{read.query_name}{mate}", letters
+            yield from _as_sequenced(reads.each(_reads_of_htslib(place)), name)
     finally:
         pysam.set_verbosity(verbosity)
+
+
+def _as_sequenced(reads: Iterable[Read], name: str) -> Iterator[Record]:
+    """Give reads as FASTQ would have them; say how many failed quality control."""
+    failed = 0
+    for read in reads:
+        failed += bool(read.flag & _QC_FAILED)
+        # A read without a name gets none from its mate's number.
+        mate = _MATES.get(read.flag & _MATE_BITS, "") if read.name.strip() else ""
+        letters = read.letters
+        if read.flag & _REVERSED:
+            letters = letters.translate(_COMPLEMENT)[::-1]
+        yield f"{read.name}{mate}", letters
     if failed:
         log.warning(
             "%s: %d reads are marked as failing quality control (flag 0x200), and kept",
@@ -148,53 +186,92 @@ def parse_alignments(
         )
 
 
+def _reads_of_text(lines: Iterable[str]) -> Iterator[Read]:
+    """Give the reads of SAM.
+
+    Raises:
+        ValueError: If a line is none.
+        EOFError: If the last one does not end.
+    """
+    in_header = True
+    for line in lines:
+        if not line.endswith("\n"):
+            raise EOFError(_CUT_OFF)
+        if in_header and _HEADER_LINE.match(line.encode("latin-1")):
+            continue
+        in_header = False
+        fields = line.removesuffix("\n").split("\t")
+        if len(fields) < _FIELDS or line[0] == "@" or not (all(fields) and fields[1].isdigit()):
+            raise ValueError(line)
+        name, flag, reference, *_, letters, quality = fields[:_FIELDS]
+        letters = "" if letters == "*" else letters
+        if quality != "*" and len(quality) != len(letters):
+            raise ValueError(line)
+        yield Read(name, int(flag), letters, reference != "*")
+
+
+def _reads_of_htslib(place: Path, **options: Any) -> Iterator[Read]:
+    """Give the reads of BAM or CRAM, as pysam has them.
+
+    Raises:
+        OSError, ValueError: If the file is cut off or damaged.
+        EOFError: If it lacks its last bytes.
+        NotImplementedError: If it is compressed by plain gzip.
+    """
+    with _opened(place, options) as file:
+        for read in file.fetch(until_eof=True):
+            name = read.query_name.encode().decode("latin-1")  # fails where it is no text
+            yield Read(name, read.flag, read.query_sequence or "", read.reference_id >= 0)
+        ends = {"BGZF": (_BGZF_END,), "CUSTOM": _CRAM_ENDS}.get(file.compression)
+    if ends is None:
+        return  # plain gzip, which ends in a checksum
+    with place.open("rb") as end:
+        end.seek(max(0, end.seek(0, os.SEEK_END) - max(map(len, ends))))
+        if not end.read().endswith(ends):
+            raise EOFError(_CUT_OFF)
+
+
 class _Reads:
     """The reads of a file, each checked to be unmapped."""
 
-    def __init__(self, name: str, word: str, place: Path, kind: Kind) -> None:
-        """Keep what the file is called in messages and in a shell, and where it lies."""
+    def __init__(self, name: str, word: str, kind: Kind) -> None:
+        """Keep what the file is called in messages and in a shell, and what it is."""
         self._file_name = name
         self._word = word
-        self._place = place
         self._kind = kind
-        self._number, self._read_name = 0, ""
+        self._read = ""
 
-    def each(self, **options: Any) -> Iterator[Any]:
+    def each(self, reads: Iterator[Read]) -> Iterator[Read]:
         """Yield them all.
 
         Raises:
             InputError: If one is mapped, or the file is cut off or damaged.
         """
-        self._number, self._read_name = 0, ""
-        fault: Exception | None = None
-        what = f"it is cut off there, damaged, or no {self._kind}"
+        self._read = ""
+        fault: Exception
         try:
-            with _opened(self._place, options) as file:
-                for read in file.fetch(until_eof=True):
-                    name = read.query_name  # fails where it is no text
-                    self._number, self._read_name = self._number + 1, name
-                    if not read.flag & _UNMAPPED:
-                        raise self._refused("is mapped, and only unmapped reads are taken")
-                    yield read
-                is_whole = self._is_whole(file.compression)
+            for number, read in enumerate(reads, start=1):
+                self._read = name_record(number, first_word(read.name), "read")
+                if not read.flag & _UNMAPPED:
+                    raise self._refused("is mapped, and only unmapped reads are taken")
+                yield read
+            return
         except NotImplementedError as error:  # pysam wants to seek
             fault, what = error, "it is compressed by plain gzip, not by bgzip: bgzip it anew"
-        except (OSError, ValueError) as error:  # of pysam
-            fault = error
-        else:
-            if is_whole:
-                return
-            what = "its last bytes are missing, so that it seems to be cut off"
-        past = f" past read {self._number} ({self._read_name})" if self._number else ""
+        except EOFError as error:
+            fault, what = error, str(error)
+        except (ValueError, *DAMAGED) as error:
+            fault, what = error, f"it is cut off there, damaged, or no {self._kind}"
+        past = f" past {self._read}" if self._read else ""
         raise InputError(f"{self._file_name} cannot be read{past}: {what}") from fault
 
-    def refuse_placed(self, read: Any) -> None:
+    def refuse_placed(self, read: Read) -> None:
         """Refuse an unmapped read of CRAM that stands where its mate is mapped.
 
         Raises:
             InputError: If it stands there: its letters may be known by the reference alone.
         """
-        if read.reference_id >= 0:
+        if read.is_placed:
             raise self._refused("is placed on a reference, which is never looked for")
 
     def _refused(self, why: str) -> InputError:
@@ -203,18 +280,7 @@ class _Reads:
         )
         if self._word == "-":
             advice = f"Take the unmapped ones alone: put {_VIEW} - before this command in the pipe"
-        return InputError(
-            f"{self._file_name}: read {self._number} ({self._read_name}) {why}. {advice}"
-        )
-
-    def _is_whole(self, compression: str) -> bool:
-        """Tell whether the file ends as its format does."""
-        ends = {"BGZF": (_BGZF_END,), "NONE": (b"\n",), "CUSTOM": _CRAM_ENDS}.get(compression)
-        if ends is None:
-            return True  # plain gzip, which ends in a checksum
-        with self._place.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - max(map(len, ends))))
-            return file.read().endswith(ends)
+        return InputError(f"{self._file_name}: {self._read} {why}. {advice}")
 
 
 @contextmanager

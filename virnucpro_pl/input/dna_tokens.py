@@ -134,12 +134,12 @@ def _read(file: Path) -> Tokenizer:
     try:
         refuse_pointer(file)
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file} cannot be read as a tokenizer: {error}") from error
     try:
         return Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the library raises Exception itself, nothing narrower
-        if type(error) is not Exception:
+    except BaseException as error:  # the library raises Exception itself, or panics
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise UsageError(f"{file} is not a tokenizer.json of tokenizers: {error}") from error
 

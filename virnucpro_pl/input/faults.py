@@ -17,11 +17,11 @@ def first_word(header: str) -> bytes:
     return words[0] if words else b""
 
 
-def name_record(number: int, identifier: bytes = b"") -> str:
+def name_record(number: int, identifier: bytes = b"", word: str = "record") -> str:
     """A record in a message, by its number in its file, from 1, and its id if it has one."""
     text = identifier.decode(errors="replace")
     short = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-    return f"record {number} ({short})" if identifier else f"record {number}"
+    return f"{word} {number} ({short})" if identifier else f"{word} {number}"
 
 
 class Faults:

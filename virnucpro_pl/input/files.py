@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.input.alignments import kind_of, parse_alignments
+from virnucpro_pl.input.alignments import kind_of, parse_alignments, parse_sam
 from virnucpro_pl.input.fastx import FormatError, Record, parse
 from virnucpro_pl.input.faults import first_word, name_record
 from virnucpro_pl.input.text import DAMAGED, open_text
@@ -98,9 +98,12 @@ def records_of(path: Path, scratch: Path) -> Iterator[Record]:
     try:
         with _open(path) as file, open_text(file) as text:
             kind, name = kind_of(file.peek(1)), shown(path)
-            records = (
-                parse_alignments(file, path, kind, scratch, name=name) if kind else parse(text)
-            )
+            if kind == "SAM":
+                records = parse_sam(text, path, name=name)
+            elif kind:
+                records = parse_alignments(file, path, kind, scratch, name=name)
+            else:
+                records = parse(text)
             for record in records:
                 number, header = number + 1, record[0]
                 yield record

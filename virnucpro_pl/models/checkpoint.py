@@ -147,11 +147,27 @@ def _fair_esm_config(file: Path, cfg: Any) -> argparse.Namespace:
     return config
 
 
+def is_plain(value: Any) -> bool:
+    """Tell whether a value is a tensor whose numbers all lie in its file, one by one.
+
+    One that is sparse, quantised or on no device is not, nor one that makes many numbers of few: a
+    file of a kilobyte may ask for more memory than there is.
+    """
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_complex()
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
+
+
 def _tensors(file: Path, content: dict[Any, Any]) -> dict[str, Tensor]:
-    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    others = [str(name) for name, value in content.items() if not is_plain(value)]
     if others or not content:
         no_tensors = listed(others) or "there, for it is empty"
-        raise WeightsError(f"{file} is not a weights file: no tensors are {no_tensors}")
+        raise WeightsError(f"{file} is not a weights file: no plain tensors are {no_tensors}")
     if nameless := [str(name) for name in content if not isinstance(name, str)]:
         raise WeightsError(
             f"{file} is not a weights file: no tensors' names are {listed(nameless)}"
@@ -159,13 +175,21 @@ def _tensors(file: Path, content: dict[Any, Any]) -> dict[str, Tensor]:
     return dict(content)
 
 
-def read_torch_file(path: Path, allowed: Sequence[Any] = (), what: str = "weights file") -> Any:
+def read_torch_file(
+    path: Path,
+    allowed: Sequence[Any] = (),
+    what: str = "weights file",
+    *,
+    checksums: bool = False,
+) -> Any:
     """Unpickle a `.pt`, `.pth`, `.bin` or `.ckpt` file on the CPU: tensors and allowed classes.
 
     Args:
         path: A zip file (mapped) or one of the older format (read).
         allowed: Classes beyond tensors that the file may name.
         what: What messages call it.
+        checksums: Whether to check those of a zip file, for which all of it is read: torch never
+            does.
 
     Raises:
         WeightsError: If the file is missing, damaged, or wants any other class.
@@ -176,7 +200,7 @@ def read_torch_file(path: Path, allowed: Sequence[Any] = (), what: str = "weight
         refuse_pointer(path)
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+                path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path, checksums)
             )
     except WeightsError:
         raise
@@ -191,6 +215,25 @@ def read_torch_file(path: Path, allowed: Sequence[Any] = (), what: str = "weight
     except Exception as error:  # damaged bytes make torch raise whatever comes
         fault = f"{type(error).__name__}: {error}"
         raise WeightsError(f"{path} cannot be read as a {what}: {fault}") from error
+
+
+def _can_be_mapped(path: Path, checksums: bool) -> bool:
+    """Tell whether a file is a zip file whose members lie in it as they are.
+
+    torch maps compressed members as if they were not, and trusts a damaged head of one.
+
+    Raises:
+        OSError, zipfile.BadZipFile: If it is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        members = file.infolist()
+        for member in members:
+            file.open(member).close()  # compares its head with the directory
+        if checksums and (damaged := file.testzip()):
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is another one")
+    return all(member.compress_type == zipfile.ZIP_STORED for member in members)
 
 
 def _config_beside(file: Path) -> dict[str, Any] | None:
@@ -208,7 +251,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _NoObjectError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise _NoObjectError(f"{path} cannot be read: it holds no JSON object")
@@ -225,7 +268,7 @@ def _weight_files(folder: Path) -> list[Path]:
         index = folder / f"{single}.index.json"
         if index.is_file():
             weight_map = _read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict):
+            if not isinstance(weight_map, dict) or not weight_map:
                 raise WeightsError(f"{index} has no weight_map")
             named = sorted({str(name) for name in weight_map.values()})
             missing = [name for name in named if not (folder / name).is_file()]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from virnucpro_pl.calibration import Calibration
 from virnucpro_pl.errors import UsageError, WeightsError, listed
-from virnucpro_pl.models.checkpoint import read_torch_file
+from virnucpro_pl.models.checkpoint import is_plain, read_torch_file
 from virnucpro_pl.models.download import hash_of
 from virnucpro_pl.models.weights import assign_random, on_meta
 
@@ -133,7 +133,7 @@ def load_classifier(source: str, features: int | None = None) -> MLPClassifier:
     # weights_only unpickling takes an instance of an allowed class, and then its attributes.
     parts = [MLPClassifier, nn.Linear, nn.BatchNorm1d, nn.Dropout, nn.ReLU, set, OrderedDict]
     allowed = [(MLPClassifier, "__main__.MLPClassifier"), *parts]
-    content = read_torch_file(path, allowed)
+    content = read_torch_file(path, allowed, checksums=True)
     state = _tensors(_state(content, path), path)
     weight = state.get("hidden_layer.weight")
     if weight is None or weight.ndim != 2:
@@ -219,7 +219,7 @@ def _known(content: Any, name: str) -> Any:
 def _chunk_length(content: Any, path: Path) -> int | None:
     """What a checkpoint of `fit` knows; None of any other file."""
     known = _known(content, CHUNK_LENGTH)
-    if known is not None and not isinstance(known, int):
+    if known is not None and (type(known) is not int or known < 1):
         raise WeightsError(f"{path} is no classifier: its {CHUNK_LENGTH} is no whole number")
     return known
 
@@ -293,21 +293,10 @@ def _state_of_module(module: nn.Module, path: Path) -> dict[str, Any]:
 
 def _tensors(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
     """Check that all values are plain, finite tensors."""
-    others = [str(name) for name, value in state.items() if not _is_plain(value)]
+    others = [str(name) for name, value in state.items() if not is_plain(value)]
     if others:
         raise WeightsError(f"{path} is no classifier: no tensors are {listed(others)}")
     bad = [str(name) for name, value in state.items() if not value.isfinite().all()]
     if bad:
         raise WeightsError(f"{path} is damaged: not all numbers are finite in {listed(bad)}")
     return {str(name): value for name, value in state.items()}
-
-
-def _is_plain(value: Any) -> bool:
-    """Tell whether a value is a tensor, and neither sparse nor quantised nor without numbers."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-        and not value.is_complex()
-    )

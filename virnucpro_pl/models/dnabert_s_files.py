@@ -9,16 +9,25 @@ import huggingface_hub  # its parts where they are used: who needs none should n
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from virnucpro_pl.errors import WeightsError
+from virnucpro_pl.errors import WeightsError, listed
 from virnucpro_pl.models.checkpoint import Checkpoint, read_checkpoint, require
 from virnucpro_pl.models.dnabert_s import DNABERTS, SIZES, DNABERTSConfig, Size
 from virnucpro_pl.models.download import named_weights
-from virnucpro_pl.models.weights import assign, assign_random, bare_sizes, on_meta
+from virnucpro_pl.models.weights import assign, assign_random, bare_sizes, on_meta, sizes_in
 
 log = logging.getLogger(__name__)
 
 REPOSITORY = "zhihan1996/DNABERT-S"
 """The authors' weights on the Hugging Face Hub."""
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+    "type_vocab_size",
+)
+"""Entries of config.json, in the order of a `DNABERTSConfig`."""
 
 
 def authors_names(name: str) -> list[str]:
@@ -177,22 +186,16 @@ def _config(checkpoint: Checkpoint) -> DNABERTSConfig:
     c, where = checkpoint.config, checkpoint.config_file
     if not isinstance(c, dict):
         return _bare_config(checkpoint)
-    try:
-        config = DNABERTSConfig(
-            int(c["num_hidden_layers"]),
-            int(c["hidden_size"]),
-            int(c["num_attention_heads"]),
-            int(c["intermediate_size"]),
-            int(c["vocab_size"]),
-            int(c.get("type_vocab_size", 2)),
-            float(c.get("layer_norm_eps", 1e-12)),
-        )
-    except KeyError as error:
-        raise WeightsError(f"{where} has no entry {error}") from error
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{where} has sizes that are no numbers: {error}") from error
+    c = {"type_vocab_size": 2, "layer_norm_eps": 1e-12, **c}
+    if missing := [name for name in _SIZES if name not in c]:
+        raise WeightsError(f"{where} has no entry {listed(missing)}")
+    epsilon = c["layer_norm_eps"]
+    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+        raise WeightsError(f"{where}: layer_norm_eps is {epsilon!r}, no small number above 0")
+    layers, width, heads, inner, vocabulary, types = sizes_in(c, _SIZES, where)
+    config = DNABERTSConfig(layers, width, heads, inner, vocabulary, types, epsilon)
     require(c, {"model_type": "bert", "hidden_act": "gelu"}, where, "a DNABERT-S")
-    if min(config.layers, config.heads) < 1 or config.width % config.heads:
+    if config.width % config.heads:
         raise WeightsError(
             f"{where}: {config.layers} layers of width {config.width} with {config.heads} heads "
             "are no DNABERT-S"

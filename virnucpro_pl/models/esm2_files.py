@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from virnucpro_pl.errors import WeightsError
+from virnucpro_pl.errors import WeightsError, listed
 from virnucpro_pl.models.checkpoint import Checkpoint, read_checkpoint, require
 from virnucpro_pl.models.download import download, named_weights
 from virnucpro_pl.models.esm2 import DEFAULT, ESM2, SIZES, VOCABULARY, ESM2Config
-from virnucpro_pl.models.weights import assign, assign_random, bare_sizes, on_meta
+from virnucpro_pl.models.weights import assign, assign_random, bare_sizes, on_meta, sizes_in
 
 log = logging.getLogger(__name__)
 
@@ -221,18 +221,17 @@ def _bare_config(checkpoint: Checkpoint) -> ESM2Config:
 
 def _checked(content: dict[str, Any], names: tuple[str, ...], where: Path) -> ESM2Config:
     """Sizes from a file's own configuration; names are those of layers, width, heads, dropout."""
-    try:
-        layers, width, heads = (int(content[name]) for name in names[:3])
-        config = ESM2Config(layers, width, heads, bool(content[names[3]]))
-    except KeyError as error:
-        raise WeightsError(f"{where} is not an ESM-2: it has no {error}") from error
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{where}: {', '.join(names)} are no sizes: {error}") from error
-    if layers < 1 or heads < 1 or width < 2 or width % (2 * heads):
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise WeightsError(f"{where} is not an ESM-2: it has no {listed(missing)}")
+    layers, width, heads = sizes_in(content, names[:3], where)
+    if (dropout := content[names[3]]) not in (True, False):  # 1 and 0 are as good
+        raise WeightsError(f"{where}: {names[3]} is {dropout!r}, neither true nor false")
+    if width % (2 * heads):
         raise WeightsError(
             f"{where}: {names[1]} {width}, {names[2]} {heads}, {names[0]} {layers} are no ESM-2's"
         )
-    return config
+    return ESM2Config(layers, width, heads, bool(dropout))
 
 
 def _one_frequency(frequencies: dict[str, Tensor], shape: torch.Size, path: Path) -> Tensor:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ _BLOCK = 4_194_301
 """Random numbers drawn once and reused from ever new offsets; a prime, so that no row repeats."""
 _WRAPPERS = {"_orig_mod", "module", "model", "encoder", "sentence_encoder", "esm", "bert"}
 """Names of modules that hold an encoder, in whatever order, and so stand before its tensors."""
+_LAYERS, _LARGEST = 1000, 1_000_000
+"""Bounds of layers and of other sizes, so that no file makes a network that is endless."""
 _ENCODER = re.compile(r"embed_|embeddings\.|emb_layer_norm|encoder\.|layers?\.")
 """How tensors of an encoder begin, behind their prefix; heads never do."""
 _ADAPTER = re.compile(r"lora_|adapter", re.IGNORECASE)
@@ -191,6 +194,25 @@ def bare_sizes(checkpoint: Checkpoint, table: str, layer: str) -> tuple[int, int
         )
     rows, width = shapes[0]
     return max(numbers) + 1, rows, width
+
+
+def sizes_in(content: Mapping[str, Any], names: Sequence[str], where: Path) -> list[int]:
+    """Sizes of an encoder as its configuration has them, before anything so large is made.
+
+    Args:
+        content: The configuration; it has all names.
+        names: Of the sizes, that of the layers first.
+        where: Its file, for messages.
+
+    Raises:
+        WeightsError: If one is no whole number from 1, or larger than any encoder's.
+    """
+    sizes: list[Any] = [content[name] for name in names]
+    for name, size in zip(names, sizes, strict=True):
+        largest = _LAYERS if name == names[0] else _LARGEST
+        if type(size) is not int or not 1 <= size <= largest:
+            raise WeightsError(f"{where}: {name} is {size!r}, no whole number from 1 to {largest}")
+    return sizes
 
 
 def assign_random(

@@ -62,7 +62,7 @@ def holds(file: Path, keys: Iterable[str]) -> bool:
     try:
         text = file.read_text(encoding="utf-8")
         content = json.loads(text) if text else dict.fromkeys(keys)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and content.keys() >= set(keys)
 

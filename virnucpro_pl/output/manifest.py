@@ -47,7 +47,7 @@ class Manifest:
         """
         try:
             content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(
                 f"{self.path} is damaged ({error}), so that nobody knows what the parts beside it "
                 "are of: start over with --writer.overwrite true"

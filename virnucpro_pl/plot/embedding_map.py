@@ -83,7 +83,7 @@ def read_sample(file: EmbeddingFile, limit: int = MAX_ROWS, seed: int = 0) -> Sa
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
         vectors[start : start + _BLOCK] = file.rows(block)
-        ids.extend(name.decode() for name in file.file["sequence_ids"][block].tolist())
+        ids.extend(file.ids_of(block))
     finite = np.isfinite(vectors).all(axis=1)
     if finite.sum() < 2 or file.width < 2:
         raise UsageError(
@@ -140,13 +140,13 @@ def color_by_length(file: EmbeddingFile, sample: Sample) -> Color:
     Raises:
         UsageError: If the file does not tell lengths.
     """
-    lengths = file.file.get("lengths")
-    if lengths is None or lengths.shape != (sample.total,):
+    lengths = file.lengths
+    if lengths is None:
         raise UsageError(
             f"{file.path} does not tell lengths: give --color COLUMN --table FILE.tsv instead"
         )
-    unit, _ = _read_by(str(file.file.attrs.get("model", "")))
-    return Color(f"Length ({unit})", lengths[()][sample.rows].astype(np.float64))
+    unit, _ = _read_by(str(file.attributes.get("model", "")))
+    return Color(f"Length ({unit})", lengths[sample.rows].astype(np.float64))
 
 
 def color_by_table(file: EmbeddingFile, sample: Sample, table: Path, column: str) -> Color:

@@ -61,7 +61,7 @@ def draw_embeddings(path: Path, color: str | None, table: Path | None) -> tuple[
     picture = _map(path, "map", color, table)
     file = EmbeddingFile(path)
     facts: dict[str, Any] = {"rows": len(file), "width": file.width}
-    for name, value in file.file.attrs.items():
+    for name, value in file.attributes.items():
         if name != "config":
             facts[name] = value.item() if hasattr(value, "item") else value
     lead = f"{len(file):,} embeddings of {file.width:,} numbers."
@@ -101,7 +101,7 @@ def _map(path: Path, name: str, color: str | None, table: Path | None) -> Pictur
             shade = color_by_length(file, sample)
         else:
             shade = color_by_table(file, sample, table, color)
-        model = str(file.file.attrs.get("model", path.name))
+        model = str(file.attributes.get("model", path.name))
     finally:
         file.close()
     return make_picture(name, f"Map of {path.name}", partial(draw_map, sample, shade, model))
