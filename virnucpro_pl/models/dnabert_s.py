@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from virnucpro_pl.models.attention import Layout, attend, lay_out
-from virnucpro_pl.models.operations import Operations, choose_operations
+from virnucpro_pl.models.choose_operations import choose_operations
+from virnucpro_pl.models.operations import Operations
 
 Size = Literal["published", "tiny"]
 

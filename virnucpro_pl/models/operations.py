@@ -54,17 +54,3 @@ class Operations:
         gate, value = linear(x).chunk(2, dim=-1)
         gated: Tensor = F.gelu(gate) * value
         return gated
-
-
-def choose_operations(fused: bool) -> Operations:
-    """Choose how to compute what is no matrix product.
-
-    Args:
-        fused: Whether by Triton's kernels, which want a GPU that it compiles for, and products in
-            FP16 or BF16; else by PyTorch.
-    """
-    if not fused:
-        return Operations()
-    from virnucpro_pl.models.triton_operations import TritonOperations  # no Triton without a GPU
-
-    return TritonOperations()
