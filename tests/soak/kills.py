@@ -1,0 +1,300 @@
+"""Runs that are killed, stopped and told to leave, again and again, until one may finish.
+
+Each try is of other ranks, launched in another way, and ended at a moment of another kind: at a
+call of the system within one of the windows of a run (records, manifest, parts, receipts, merge,
+ranks' files, publishing, clearing up), before, behind or in the middle of it, or at any time of its
+life. After each: the exit codes that are promised, no process left, no traceback, no output or a
+right one, no committed row lost. At the end the output is that of an undisturbed run, bit by bit.
+"""
+
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.soak import shim
+from tests.soak.cases import Case, draw_case
+from tests.soak.processes import descendants, signal_all
+from tests.soak.warm import COMMAND, LIGHTNING, TORCHRUN, Attempt, Setting
+
+LEAVE_SECONDS = 15.0
+"""Within which nothing is left of a run that was ended."""
+END_SECONDS = 60.0
+"""Within which a run has ended of which a rank is dead."""
+STALL_SECONDS = 4
+WINDOWS = {
+    "records": "/records",
+    "manifest": "manifest.json",
+    "part": "part-",
+    "receipt": "receipt-",
+    "merge": "half-made|/output|esm2.h5|dnabert_s.h5",
+    "ranks": "/ranks",
+    "state": "state.ckpt",
+    "any": "",
+}
+"""Pieces of the paths that a window of a run is about."""
+_OF_RANK_0 = ("records", "manifest", "receipt", "merge", "publish", "clear")
+_STARTUP = 0.35
+"""Share of a run's time before its first pack, roughly; there is less to hit there."""
+
+
+class Kill(NamedTuple):
+    """How a try is ended."""
+
+    number: int
+    """The signal."""
+    whom: str
+    """`all`, `worker`, or the number of a rank."""
+    at: float | shim.Rule
+    """Seconds after its start, or the call of the system."""
+    window: str
+    again: bool = False
+    """Whether SIGTERM is sent a second time."""
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.number).name
+        when = f"at {self.at:.2f} s" if isinstance(self.at, float) else f"in {self.window}"
+        if not isinstance(self.at, float):
+            how = {shim.BEFORE: "before", shim.AFTER: "after", shim.TORN: "within"}
+            when += f" {how[self.at.action]} call {self.at.first}"
+        return f"{name} to {self.whom} {when}{', twice' if self.again else ''}"
+
+
+def trial(seed: int, folder: Path) -> dict[str, Any]:
+    """Kill a run of a case several times, let it finish, and compare."""
+    chance = random.Random(f"kills {seed}")
+    return Trial(draw_case(chance), chance, folder).run()
+
+
+class Trial:
+    """A case that is run until it may finish."""
+
+    def __init__(self, case: Case, chance: random.Random, folder: Path) -> None:
+        self.case, self.chance, self.folder = case, chance, folder
+        self.shared = folder.parent / "shared"
+        self.reference = case.reference(self.shared)
+        self.seconds = float((self.reference / "seconds").read_text())
+        self.output = folder / case.output
+        self.receipts = case.output.endswith(".h5") and chance.random() < 0.4
+        self.done: list[str] = []
+        self.hits = 0
+
+    def run(self) -> dict[str, Any]:
+        """Do it: what was done, and what was wrong."""
+        for _ in range(self.chance.randint(2, 5)):
+            ranks, how, workers = self.draw_launch()
+            kill = self.draw_kill(ranks, how, workers)
+            if kill is None:
+                continue
+            self.done.append(f"{ranks} by {how}, {workers} workers: {kill}")
+            if found := self.disturb(kill, ranks, how, workers):
+                return self.result(found)
+            if self.output.exists():
+                break
+        return self.result([] if self.output.exists() else self.finish())
+
+    def result(self, found: list[str]) -> dict[str, Any]:
+        """What the log has of it."""
+        result = {
+            "ok": not found,
+            "what": f"{self.case.name}{' with receipts' if self.receipts else ''}: "
+            + "; ".join(self.done),
+            "count": len(self.done),
+            "hits": self.hits,
+        }
+        return result | ({"found": found} if found else {})
+
+    # What is drawn ----------------------------------------------------------------------------
+
+    def draw_launch(self) -> tuple[int, str, int]:
+        """Ranks, what starts them, and workers of each."""
+        ranks = 1 if self.case.command == "fit" else self.chance.choices((1, 2, 3), (4, 4, 2))[0]
+        how = self.chance.choices((TORCHRUN, LIGHTNING, COMMAND), (45, 50, 5))[0]
+        if ranks == 1 and how == LIGHTNING:
+            how = TORCHRUN
+        workers = 0 if self.case.command == "fit" else self.chance.choices((0, 1, 2), (7, 2, 1))[0]
+        return ranks, how, workers
+
+    def draw_kill(self, ranks: int, how: str, workers: int) -> Kill | None:
+        """How this try is ended."""
+        chance = self.chance
+        if workers and chance.random() < 0.5:
+            return Kill(signal.SIGKILL, "worker", self.draw_moment(how), "")
+        number = chance.choices((signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP), (70, 20, 10))[0]
+        whom = chance.choice(("all", *map(str, range(ranks)), "0"))
+        again = number == signal.SIGTERM and chance.random() < 0.3
+        if number == signal.SIGSTOP or not shim.loaded() or chance.random() < 0.35:
+            return Kill(number, whom, self.draw_moment(how), "", again)
+        window, rule = self.draw_call(number, whom, ranks)
+        return Kill(number, whom, rule, window, again)
+
+    def draw_moment(self, how: str) -> float:
+        """Seconds from the start, most of them where there is most to hit."""
+        life = self.seconds + (5.0 if how == COMMAND else 0.0)
+        late = self.chance.random() < 0.8
+        return self.chance.uniform(_STARTUP * life if late else 0.0, 1.2 * life)
+
+    def draw_call(self, number: int, whom: str, ranks: int) -> tuple[str, shim.Rule]:
+        """A call of the system, from those of an undisturbed run: each window is as likely."""
+        counts = self.count_calls()
+        window = self.chance.choice(sorted(counts))
+        count, patterns, operations = counts[window]
+        share = 1 if window in _OF_RANK_0 else ranks
+        first = self.chance.randrange(-(-count // share) + 1)
+        action = self.chance.choice((shim.BEFORE, shim.AFTER, shim.TORN))
+        if number != signal.SIGKILL and action == shim.TORN:
+            action = shim.BEFORE
+        if action == shim.TORN and window not in ("publish", "clear"):
+            operations = shim.WRITE
+        group = whom == "all"
+        return window, shim.Rule(patterns, operations, first, first, action, number, group)
+
+    def count_calls(self) -> dict[str, tuple[int, str, int]]:
+        """How many calls each window has in an undisturbed run, with its pieces and operations."""
+        calls = [line.split("\t") for line in (self.reference / "events").read_text().splitlines()]
+        windows = {name: (patterns, 127) for name, patterns in WINDOWS.items()}
+        windows["publish"] = (f"/{self.output.name}", shim.RENAME)
+        windows["clear"] = ("", shim.REMOVE | shim.FOLDER)
+        counts = {}
+        for name, (patterns, operations) in windows.items():
+            pieces = patterns.split("|")
+            count = sum(
+                bool(int(what) & operations) and any(p in path or p in other for p in pieces)
+                for what, path, other in calls
+            )
+            counts[name] = (count, patterns, operations)
+        if self.receipts:  # the undisturbed run had none: as many as parts
+            counts["receipt"] = (counts["part"][0], *counts["receipt"][1:])
+        return {name: counted for name, counted in counts.items() if counted[0]}
+
+    # One try ----------------------------------------------------------------------------------
+
+    def words(self, workers: int, stall_seconds: float) -> list[str]:
+        """The command line of a try."""
+        commit_seconds = self.chance.choice((0, 0.02, 0.1, 60))
+        return self.case.words(self.shared) + self.case.running(
+            workers=workers, commit_seconds=commit_seconds, stall_seconds=stall_seconds
+        )
+
+    def disturb(self, kill: Kill, ranks: int, how: str, workers: int) -> list[str]:
+        """Run it, end it, and look at what is left; what is wrong."""
+        before = self.committed()
+        settings = {}
+        victim = 0 if kill.whom in ("all", "worker") else int(kill.whom)
+        for rank in range(ranks):
+            rule = kill.at if rank == victim and isinstance(kill.at, shim.Rule) else None
+            settings[rank] = Setting(rule, gives_receipts=self.receipts)
+        stall_seconds = STALL_SECONDS if kill.number == signal.SIGSTOP else 600
+        attempt = Attempt(
+            self.words(workers, stall_seconds),
+            self.folder,
+            how=how,
+            ranks=ranks,
+            settings=settings,
+        )
+        if isinstance(kill.at, float):
+            self.send(kill, attempt)
+        elif kill.again:
+            attempt.wait(END_SECONDS if not attempt.wait(self.seconds) else 0)
+        if not attempt.wait(END_SECONDS):
+            signal_all(left := descendants(), signal.SIGUSR1)  # it has them write their stacks
+            time.sleep(1)
+            return [f"{left} are still running after {END_SECONDS} s", _tail(attempt.log)]
+        left = attempt.wait_for_nobody(LEAVE_SECONDS)
+        found = [f"processes {left} are left"] if left else []
+        found += self.judge(kill, attempt, before)
+        return found + ([f"codes {attempt.codes}", _tail(attempt.log)] if found else [])
+
+    def send(self, kill: Kill, attempt: Attempt) -> None:
+        """Send the signal at its time; wake up again who was stopped."""
+        assert isinstance(kill.at, float)
+        if not attempt.wait(kill.at):
+            victims = self.victims(kill, attempt)
+            signal_all(victims, kill.number)
+            if kill.again:
+                attempt.wait(self.chance.uniform(0, 1))
+                signal_all(self.victims(kill, attempt), kill.number)
+            if kill.number == signal.SIGSTOP:
+                attempt.wait(STALL_SECONDS + self.chance.uniform(1, 4))
+                signal_all(descendants(), signal.SIGCONT)
+
+    def victims(self, kill: Kill, attempt: Attempt) -> list[int]:
+        """Whom it is for."""
+        if kill.whom == "all":
+            return descendants()
+        if kill.whom == "worker":
+            return attempt.workers()[:1]
+        pid = attempt.rank(int(kill.whom))
+        return [] if pid is None else [pid]
+
+    # What is found ----------------------------------------------------------------------------
+
+    def judge(self, kill: Kill, attempt: Attempt, before: set[int]) -> list[str]:
+        """What is wrong with exit codes, log, output and parts."""
+        codes, found = attempt.codes, []
+        ends_well = not any(codes.values())
+        self.hits += not ends_well
+        allowed = {0, 1, 130, 143, -signal.SIGKILL}
+        if kill.number == signal.SIGTERM:  # before the command takes it over, or after its end
+            allowed |= {-signal.SIGTERM}
+        if set(codes.values()) - allowed:
+            found.append("ended with a code that nobody promised")
+        asked = kill.number == signal.SIGTERM and kill.whom in ("all", "0")
+        if asked and codes[0] not in (0, 143, -signal.SIGTERM):
+            found.append(f"rank 0 was asked to leave and ended with {codes[0]}")
+        if "Traceback" in attempt.log or "terminate called" in attempt.log:
+            found.append("the log has a traceback")
+        if self.output.exists():
+            found += self.case.differences(self.output, self.reference)
+        elif ends_well:
+            found.append("all ranks ended with 0, and there is no output")
+        elif lost := before - self.committed():
+            found.append(f"committed rows are lost: {sorted(lost)[:20]}")
+        return found
+
+    def committed(self) -> set[int]:
+        """Rows that a continuation will find."""
+        from virnucpro_pl.output.part_file import read_part
+        from virnucpro_pl.output.parts_folder import PartsFolder
+
+        parts = PartsFolder(self.output, overwrite=False)
+        if not parts.manifest.path.exists() or self.case.command == "fit":
+            return set()
+        whole = filter(None, map(read_part, parts.committed()))
+        return {row for part in whole for row in part.rows.tolist()}
+
+    def finish(self) -> list[str]:
+        """Let a run go on to its end; what is wrong."""
+        ranks, how, workers = self.draw_launch()
+        kept = self.committed()
+        attempt = Attempt(
+            self.words(workers, 600),
+            self.folder,
+            how=how,
+            ranks=ranks,
+            settings={rank: Setting(gives_receipts=self.receipts) for rank in range(ranks)},
+        )
+        self.done.append(f"{ranks} by {how}, {workers} workers: undisturbed")
+        found = []
+        if not attempt.wait(2 * END_SECONDS):
+            found.append("an undisturbed run does not end")
+        elif any(attempt.codes.values()):
+            found.append("an undisturbed run failed")
+        elif left := attempt.wait_for_nobody(LEAVE_SECONDS):
+            found.append(f"processes {left} are left")
+        elif not self.output.exists():
+            found.append("an undisturbed run ended with 0, and there is no output")
+        else:
+            found += self.case.differences(self.output, self.reference)
+            if (self.folder / f"{self.output.name}.parts").exists():
+                found.append("parts are left beside the output")
+            if kept and f"Continuing: {len(kept)} of" not in attempt.log:
+                found.append(f"{len(kept)} rows were committed, and the run did not go on there")
+            if "Traceback" in attempt.log:
+                found.append("the log has a traceback")
+        return found + ([f"codes {attempt.codes}", _tail(attempt.log)] if found else [])
+
+
+def _tail(log: str) -> str:
+    return log[-4000:]
