@@ -14,27 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.soak import shim
-from tests.soak.cases import Case, draw_case
+from tests.soak.cases import draw_case
 from tests.soak.processes import descendants, signal_all
-from tests.soak.warm import COMMAND, LIGHTNING, TORCHRUN, Attempt, Setting
+from tests.soak.trials import END_SECONDS, LEAVE_SECONDS, Trial, tail
+from tests.soak.warm import COMMAND, Attempt, Setting
 
-LEAVE_SECONDS = 15.0
-"""Within which nothing is left of a run that was ended."""
-END_SECONDS = 60.0
-"""Within which a run has ended of which a rank is dead."""
 STALL_SECONDS = 4
-WINDOWS = {
-    "records": "/records",
-    "manifest": "manifest.json",
-    "part": "part-",
-    "receipt": "receipt-",
-    "merge": "half-made|/output|esm2.h5|dnabert_s.h5",
-    "ranks": "/ranks",
-    "state": "state.ckpt",
-    "any": "",
-}
-"""Pieces of the paths that a window of a run is about."""
-_OF_RANK_0 = ("records", "manifest", "receipt", "merge", "publish", "clear")
 _STARTUP = 0.35
 """Share of a run's time before its first pack, roughly; there is less to hit there."""
 
@@ -64,21 +49,11 @@ class Kill(NamedTuple):
 def trial(seed: int, folder: Path) -> dict[str, Any]:
     """Kill a run of a case several times, let it finish, and compare."""
     chance = random.Random(f"kills {seed}")
-    return Trial(draw_case(chance), chance, folder).run()
+    return Kills(draw_case(chance), chance, folder).run()
 
 
-class Trial:
-    """A case that is run until it may finish."""
-
-    def __init__(self, case: Case, chance: random.Random, folder: Path) -> None:
-        self.case, self.chance, self.folder = case, chance, folder
-        self.shared = folder.parent / "shared"
-        self.reference = case.reference(self.shared)
-        self.seconds = float((self.reference / "seconds").read_text())
-        self.output = folder / case.output
-        self.receipts = case.output.endswith(".h5") and chance.random() < 0.4
-        self.done: list[str] = []
-        self.hits = 0
+class Kills(Trial):
+    """A case that is killed until it may finish."""
 
     def run(self) -> dict[str, Any]:
         """Do it: what was done, and what was wrong."""
@@ -94,27 +69,7 @@ class Trial:
                 break
         return self.result([] if self.output.exists() else self.finish())
 
-    def result(self, found: list[str]) -> dict[str, Any]:
-        """What the log has of it."""
-        result = {
-            "ok": not found,
-            "what": f"{self.case.name}{' with receipts' if self.receipts else ''}: "
-            + "; ".join(self.done),
-            "count": len(self.done),
-            "hits": self.hits,
-        }
-        return result | ({"found": found} if found else {})
-
     # What is drawn ----------------------------------------------------------------------------
-
-    def draw_launch(self) -> tuple[int, str, int]:
-        """Ranks, what starts them, and workers of each."""
-        ranks = 1 if self.case.command == "fit" else self.chance.choices((1, 2, 3), (4, 4, 2))[0]
-        how = self.chance.choices((TORCHRUN, LIGHTNING, COMMAND), (45, 50, 5))[0]
-        if ranks == 1 and how == LIGHTNING:
-            how = TORCHRUN
-        workers = 0 if self.case.command == "fit" else self.chance.choices((0, 1, 2), (7, 2, 1))[0]
-        return ranks, how, workers
 
     def draw_kill(self, ranks: int, how: str, workers: int) -> Kill | None:
         """How this try is ended."""
@@ -137,11 +92,7 @@ class Trial:
 
     def draw_call(self, number: int, whom: str, ranks: int) -> tuple[str, shim.Rule]:
         """A call of the system, from those of an undisturbed run: each window is as likely."""
-        counts = self.count_calls()
-        window = self.chance.choice(sorted(counts))
-        count, patterns, operations = counts[window]
-        share = 1 if window in _OF_RANK_0 else ranks
-        first = self.chance.randrange(-(-count // share) + 1)
+        window, patterns, operations, first = self.draw_window(ranks)
         action = self.chance.choice((shim.BEFORE, shim.AFTER, shim.TORN))
         if number != signal.SIGKILL and action == shim.TORN:
             action = shim.BEFORE
@@ -150,32 +101,7 @@ class Trial:
         group = whom == "all"
         return window, shim.Rule(patterns, operations, first, first, action, number, group)
 
-    def count_calls(self) -> dict[str, tuple[int, str, int]]:
-        """How many calls each window has in an undisturbed run, with its pieces and operations."""
-        calls = [line.split("\t") for line in (self.reference / "events").read_text().splitlines()]
-        windows = {name: (patterns, 127) for name, patterns in WINDOWS.items()}
-        windows["publish"] = (f"/{self.output.name}", shim.RENAME)
-        windows["clear"] = ("", shim.REMOVE | shim.FOLDER)
-        counts = {}
-        for name, (patterns, operations) in windows.items():
-            pieces = patterns.split("|")
-            count = sum(
-                bool(int(what) & operations) and any(p in path or p in other for p in pieces)
-                for what, path, other in calls
-            )
-            counts[name] = (count, patterns, operations)
-        if self.receipts:  # the undisturbed run had none: as many as parts
-            counts["receipt"] = (counts["part"][0], *counts["receipt"][1:])
-        return {name: counted for name, counted in counts.items() if counted[0]}
-
     # One try ----------------------------------------------------------------------------------
-
-    def words(self, workers: int, stall_seconds: float) -> list[str]:
-        """The command line of a try."""
-        commit_seconds = self.chance.choice((0, 0.02, 0.1, 60))
-        return self.case.words(self.shared) + self.case.running(
-            workers=workers, commit_seconds=commit_seconds, stall_seconds=stall_seconds
-        )
 
     def disturb(self, kill: Kill, ranks: int, how: str, workers: int) -> list[str]:
         """Run it, end it, and look at what is left; what is wrong."""
@@ -200,11 +126,11 @@ class Trial:
         if not attempt.wait(END_SECONDS):
             signal_all(left := descendants(), signal.SIGUSR1)  # it has them write their stacks
             time.sleep(1)
-            return [f"{left} are still running after {END_SECONDS} s", _tail(attempt.log)]
+            return [f"{left} are still running after {END_SECONDS} s", tail(attempt.log)]
         left = attempt.wait_for_nobody(LEAVE_SECONDS)
         found = [f"processes {left} are left"] if left else []
         found += self.judge(kill, attempt, before)
-        return found + ([f"codes {attempt.codes}", _tail(attempt.log)] if found else [])
+        return found + ([f"codes {attempt.codes}", tail(attempt.log)] if found else [])
 
     def send(self, kill: Kill, attempt: Attempt) -> None:
         """Send the signal at its time; wake up again who was stopped."""
@@ -252,49 +178,3 @@ class Trial:
         elif lost := before - self.committed():
             found.append(f"committed rows are lost: {sorted(lost)[:20]}")
         return found
-
-    def committed(self) -> set[int]:
-        """Rows that a continuation will find."""
-        from virnucpro_pl.output.part_file import read_part
-        from virnucpro_pl.output.parts_folder import PartsFolder
-
-        parts = PartsFolder(self.output, overwrite=False)
-        if not parts.manifest.path.exists() or self.case.command == "fit":
-            return set()
-        whole = filter(None, map(read_part, parts.committed()))
-        return {row for part in whole for row in part.rows.tolist()}
-
-    def finish(self) -> list[str]:
-        """Let a run go on to its end; what is wrong."""
-        ranks, how, workers = self.draw_launch()
-        kept = self.committed()
-        attempt = Attempt(
-            self.words(workers, 600),
-            self.folder,
-            how=how,
-            ranks=ranks,
-            settings={rank: Setting(gives_receipts=self.receipts) for rank in range(ranks)},
-        )
-        self.done.append(f"{ranks} by {how}, {workers} workers: undisturbed")
-        found = []
-        if not attempt.wait(2 * END_SECONDS):
-            found.append("an undisturbed run does not end")
-        elif any(attempt.codes.values()):
-            found.append("an undisturbed run failed")
-        elif left := attempt.wait_for_nobody(LEAVE_SECONDS):
-            found.append(f"processes {left} are left")
-        elif not self.output.exists():
-            found.append("an undisturbed run ended with 0, and there is no output")
-        else:
-            found += self.case.differences(self.output, self.reference)
-            if (self.folder / f"{self.output.name}.parts").exists():
-                found.append("parts are left beside the output")
-            if kept and f"Continuing: {len(kept)} of" not in attempt.log:
-                found.append(f"{len(kept)} rows were committed, and the run did not go on there")
-            if "Traceback" in attempt.log:
-                found.append("the log has a traceback")
-        return found + ([f"codes {attempt.codes}", _tail(attempt.log)] if found else [])
-
-
-def _tail(log: str) -> str:
-    return log[-4000:]

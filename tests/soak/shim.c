@@ -274,49 +274,54 @@ static int hits_name(int what, int folder, const char *name) {
     return falls(what, path, 0);
 }
 
-/* Names that this process has made, by their hashes: it sees them at once. */
-static _Atomic unsigned char own[1 << 16];
+/* When this process was last told that a name is not there, in milliseconds, by the names' hashes: a
+network folder's client remembers that for a while, and says so again. */
+static _Atomic long missed[1 << 16];
 
-static unsigned hash(const char *path) {
-    unsigned h = 5381;
-    for (; *path; path++)
-        h = h * 33 + (unsigned char)*path;
-    return h & 0xffff;
-}
-
-static int unseen(int folder, const char *name) {
+static _Atomic long *memory_of(int folder, const char *name) {
     char path[PATH_MAX];
-    struct stat status;
-    struct timespec now;
+    unsigned hash = 5381;
     if (!armed || action != UNSEEN || !name || !name[0])
         return 0;
     absolute(folder, name, path);
-    if (!concerns(READ, path, 0) || own[hash(path)])
+    if (!concerns(READ, path, 0))
         return 0;
-    if (syscall(SYS_newfstatat, AT_FDCWD, path, &status, AT_SYMLINK_NOFOLLOW))
-        return 0;
-    syscall(SYS_clock_gettime, CLOCK_REALTIME, &now);
-    long age = (now.tv_sec - status.st_ctim.tv_sec) * 1000 +
-               (now.tv_nsec - status.st_ctim.tv_nsec) / 1000000;
-    if (S_ISDIR(status.st_mode) || age >= value)
+    for (const char *letter = path; *letter; letter++)
+        hash = hash * 33 + (unsigned char)*letter;
+    return &missed[hash & 0xffff];
+}
+
+static long milliseconds(void) {
+    struct timespec now;
+    syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static int unseen(int folder, const char *name) {
+    _Atomic long *memory = memory_of(folder, name);
+    if (!memory || !*memory || milliseconds() - *memory >= value)
         return 0;
     errno = ENOENT;
     return 1;
 }
 
-static void make_own(int folder, const char *name) {
-    char path[PATH_MAX];
-    if (armed && action == UNSEEN) {
-        absolute(folder, name, path);
-        own[hash(path)] = 1;
-    }
+/* Remember that a name is not there, or that it is; gives the result back. */
+static int looked(int folder, const char *name, int result) {
+    int kept = errno;
+    _Atomic long *memory = memory_of(folder, name);
+    if (memory && result >= 0)
+        *memory = 0;
+    else if (memory && kept == ENOENT)
+        *memory = milliseconds();
+    errno = kept;
+    return result;
 }
 
 static int hits_names(int folder, const char *name, int other_folder, const char *other) {
     char path[PATH_MAX], second[PATH_MAX];
     if (!armed)
         return 0;
-    make_own(other_folder, other);
+    looked(other_folder, other, 0); /* what it makes itself it sees at once */
     absolute(folder, name, path), absolute(other_folder, other, second);
     return falls(RENAME, path, second);
 }
@@ -369,7 +374,7 @@ int renameat2(int a, const char *from, int b, const char *to, unsigned flags) {
 static int opens(int folder, const char *name, int flags) {
     int makes = flags & (O_CREAT | O_TRUNC) || (flags & O_ACCMODE) != O_RDONLY;
     if (flags & O_CREAT)
-        make_own(folder, name);
+        looked(folder, name, 0);
     return hits_name(makes ? CREATE : READ, folder, name);
 }
 
@@ -380,7 +385,7 @@ static int opens(int folder, const char *name, int flags) {
     va_end(more);                                                                                  \
     if (!(flags & O_CREAT) && unseen(folder, name))                                                \
         return -1;                                                                                 \
-    AROUND(opens(folder, name, flags), CREATE, call)
+    AROUND(opens(folder, name, flags), CREATE, looked(folder, name, call))
 
 int open(const char *name, int flags, ...) {
     REAL(open);
@@ -405,7 +410,7 @@ int openat64(int folder, const char *name, int flags, ...) {
 #define LOOKS(folder, name, call)                                                                  \
     if (unseen(folder, name))                                                                      \
         return -1;                                                                                 \
-    return call
+    return looked(folder, name, call)
 
 int stat(const char *name, struct stat *status) {
     REAL(stat);

@@ -64,6 +64,8 @@ class Setting(NamedTuple):
 
     rule: shim.Rule | None = None
     """What the disk does."""
+    below: Path | None = None
+    """Where it does so; in the folder where the run works by default."""
     seconds_back: float = 0.0
     """How far its clock is set back."""
     file_bytes: int = 0
@@ -80,11 +82,12 @@ class Setting(NamedTuple):
         if self.gives_receipts:
             virnucpro_pl.output.merge.KEPT_BYTES = 0
         if self.file_bytes:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_bytes, self.file_bytes))
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_bytes, hard))
         if self.seconds_back:
             shim.set_clock_back(self.seconds_back)
         if self.rule is not None:
-            shim.arm(folder, self.rule)
+            shim.arm(self.below or folder, self.rule)
 
 
 class Attempt:
@@ -168,7 +171,7 @@ class Attempt:
         env = {**os.environ, "MASTER_PORT": str(_free_port()), "PYTHONUNBUFFERED": "1"}
         for rank, setting in self.settings.items():
             if setting.rule is not None:
-                env |= shim.variables(self.folder, setting.rule, rank)
+                env |= shim.variables(setting.below or self.folder, setting.rule, rank)
         with self.log_file.open("a") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "virnucpro_pl", *self.words],
@@ -200,7 +203,7 @@ class Attempt:
         self.settings.get(rank, Setting()).apply(self.folder)
         if self.events is not None:
             file = os.open(self.events, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
-            shim.arm(self.folder, shim.Rule("", 127, 0, 0, shim.NOTHING), file)
+            shim.arm(self.folder, shim.Rule("", 255, 0, 0, shim.NOTHING), file)
         return _run_main(self.words)
 
     # While it runs ----------------------------------------------------------------------------

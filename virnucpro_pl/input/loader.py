@@ -45,6 +45,9 @@ class PackLoader:
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches in order.
 
+        Workers start when the first one is asked for: Lightning makes an iterator before, only to
+        see whether it can.
+
         Raises:
             WorkerError: If a worker is gone, seen when the next batch is asked for.
         """
@@ -63,7 +66,7 @@ class PackLoader:
         workers = [w for w in multiprocessing.active_children() if w not in before]
         _workers.update(workers)
         batches = (batch.to(self.device) for batch in _or_lost(packs, workers))
-        return with_following(batches) if on_gpu else batches
+        yield from with_following(batches) if on_gpu else batches
 
 
 def with_following(batches: Iterator[Any]) -> Iterator[Any]:
