@@ -58,8 +58,9 @@ def main() -> int:
         for running, seconds, result in trials:
             line = {"part": running.part, "seed": running.seed, "commit": commit}
             line |= {"seconds": round(seconds, 2), **result}
-            log.write(json.dumps(line) + "\n")
-            log.flush()
+            if options.only is None:
+                log.write(json.dumps(line) + "\n")
+                log.flush()
             earlier.append(line)
             failed |= not result["ok"]
             if not result["ok"]:

@@ -167,6 +167,8 @@ class Disks(Trial):
     def clock(self) -> list[str]:
         """The clock goes back between two runs, or between ranks."""
         self.interrupt()
+        if self.output.exists():
+            return []
         seconds = self.chance.choice((0.5, 3600, 1e6, 1e9))
         ranks, how, workers = self.draw_launch()
         settings = {
@@ -180,6 +182,7 @@ class Disks(Trial):
 
     def damaged(self) -> list[str]:
         """Committed parts, receipts or the half-made file are damaged between two runs."""
+        self.goes_on = False
         self.interrupt()
         parts = self.folder / f"{self.output.name}.parts"
         names = ("part-*.h5", "receipt-*.h5", "half-made.h5")
@@ -236,7 +239,7 @@ class Disks(Trial):
         ranks, how, workers = self.draw_launch()
         found = self.attempt({}, ranks, how, workers)
         if not found and not self.output.exists():
-            self.overwrite = True
+            self.overwrite, self.goes_on = True, False
         return found
 
     def interrupt(self, case: Case | None = None, folder: Path | None = None) -> None:
