@@ -11,6 +11,7 @@ import pysam
 import pytest
 
 from virnucpro_pl import load_embeddings
+from virnucpro_pl.input.packed_datamodule import PackedDataModule
 from virnucpro_pl.predict.embedders import SequenceEmbedder
 
 RANKS = [1, pytest.param(2, marks=pytest.mark.slow)]
@@ -386,3 +387,21 @@ def test_empty_input_where_allowed_is_a_whole_output_without_rows(
     for name, width in (("esm2", 32), ("dnabert_s", 48)):
         with h5py.File(tmp_path / "out" / f"{name}.h5") as file:
             assert file["embeddings"].shape == (0, width)
+
+
+def test_what_rank_0_has_read_and_a_rank_does_not_see_ends_with_the_folder(
+    vectors, tmp_path, monkeypatch
+):
+    name, prepare = fasta(tmp_path / "in.faa", {"a": "ACD"}), PackedDataModule.prepare_data
+
+    def lose(self):
+        prepare(self)
+        next(self._folder.glob("residues*")).unlink()  # a folder that this node has of its own
+
+    monkeypatch.setattr(PackedDataModule, "prepare_data", lose)
+    ended, output = vectors(name)
+    assert ended.code == 2, ended.log
+    assert "Traceback" not in ended.log
+    assert "out.h5.parts/records, where rank 0 has put what it has read" in ended.log
+    assert "must be one that all ranks see" in ended.log
+    assert not output.exists()

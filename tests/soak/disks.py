@@ -246,7 +246,7 @@ class Disks(Trial):
         """Leave the parts of a run that was killed."""
         calls = (self.reference / "events").read_text().splitlines()
         renamed = sum(line.startswith(f"{shim.RENAME}\t") and "part-" in line for line in calls)
-        number = self.chance.randrange(1, max(2, renamed))
+        number = self.chance.randrange(1, max(2, renamed)) if case is None else 0
         rule = shim.Rule("part-", shim.RENAME, number, number, shim.AFTER, signal.SIGKILL, True)
         words = [*(case or self.case).words(self.shared)]
         words += self.case.running(workers=0, commit_seconds=0.05)
