@@ -29,6 +29,14 @@ _INPUTS = {
     "--data.other.dnabert_s other_dnabert_s.h5 --data.other.esm2 other_esm2.h5",
 }
 """Of each command its config, and what it reads, by its name among the materials."""
+_CHANGED = {
+    "esm2": ("--model.layer", "1"),
+    "dnabert_s": ("--data.max_length", "50"),
+    "virnucpro": ("--model.esm2.layer", "1"),
+    "classify": ("--model.classifier", "random"),
+    "fit": ("--model.learning_rate", "0.01"),
+}
+"""Of each command an option that gives other numbers under the same names."""
 
 
 class Case(NamedTuple):
@@ -47,6 +55,10 @@ class Case(NamedTuple):
     def output(self) -> str:
         """What it writes, in the folder where it runs."""
         return "out.h5" if self.command in ("esm2", "dnabert_s") else "results"
+
+    def changed(self) -> "Case":
+        """Another case with the same files and rows, but other numbers in them."""
+        return Case(self.command, (*self.options, *_CHANGED[self.command]))
 
     def words(self, shared: Path) -> list[str]:
         """The command line, but for ranks, workers and how it commits."""

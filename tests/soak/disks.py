@@ -43,7 +43,7 @@ def trial(seed: int, folder: Path) -> dict[str, Any]:
         "manifest": 1,
     }
     if not shim.loaded():
-        kinds = {name: kinds[name] for name in ("limit", "tmpfs", "damaged", "manifest")}
+        kinds = {name: kinds[name] for name in ("limit", "tmpfs")}
     kind = chance.choices(list(kinds), list(kinds.values()))[0]
     with_parts = kind in ("damaged", "manifest", "clock")
     command = None
@@ -55,11 +55,9 @@ def trial(seed: int, folder: Path) -> dict[str, Any]:
 class Disks(Trial):
     """A case that is run on a bad disk."""
 
-    overwrite = False
-    """Whether only starting over helps, as the message says."""
-
     def run(self, kind: str) -> dict[str, Any]:
         """Do it: what was done, and what was wrong."""
+        self.tries = 1
         do: Callable[[], list[str]] = getattr(self, kind)
         found = do()
         if not found and not self.output.exists():
@@ -217,13 +215,7 @@ class Disks(Trial):
         other = self.folder / "other"
         if not other.exists():
             other.mkdir()
-            changed = {
-                "esm2": ("--model.layer", "1"),
-                "dnabert_s": ("--data.max_length", "50"),
-                "virnucpro": ("--model.esm2.layer", "1"),
-                "classify": ("--model.classifier", "random"),
-            }[self.case.command]
-            self.interrupt(Case(self.case.command, (*self.case.options, *changed)), other)
+            self.interrupt(self.case.changed(), other)
         return self.chance.choice(sorted(other.glob("*.parts/part-*.h5")))
 
     def manifest(self) -> list[str]:
@@ -321,8 +313,3 @@ class Disks(Trial):
         elif not failed:
             found.append("all ranks ended with 0, and there is no output")
         return found + ([f"codes {codes}", tail(log)] if found else [])
-
-    def words(self, workers: int, stall_seconds: float) -> list[str]:
-        """The command line of a try."""
-        more = ["--writer.overwrite", "true"] if self.overwrite else []
-        return super().words(workers, stall_seconds) + more

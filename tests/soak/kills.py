@@ -8,13 +8,14 @@ right one, no committed row lost. At the end the output is that of an undisturbe
 """
 
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.soak import shim
-from tests.soak.cases import draw_case
+from tests.soak.cases import Case, draw_case
 from tests.soak.processes import descendants, signal_all
 from tests.soak.trials import END_SECONDS, LEAVE_SECONDS, Trial, tail
 from tests.soak.warm import COMMAND, Attempt, Setting
@@ -53,11 +54,29 @@ def trial(seed: int, folder: Path) -> dict[str, Any]:
 
 
 class Kills(Trial):
-    """A case that is killed until it may finish."""
+    """A case that is killed until it may finish; at times it replaces an older output."""
+
+    older: Case | None = None
+
+    def __init__(self, case: Case, chance: random.Random, folder: Path) -> None:
+        super().__init__(case, chance, folder)
+        if chance.random() < 0.15:
+            self.older, self.overwrite, self.goes_on = case.changed(), True, False
+            before = self.older.reference(self.shared) / case.output
+            copy = shutil.copytree if before.is_dir() else shutil.copy
+            copy(before, self.output)
+            self.done.append("over an older output")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the output is there, and not the older one."""
+        return self.output.exists() and not (
+            self.older and self.case.differences(self.output, self.reference)
+        )
 
     def run(self) -> dict[str, Any]:
         """Do it: what was done, and what was wrong."""
-        for _ in range(self.chance.randint(2, 5)):
+        for _ in range(self.chance.randint(3, 7)):
             ranks, how, workers = self.draw_launch()
             kill = self.draw_kill(ranks, how, workers)
             if kill is None:
@@ -65,11 +84,17 @@ class Kills(Trial):
             self.done.append(f"{ranks} by {how}, {workers} workers: {kill}")
             if found := self.disturb(kill, ranks, how, workers):
                 return self.result(found)
-            if self.output.exists():
+            if self.is_over:
                 break
-        return self.result([] if self.output.exists() else self.finish())
+        return self.result([] if self.is_over else self.finish())
 
     # What is drawn ----------------------------------------------------------------------------
+
+    def is_older(self) -> bool:
+        """Whether the older output is there, as it was."""
+        assert self.older is not None
+        reference = self.older.reference(self.shared)
+        return not self.older.differences(self.output, reference)
 
     def draw_kill(self, ranks: int, how: str, workers: int) -> Kill | None:
         """How this try is ended."""
@@ -105,6 +130,7 @@ class Kills(Trial):
 
     def disturb(self, kill: Kill, ranks: int, how: str, workers: int) -> list[str]:
         """Run it, end it, and look at what is left; what is wrong."""
+        self.tries += 1
         before = self.committed()
         settings = {}
         victim = 0 if kill.whom in ("all", "worker") else int(kill.whom)
@@ -171,10 +197,16 @@ class Kills(Trial):
             found.append(f"rank 0 was asked to leave and ended with {codes[0]}")
         if "Traceback" in attempt.log or "terminate called" in attempt.log:
             found.append("the log has a traceback")
+        replaced = self.folder / f"{self.output.name}.parts" / "replaced"
+        if ends_well and not self.is_over:
+            found.append("all ranks ended with 0, and there is no new output")
         if self.output.exists():
-            found += self.case.differences(self.output, self.reference)
-        elif ends_well:
-            found.append("all ranks ended with 0, and there is no output")
+            if not (self.older and self.is_older()):
+                found += self.case.differences(self.output, self.reference)
+        elif self.older:
+            found += (
+                [] if replaced.exists() else ["there is neither the older output nor a new one"]
+            )
         elif lost := before - self.committed():
             found.append(f"committed rows are lost: {sorted(lost)[:20]}")
         return found

@@ -31,11 +31,14 @@ class Trial:
 
     Attributes:
         done: What was done, for the log.
-        hits: How often it made a difference.
+        tries: How often it was disturbed.
+        hits: How often that made a difference.
         goes_on: Whether the last run finds all rows that were committed.
+        overwrite: Whether it starts over, and replaces an output that is there.
     """
 
     goes_on = True
+    overwrite = False
 
     def __init__(self, case: Case, chance: random.Random, folder: Path) -> None:
         self.case, self.chance, self.folder = case, chance, folder
@@ -45,7 +48,7 @@ class Trial:
         self.output = folder / case.output
         self.receipts = case.output.endswith(".h5") and chance.random() < 0.4
         self.done: list[str] = []
-        self.hits = 0
+        self.tries = self.hits = 0
 
     def result(self, found: list[str]) -> dict[str, Any]:
         """What the log has of it."""
@@ -53,7 +56,7 @@ class Trial:
             "ok": not found,
             "what": f"{self.case.name}{' with receipts' if self.receipts else ''}: "
             + "; ".join(self.done),
-            "count": len(self.done),
+            "count": self.tries,
             "hits": self.hits,
         }
         return result | ({"found": found} if found else {})
@@ -105,10 +108,12 @@ class Trial:
 
     def words(self, workers: int, stall_seconds: float) -> list[str]:
         """The command line of a try."""
+        more = ["--writer.overwrite", "true"] if self.overwrite else []
         commit_seconds = self.chance.choice((0, 0.02, 0.1, 60))
-        return self.case.words(self.shared) + self.case.running(
+        running = self.case.running(
             workers=workers, commit_seconds=commit_seconds, stall_seconds=stall_seconds
         )
+        return [*self.case.words(self.shared), *running, *more]
 
     def committed(self) -> set[int]:
         """Rows that a continuation will find."""

@@ -201,7 +201,7 @@ class Attempt:
         faulthandler.register(signal.SIGUSR1, all_threads=True)
         sys.argv = ["virnucpro-pl", *self.words]
         self.settings.get(rank, Setting()).apply(self.folder)
-        if self.events is not None:
+        if self.events is not None and shim.loaded():
             file = os.open(self.events, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
             shim.arm(self.folder, shim.Rule("", 255, 0, 0, shim.NOTHING), file)
         return _run_main(self.words)
