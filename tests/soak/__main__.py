@@ -46,6 +46,7 @@ def main() -> int:
     work = options.log.with_suffix("").absolute()
     work.mkdir(parents=True, exist_ok=True)
     _begin_again_preloaded(work)
+    signal.signal(signal.SIGTERM, _stop)
     import_command()
     for part in options.parts:
         import_module(f"tests.soak.{part}")

@@ -6,6 +6,7 @@ import atexit
 import multiprocessing
 import re
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from types import TracebackType
 from typing import Any
 from weakref import WeakSet
 
@@ -58,7 +60,7 @@ class PackLoader:
             num_workers=min(self.workers, len(self.packs)),  # type: ignore[arg-type]
             collate_fn=_unchanged,
             pin_memory=on_gpu,
-            worker_init_fn=_leave_signals_to_the_rank,
+            worker_init_fn=_leave_to_the_rank,
         )
         before = multiprocessing.active_children()
         with _no_exception_from_signals():
@@ -127,7 +129,19 @@ def _unchanged(batches: list[Any]) -> list[Any]:
     return batches
 
 
-def _leave_signals_to_the_rank(worker: int) -> None:
-    """A signal to the process group must not kill workers while the rank finishes its pack."""
+def _leave_to_the_rank(worker: int) -> None:
+    """A signal to the process group must not kill workers while the rank finishes its pack.
+
+    Nor does a worker say anything when the rank is gone; its own errors go to the rank anyhow.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.excepthook = _say_unless_lonely
+
+
+def _say_unless_lonely(
+    kind: type[BaseException], error: BaseException, place: TracebackType | None
+) -> None:
+    """Print what a thread of a worker, which sends tensors, meets; not that nobody listens."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, place)
