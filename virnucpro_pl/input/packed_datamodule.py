@@ -111,6 +111,8 @@ class PackedDataModule(LightningDataModule, RowSource):
             self._folder = folder
         except UsageError as error:
             self.fault = error
+        except OSError as error:
+            self.fault = UsageError(f"What is read of the input cannot be kept: {error}")
 
     def setup(self, stage: str) -> None:
         """Map the rows on every rank.
