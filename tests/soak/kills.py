@@ -190,10 +190,10 @@ class Kills(Trial):
         allowed = {0, 1, 130, 143, -signal.SIGKILL}
         if kill.number == signal.SIGTERM:  # before the command takes it over, or after its end
             allowed |= {-signal.SIGTERM}
-        if set(codes.values()) - allowed:
-            found.append("ended with a code that nobody promised")
         if len(codes) > 1:  # by torchrun, of which another rank was killed
             allowed |= {-signal.SIGTERM}
+        if set(codes.values()) - allowed:
+            found.append("ended with a code that nobody promised")
         asked = kill.number == signal.SIGTERM and kill.whom in ("all", "0")
         if asked and codes[0] not in (0, 143, -signal.SIGTERM):
             found.append(f"rank 0 was asked to leave and ended with {codes[0]}")

@@ -51,6 +51,8 @@ def fork(work: Callable[[], int]) -> int:
     code = 1
     try:
         code = work()
+    except SystemExit as end:
+        code = int(end.code or 0)
     except BaseException:  # noqa: BLE001 - nothing may return into the parent's frames
         traceback.print_exc()
     finally:
