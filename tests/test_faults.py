@@ -359,6 +359,32 @@ def test_stalled_single_rank_ends_itself(
     assert len(parts(output)) == 3
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_worker_ends_the_run_with_the_cause_and_keeps_what_is_finished(
+    start, predict_words, script, weights_file, fasta, expected, tmp_path, ranks
+):
+    output = tmp_path / "out.h5"
+    more = ("--data.num_workers=2", "--writer.commit_seconds=0.2")
+    words = predict_words(weights_file, fasta, output, *more, ranks=ranks)
+    command = start(*words, launcher=script(pack=0.3))
+    command.wait_for(lambda: parts(output))
+    rank = command.rank(ranks - 1)
+    children = Path(f"/proc/{rank}/task/{rank}/children").read_text().split()
+    os.kill(max(map(int, children)), signal.SIGKILL)  # as the system does where memory runs out
+    ended = command.wait(30)
+    assert ended.code == 1, ended.log
+    assert "Traceback" not in ended.log
+    assert "A process that prepares packs is gone" in ended.log
+    assert "fewer --data.num_workers" in ended.log
+    command.assert_nothing_left()
+    kept = committed_rows(output)
+    assert 0 < kept < RECORDS
+    ended = start(*words).wait(60)
+    assert ended.code == 0, ended.log
+    assert f"Continuing: {kept} of {RECORDS}" in ended.log
+    assert_is(output, expected)
+
+
 def test_commit_that_hangs_ends_the_run(
     start, predict_words, script, weights_file, fasta, tmp_path
 ):

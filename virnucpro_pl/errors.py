@@ -34,6 +34,10 @@ class UnwritableError(OutputError):
     """HDF5 could not write a file; it crashes if the process then ends in the ordinary way."""
 
 
+class WorkerError(ExpectedError):
+    """A process that prepares a rank's batches is gone; what is committed is kept."""
+
+
 class GateError(ExpectedError):
     """Numbers are further apart than `compare` or `verify` accepts."""
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from virnucpro_pl import DNABERTSEmbedder, ESM2Embedder, VirNucPro, VirusClassifier
+from virnucpro_pl.calibration import Calibration
 from virnucpro_pl.errors import UsageError, WeightsError
+from virnucpro_pl.models import classifier as classifiers
 from virnucpro_pl.models.classifier import (
     MLPClassifier,
     check_chunk_length,
@@ -312,3 +315,18 @@ def test_load_classifier_git_lfs_pointer_is_called_one(tmp_path):
 def test_published_class_name_leaves_no_trace_in_main(save_classifier, tmp_path):
     load_classifier(str(save_classifier(tmp_path / "c.pth", FEATURES, HIDDEN)))
     assert not hasattr(sys.modules["__main__"], "MLPClassifier")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is full")
+def test_checkpoint_on_a_full_disk_is_an_error_of_the_system(state):
+    calibration = Calibration(1.0, 0.0, 0.0, 1.0, 0.5, 0.5)
+    with pytest.raises(OSError, match="No space left"):
+        classifiers.save_classifier(
+            Path("/dev/full"),
+            state,
+            calibration=calibration,
+            chunk_length=500,
+            embedders={},
+            options={},
+            epoch=0,
+        )

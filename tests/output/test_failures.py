@@ -85,6 +85,11 @@ def test_same_failure_twice_is_written_once(tmp_path):
         KeyboardInterrupt(),
         SystemExit(143),
         RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:9"),
+        RuntimeError(
+            "[Rank 0]: Rank 1 failed to pass monitoredBarrier in 864000000000 ms\n Original "
+            "exception: \n[/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error "
+            "[127.0.0.1]:29410: Connection reset by peer."
+        ),
     ],
 )
 def test_others_failures_and_wishes_are_not_written(tmp_path, error):

@@ -9,7 +9,7 @@ import pytest
 
 from virnucpro_pl.errors import OutputError, UsageError
 from virnucpro_pl.output import atomic_files
-from virnucpro_pl.output.part_file import Part, read_part
+from virnucpro_pl.output.part_file import Part, read_part, write_part
 from virnucpro_pl.output.parts_folder import PartsFolder
 from virnucpro_pl.stability import FAILED, FINE
 
@@ -93,10 +93,42 @@ def test_strange_parts_are_computed_again(interrupted, strange):
     assert len(run.files()) == 1
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("text", ["", "[" * 100_000])
 def test_damaged_manifest_is_refused_and_parts_are_kept(interrupted, text):
     run = interrupted(part(0))
     (run.path / "manifest.json").write_text(text)
+=======
+def test_part_of_another_run_is_computed_again(folder):
+    run = folder()
+    run.resume(5, lambda: MANIFEST)
+    run.manifest.write(lambda: MANIFEST)
+    run.commit(0, part(0))
+    write_part(run.path / "part-00000-1-000009.h5", part(1)._replace(run="another"))
+    again = folder()
+    assert again.resume(5, lambda: MANIFEST).tolist() == [True, False, False, False, False]
+    again.commit(0, part(1))
+    assert folder().resume(5, lambda: MANIFEST).tolist() == [True, True, False, False, False]
+
+
+def test_folder_that_cannot_be_cleared_up_is_named(folder, monkeypatch, caplog):
+    run = folder()
+
+    def fail(*arguments, **options):
+        raise OSError(errno.EROFS, "read-only file system")
+
+    monkeypatch.setattr(shutil, "rmtree", fail)
+    (run.path / "part-00000-1-000000.h5").touch()
+    run.manifest.write(lambda: MANIFEST)
+    run.discard()
+    assert "out.h5.parts cannot be cleared up: [Errno 30] read-only file system" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["", "null", "[1]", "3"])
+def test_damaged_manifest_is_refused_and_parts_are_kept(interrupted, content):
+    run = interrupted(part(0))
+    (run.path / "manifest.json").write_text(content)
+>>>>>>> w-soak
     with pytest.raises(UsageError, match=r"manifest\.json is damaged"):
         run.resume(5, lambda: MANIFEST)
     assert len(run.files()) == 1

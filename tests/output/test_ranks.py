@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from virnucpro_pl.errors import PeerError
+from virnucpro_pl.errors import OutputError, PeerError
 from virnucpro_pl.output.ranks import Ranks
 
 COUNTS = [{"records": 3}, {"records": 4}]
@@ -90,3 +90,13 @@ def test_rank_that_comes_late_takes_a_folder_that_is_gone_for_the_end(join, tmp_
     late.join(30)
     assert not late.is_alive()
     assert not caplog.records
+
+
+def test_disk_that_takes_nothing_any_more_ends_a_rank_with_a_message(join, tmp_path):
+    rank = join(0)
+    (tmp_path / "ranks").rmdir()
+    (tmp_path / "ranks").touch()  # stops root, too
+    with pytest.raises(OutputError, match=r"rank-0\.done cannot be written.*What is committed"):
+        rank.finish(COUNTS[0])
+    rank.fail("no room", 1)
+    assert rank.leave(lambda: True)

@@ -1,5 +1,6 @@
 """Whole runs on several files, on standard input, on short records, and on nothing."""
 
+import errno
 import gzip
 import json
 import re
@@ -10,7 +11,8 @@ import numpy as np
 import pysam
 import pytest
 
-from virnucpro_pl import load_embeddings
+from virnucpro_pl import SequenceDataModule, load_embeddings
+from virnucpro_pl.input.packed_datamodule import PackedDataModule
 from virnucpro_pl.predict.embedders import SequenceEmbedder
 
 RANKS = [1, pytest.param(2, marks=pytest.mark.slow)]
@@ -386,3 +388,37 @@ def test_empty_input_where_allowed_is_a_whole_output_without_rows(
     for name, width in (("esm2", 32), ("dnabert_s", 48)):
         with h5py.File(tmp_path / "out" / f"{name}.h5") as file:
             assert file["embeddings"].shape == (0, width)
+
+
+def test_what_rank_0_has_read_and_a_rank_does_not_see_ends_with_the_folder(
+    vectors, tmp_path, monkeypatch
+):
+    name, prepare = fasta(tmp_path / "in.faa", {"a": "ACD"}), PackedDataModule.prepare_data
+
+    def lose(self):
+        prepare(self)
+        next(self._folder.glob("residues*")).unlink()  # a folder that this node has of its own
+
+    monkeypatch.setattr(PackedDataModule, "prepare_data", lose)
+    ended, output = vectors(name)
+    assert ended.code == 2, ended.log
+    assert "Traceback" not in ended.log
+    assert "out.h5.parts/records, where rank 0 has put what it has read" in ended.log
+    assert "must be one that all ranks see" in ended.log
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "message"),
+    [("group", 2, "What is read of the input cannot be kept"), ("plan", 1, "A disk has failed")],
+)
+def test_disk_that_fails_ends_with_its_message(vectors, tmp_path, monkeypatch, step, code, message):
+    def fail(*arguments):
+        raise OSError(errno.EIO, "Input/output error", "file.bin")
+
+    monkeypatch.setattr(SequenceDataModule, step, fail)
+    ended, output = vectors(fasta(tmp_path / "in.faa", {"a": "ACD"}))
+    assert ended.code == code, ended.log
+    assert "Traceback" not in ended.log
+    assert f"{message}: [Errno 5] Input/output error: 'file.bin'" in ended.log
+    assert not output.exists()

@@ -5,6 +5,7 @@ Importing Lightning takes seconds, so nothing is imported here that imports Ligh
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -35,6 +36,9 @@ from virnucpro_pl.output.signals import Signals
 from virnucpro_pl.version import __version__
 
 log = logging.getLogger("virnucpro_pl")
+
+_OF_DISKS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EFBIG)
+"""What a disk that fails or is full says, wherever that is."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -166,14 +170,16 @@ def _load(path: str, *others: str) -> Any:
 
 def _report(error: Exception) -> int:
     """Say what has ended the run; the exit code."""
-    expected, lost = isinstance(error, ExpectedError), lost_another_rank(error)
-    if lost:
+    if lost_another_rank(error):
         log.error("Another rank is gone: %s", str(error).partition("\n")[0])
-    elif not expected:  # nobody foresaw it: the traceback is wanted, and at once
+    elif isinstance(error, ExpectedError):
+        if not launched_by_rank_0():
+            log.error("%s", error)
+    elif isinstance(error, OSError) and error.errno in _OF_DISKS:
+        log.error("A disk has failed: %s", error)
+    else:  # nobody foresaw it: the traceback is wanted, and at once
         traceback.print_exc()
-    elif not launched_by_rank_0():
-        log.error("%s", error)
-    if expected or lost:  # a traceback ends with them
-        for note in getattr(error, "__notes__", ()):
-            log.warning("%s", note)
+        return 1
+    for note in getattr(error, "__notes__", ()):  # a traceback ends with them
+        log.warning("%s", note)
     return error.exit_code if isinstance(error, ExpectedError) else 1

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import re
 import signal
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from types import TracebackType
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from virnucpro_pl.errors import WorkerError
+
+_LOST = re.compile(r"DataLoader worker \(pid")
+"""How torch begins to say that a worker is gone (`torch/utils/data/dataloader.py`)."""
+_workers: WeakSet[BaseProcess] = WeakSet()
+"""Those of this process."""
 
 
 @dataclass(eq=False)
@@ -28,7 +45,14 @@ class PackLoader:
     """Where the batches go; on a GPU each has the one behind it with it."""
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the batches in order."""
+        """Yield the batches in order.
+
+        Workers start when the first one is asked for: Lightning makes an iterator before, only to
+        see whether it can.
+
+        Raises:
+            WorkerError: If a worker is gone, seen when the next batch is asked for.
+        """
         on_gpu = self.device.type == "cuda"
         loader = DataLoader(
             self.packs,
@@ -36,10 +60,15 @@ class PackLoader:
             num_workers=min(self.workers, len(self.packs)),  # type: ignore[arg-type]
             collate_fn=_unchanged,
             pin_memory=on_gpu,
-            worker_init_fn=_leave_signals_to_the_rank,
+            worker_init_fn=_leave_to_the_rank,
         )
-        batches = (batch.to(self.device) for batch in chain.from_iterable(loader))
-        return with_following(batches) if on_gpu else batches
+        before = multiprocessing.active_children()
+        with _no_exception_from_signals():
+            packs = chain.from_iterable(loader)
+        workers = [w for w in multiprocessing.active_children() if w not in before]
+        _workers.update(workers)
+        batches = (batch.to(self.device) for batch in _or_lost(packs, workers))
+        yield from with_following(batches) if on_gpu else batches
 
 
 def with_following(batches: Iterator[Any]) -> Iterator[Any]:
@@ -51,11 +80,68 @@ def with_following(batches: Iterator[Any]) -> Iterator[Any]:
         batch = following
 
 
+@contextmanager
+def _no_exception_from_signals() -> Iterator[None]:
+    """Have the end of a worker raise where a batch is asked for, and nowhere else.
+
+    torch's DataLoader sets a handler that raises wherever the rank is by then: in the middle of a
+    commit, or while it tells of that very failure. Without one it looks itself, every few seconds.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # torch sets none here
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    if getattr(handler, "__module__", "").startswith("torch."):  # of an earlier loader
+        handler = signal.SIG_DFL
+    yield
+    if handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def _or_lost(packs: Iterator[Any], workers: list[BaseProcess]) -> Iterator[Any]:
+    """Say what it means that a worker is gone."""
+    try:
+        yield from packs
+    except (RuntimeError, OSError, EOFError) as error:
+        # torch says so itself, unless it was just reading what the worker sent.
+        ended = wait([worker.sentinel for worker in workers], timeout=1) if workers else []
+        if not (_LOST.match(str(error)) or (ended and not isinstance(error, RuntimeError))):
+            raise
+        raise WorkerError(
+            f"A process that prepares packs is gone ({str(error).rstrip()}): mostly the system "
+            "ends one where memory runs out. Give more memory, or fewer --data.num_workers, 0 for "
+            "none, and run the same command again"
+        ) from error
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End those that are left when Python ends, before multiprocessing waits for them.
+
+    It sends SIGTERM, which they ignore, so that it would wait forever.
+    """
+    for worker in list(_workers):
+        if worker.is_alive():
+            worker.kill()
+
+
 def _unchanged(batches: list[Any]) -> list[Any]:
     return batches
 
 
-def _leave_signals_to_the_rank(worker: int) -> None:
-    """A signal to the process group must not kill workers while the rank finishes its pack."""
+def _leave_to_the_rank(worker: int) -> None:
+    """A signal to the process group must not kill workers while the rank finishes its pack.
+
+    Nor does a worker say anything when the rank is gone; its own errors go to the rank anyhow.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.excepthook = _say_unless_lonely
+
+
+def _say_unless_lonely(
+    kind: type[BaseException], error: BaseException, place: TracebackType | None
+) -> None:
+    """Print what a thread of a worker, which sends tensors, meets; not that nobody listens."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, place)

@@ -109,17 +109,26 @@ class PackedDataModule(LightningDataModule, RowSource):
             self._folder = folder
         except UsageError as error:
             self.fault = error
+        except OSError as error:
+            self.fault = UsageError(f"What is read of the input cannot be kept: {error}")
 
     def setup(self, stage: str) -> None:
         """Map the rows on every rank.
 
         Raises:
-            UsageError: On every rank, what rank 0 found in `prepare_data`.
+            UsageError: On every rank, what rank 0 found in `prepare_data`; or if this rank does not
+                find what that has read.
         """
         outcome = self.running_trainer.strategy.broadcast(self.fault or self._folder)
         if isinstance(outcome, UsageError):
             raise outcome
-        self.open(outcome)
+        try:
+            self.open(outcome)
+        except OSError as error:
+            raise UsageError(
+                f"{outcome}, where rank 0 has put what it has read, cannot be read: {error}. The "
+                "folder of --writer.path must be one that all ranks see"
+            ) from error
         warnings.filterwarnings("ignore", "Couldn't infer the batch indices")  # rows travel along
 
     def predict_dataloader(self) -> PackLoader:

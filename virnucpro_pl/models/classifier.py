@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 from collections import OrderedDict
@@ -171,6 +172,9 @@ def save_classifier(
         embedders: What is known of what made its features.
         options: Of the training.
         epoch: That the weights are of, from 0.
+
+    Raises:
+        OSError: If the disk is full, for example.
     """
     content = {
         "state_dict": {f"{_PREFIX}{name}": tensor for name, tensor in weights.items()},
@@ -180,7 +184,11 @@ def save_classifier(
         EMBEDDERS: {name: dict(known) for name, known in embedders.items()},
         CALIBRATION: calibration._asdict(),
     }
-    torch.save(content, path)
+    file = (
+        io.BytesIO()
+    )  # into a file torch writes itself, and says of a full disk what nobody knows
+    torch.save(content, file)
+    path.write_bytes(file.getbuffer())
 
 
 def check_chunk_length(classifier: MLPClassifier, source: str, given: int) -> None:

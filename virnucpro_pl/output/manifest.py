@@ -15,7 +15,7 @@ from virnucpro_pl.output.atomic_files import write_json
 
 _MAY_DIFFER = re.compile(
     r"(attention|on_instability)(_\w+)?|weights(_dnabert_s|_esm2)?|classifier"
-    r"|package_version|torch_version"
+    r"|package_version|torch_version|run"
 )
 """What an interrupted run and its continuation need not have in common: a file's name, for example,
 since the hash of its content counts."""
@@ -25,7 +25,13 @@ Provenance = Callable[[], dict[str, Any]]
 
 
 class Manifest:
-    """The file that a run writes once. On rank 0 only."""
+    """The file that a run writes once. On rank 0 only.
+
+    Attributes:
+        path: The file.
+        run: Name of the run, the same in its parts and once it goes on: what parts hold does not
+            say which weights they are of, and a part may come from anywhere.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Name the file; nothing is touched yet.
@@ -34,6 +40,7 @@ class Manifest:
             folder: Where the parts are.
         """
         self.path = folder / "manifest.json"
+        self.run = ""
         self._written = False
         self._closed = False
         self._lock = threading.Lock()
@@ -46,7 +53,9 @@ class Manifest:
             UsageError: If it is damaged.
         """
         try:
-            content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError("it holds something else")
         except (ValueError, RecursionError) as error:
             raise UsageError(
                 f"{self.path} is damaged ({error}), so that nobody knows what the parts beside it "
@@ -91,7 +100,7 @@ class Manifest:
         """Tell a continuation what the parts depend on; once."""
         if self._written:
             return
-        content = provenance()
+        content = {**provenance(), **({"run": self.run} if self.run else {})}
         with self._lock:
             if not self._written and not self._closed:
                 write_json(self.path, content)

@@ -12,6 +12,7 @@ files row behind row do not know which row is which record.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,8 @@ class Merge:
             self._rows.close()
         finally:
             if not (self._gives_receipts and receipts_in(self._half_made.parent)):
-                self._half_made.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the next run removes it
+                    self._half_made.unlink(missing_ok=True)
 
 
 def _bytes_of_parts(folder: Path) -> int:

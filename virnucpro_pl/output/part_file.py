@@ -37,6 +37,8 @@ class Part(NamedTuple):
     """(n,) ids."""
     columns: Mapping[str, NDArray[Any]]
     """(n, ...) what was predicted, by name, and its `outcome` (n,) uint8 (see `stability`)."""
+    run: str = ""
+    """Name of the run that has computed it, also where it was interrupted; see `Manifest`."""
 
 
 def write_part(path: Path, part: Part) -> None:
@@ -53,6 +55,7 @@ def write_part(path: Path, part: Part) -> None:
             file["ids"] = np.frombuffer(_joined(part.ids), np.uint8)
             for name, column in part.columns.items():
                 file[f"columns/{name}"] = column
+            file.attrs["run"] = part.run
             file.attrs["checksum"] = _checksum(part)
         if disk.error is not None:
             raise disk.error
@@ -66,6 +69,7 @@ def read_part(path: Path) -> Part | None:
                 file["rows"][()],
                 file["ids"][()].tobytes().decode().split("\0"),
                 {name: column[()] for name, column in file["columns"].items()},
+                file.attrs.get("run", ""),
             )
             if _checksum(part) == file.attrs["checksum"]:
                 return part
@@ -90,7 +94,8 @@ def _joined(ids: Sequence[str]) -> bytes:
 
 
 def _checksum(part: Part) -> int:
-    total = zlib.crc32(_joined(part.ids), zlib.crc32(_bytes(part.rows)))
+    total = zlib.crc32(_bytes(part.rows), zlib.crc32(part.run.encode()))
+    total = zlib.crc32(_joined(part.ids), total)
     for name in sorted(part.columns):
         total = zlib.crc32(_bytes(part.columns[name]), zlib.crc32(name.encode(), total))
     return total

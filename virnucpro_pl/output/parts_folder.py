@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,6 +155,7 @@ class PartsFolder:
         for file in (*receipts_in(self.path), *self.files()):
             file.unlink()
         self.half_made.unlink(missing_ok=True)
+        self.manifest.run = uuid.uuid4().hex
         failures_file(self.output).unlink(missing_ok=True)
         return np.zeros(count, np.bool_)
 
@@ -167,6 +169,7 @@ class PartsFolder:
         """Check what an earlier run has committed, and remove what cannot be used."""
         before, now = self.manifest.read(), provenance()
         self.manifest.check_same_run(before, now)
+        self.manifest.run = str(before.get("run", ""))
         done, failed = np.zeros(count, np.bool_), dict[Path, int]()
         receipts = receipts_in(self.path)
         for receipt in set(receipts) - set(true_receipts(receipts) if receipts else ()):
@@ -176,7 +179,7 @@ class PartsFolder:
             replaced.unlink(missing_ok=True)  # a kill has kept it from being deleted
         for file in self.committed():
             part = read_part(file)
-            if part is None or _is_strange(part, done):
+            if part is None or part.run != self.manifest.run or _is_strange(part, done):
                 log.warning("%s: its rows will be computed again", file)
                 file.unlink()
             else:
@@ -240,7 +243,7 @@ class PartsFolder:
         name = self._pending or f"part-{rank:05d}-{time.time_ns():x}-{self._committed:06d}.h5"
         self._pending = name
         try:
-            write_part(self.path / name, part)
+            write_part(self.path / name, part._replace(run=self.manifest.run))
         except OSError as error:
             raise OutputError(
                 f"{self.path / name}: {len(part.rows)} finished rows cannot be written: {error}. "
@@ -257,6 +260,12 @@ class PartsFolder:
             return
         self._claimed = False
         self.manifest.close()
+        try:
+            self._clear_up()
+        except OSError as error:  # of a disk that has ended the run; the next run does it
+            log.warning("%s cannot be cleared up: %s", self.path, error)
+
+    def _clear_up(self) -> None:
         restore_folder(self.output, self.path / REPLACED)
         if self.committed() and self.manifest.path.exists():  # else nobody trusts them
             self._sweep()

@@ -54,7 +54,9 @@ def kill_rank_0() -> None:
 def lost_another_rank(error: BaseException) -> bool:
     """Tell whether an error only says that another rank has closed its connection."""
     # torch's own class, by name: an error that comes before torch is imported needs no torch.
-    return type(error).__name__ == "DistNetworkError" or "closed by peer" in str(error)
+    if type(error).__name__ == "DistNetworkError":
+        return True
+    return any(words in str(error) for words in ("closed by peer", "gloo/transport/tcp"))
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from virnucpro_pl.errors import PeerError, listed
+from virnucpro_pl.errors import OutputError, PeerError, listed
 from virnucpro_pl.output.atomic_files import write_json
 from virnucpro_pl.output.processes import (
     kill_rank_0,
@@ -159,9 +159,16 @@ class Ranks:
 
         Raises:
             PeerError: If another rank failed, died or stalled instead.
+            OutputError: If it cannot be told.
         """
         self._computing = False
-        write_json(self._file("done"), counts)
+        try:
+            write_json(self._file("done"), counts)
+        except OSError as error:
+            raise OutputError(
+                f"{self._file('done')} cannot be written: {error}. What is committed is safe: make "
+                "room and run the same command again"
+            ) from error
         # Rank 0 removes the folder once it has published, for which all had to be done.
         while self.folder.is_dir() and not all(map(self._is_done, range(self.count))):
             self.check()
@@ -275,7 +282,8 @@ class Ranks:
                 self._file("failed").touch()
 
     def _touch_left(self) -> None:
-        with contextlib.suppress(FileNotFoundError):  # where rank 0 has cleaned up already
+        # Rank 0 has cleaned up already, or the disk takes nothing any more: that was told before.
+        with contextlib.suppress(OSError):
             self._file("left").touch()
 
     def _file(self, kind: str, rank: int | None = None) -> Path:

@@ -103,7 +103,7 @@ class Run:
             forget: Removes what has been gathered, unless it is published.
 
         Raises:
-            UsageError: If another run is writing the output.
+            UsageError: If another run is writing the output, or it cannot be written.
         """
         self.source, self.model, self.rank = source, model, trainer.global_rank
         self._settings, self._gather, self._forget = settings, gather, forget
@@ -115,7 +115,10 @@ class Run:
         self.signals.remember()  # and no more: Lightning gives back what it finds
         watch_rank_0()
         if self.rank > 0:  # rank 0 has claimed it
-            self.folder.locks.take(self.rank)
+            try:
+                self.folder.locks.take(self.rank)
+            except OSError as error:
+                raise UsageError(f"{self.folder.path} cannot be written: {error}") from error
         self.commits = Commits(partial(self.folder.commit, self.rank), self._gather_more)
         self.ranks = Ranks(
             self.folder.path / "ranks",

@@ -221,16 +221,23 @@ class StreamingWriter(BasePredictionWriter, Workspace, ABC):
         """
         run = self._run
         run.signals.install()  # Lightning has set its own by now
-        outcome: NDArray[np.uint8] | UsageError | None = None
+        outcome: tuple[NDArray[np.uint8], str] | UsageError | None = None
         if trainer.is_global_zero:
             try:
-                outcome = np.packbits(self._resume(run, count))
+                flags = np.packbits(self._resume(run, count))
+                outcome = flags, run.folder.manifest.run
             except UsageError as error:
                 outcome = error
+            except OSError as error:
+                outcome = UsageError(
+                    f"What an earlier run has left in {run.folder.path} cannot be used: {error}"
+                )
         outcome = trainer.strategy.broadcast(outcome)
         if isinstance(outcome, UsageError):
             raise outcome
-        done = np.unpackbits(np.asarray(outcome, np.uint8), count=count).astype(np.bool_)
+        assert outcome is not None, "rank 0 has one"
+        flags, run.folder.manifest.run = outcome
+        done = np.unpackbits(np.asarray(flags, np.uint8), count=count).astype(np.bool_)
         run.report.resumed = int(done.sum())
         return done
 
