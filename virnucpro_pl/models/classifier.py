@@ -184,9 +184,7 @@ def save_classifier(
         EMBEDDERS: {name: dict(known) for name, known in embedders.items()},
         CALIBRATION: calibration._asdict(),
     }
-    file = (
-        io.BytesIO()
-    )  # into a file torch writes itself, and says of a full disk what nobody knows
+    file = io.BytesIO()  # of a full disk torch says only that its own writer failed
     torch.save(content, file)
     path.write_bytes(file.getbuffer())
 
