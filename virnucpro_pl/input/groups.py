@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_pl.input.packing import plan_packs
-from virnucpro_pl.input.records import map_array
+from virnucpro_pl.input.records import map_array, write_array
 
 COPY, VARIANT, FIRST = 0, 1, 2
 """What a row is in its group: its first one; another one, with a second sequence that none before
@@ -159,8 +159,8 @@ def write_groups(folder: Path, sequences: Sequences, second: Sequences | None = 
         rows[places] = alike
         brings_new = _changes(first[alike]) | _changes(variant)
         level[places] = np.maximum(level[places], np.where(brings_new, VARIANT, COPY))
-    rows.tofile(folder / _FILES[0])
-    level.tofile(folder / _FILES[1])
+    write_array(folder / _FILES[0], rows)
+    write_array(folder / _FILES[1], level)
     (folder / _COUNT).write_text(str(len(rows)))
 
 
