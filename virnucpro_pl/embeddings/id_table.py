@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_pl.errors import InputError, listed
-from virnucpro_pl.input.records import map_array
+from virnucpro_pl.input.records import map_array, write_array
 
 _ID_BLOCK = 65_536
 
@@ -69,7 +69,7 @@ def write_ids(file: Ids, folder: Path, name: str) -> tuple[IdTable, NDArray[np.i
             letters.write(b"".join(ids))
             lengths.extend(map(len, ids))
             hashes.extend(map(hash, ids))
-    np.cumsum(np.asarray(lengths, np.int64)).tofile(folder / f"{name}.ends")
+    write_array(folder / f"{name}.ends", np.cumsum(np.asarray(lengths, np.int64)))
     return IdTable(folder, name), np.asarray(hashes, np.int64)
 
 

@@ -20,7 +20,7 @@ from virnucpro_pl.embeddings.id_table import IdTable, match_ids
 from virnucpro_pl.errors import InputError, UsageError, listed
 from virnucpro_pl.input.orfs import POOLED_RESIDUES, POOLING
 from virnucpro_pl.input.packed_datamodule import PackedDataModule
-from virnucpro_pl.input.records import map_array
+from virnucpro_pl.input.records import map_array, write_array
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def join(folder: Path, dnabert_s: EmbeddingFile, esm2: EmbeddingFile) -> None:
             names = listed(table(lacking[:1000]))
             raise InputError(f"{file.path} lacks {len(lacking)} id(s) of the other file: {names}")
     partner = match.second
-    partner.tofile(folder / "partner")
+    write_array(folder / "partner", partner)
     _check_lengths(dnabert_s, esm2, first, partner)
 
 

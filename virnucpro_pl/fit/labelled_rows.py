@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from virnucpro_pl.embeddings.pair_datamodule import PairStore
+from virnucpro_pl.input.records import write_array
 
 _BLOCK = 4096
 
@@ -75,7 +76,7 @@ class LabelledRows(Dataset[LabelledBatch]):
         path = scratch / "features"
         with path.open("wb") as file:  # not through a map, where a full disk would be a bus error
             for rows, features in self._blocks():
-                features.tofile(file)
+                write_array(file, features)
                 finite[rows] = np.isfinite(features).all(axis=1)
         self.held = np.memmap(path, np.float32, "r", shape=shape)
         path.unlink()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_pl.input.packing import cut_by_sums, plan_packs
-from virnucpro_pl.input.records import map_array
+from virnucpro_pl.input.records import map_array, write_array
 
 COPY, VARIANT, FIRST = 0, 1, 2
 """What a row brings to those before it in its group: nothing new, a second sequence that none of
@@ -167,8 +167,8 @@ def write_groups(folder: Path, sequences: Sequences, second: Sequences | None = 
             _order_groups(rows[part], level[part], second)
     with (folder / _FILES[0]).open("wb") as file:
         for part in _parts(len(rows)):
-            rows[part].astype(np.int64).tofile(file)
-    level.tofile(folder / _FILES[1])
+            write_array(file, rows[part].astype(np.int64))
+    write_array(folder / _FILES[1], level)
     (folder / _COUNT).write_text(str(len(rows)))
 
 

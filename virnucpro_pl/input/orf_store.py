@@ -21,6 +21,7 @@ from virnucpro_pl.input.records import (
     at_most,
     cut_out,
     map_array,
+    write_array,
 )
 
 Kind = Literal["nucleotide", "protein"]
@@ -188,6 +189,6 @@ def _append(files: Mapping[str, IO[bytes]], orfs: Orfs, first: int, ends: dict[s
         "n_orfs": orfs.n_orfs,
     }
     for name, dtype in _COLUMNS.items():
-        columns[name].astype(dtype, copy=False).tofile(files[name])
+        write_array(files[name], columns[name].astype(dtype, copy=False))
     ends["nucleotide"] += len(orfs.nucleotides)
     ends["protein"] += len(orfs.proteins)

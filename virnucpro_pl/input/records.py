@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,22 @@ class RecordStore:
     def _stored(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where some rows lie in the store, of which some records may be left out."""
         return rows if self._kept is None else self._kept[rows]
+
+
+def write_array(file: Path | IO[bytes], values: NDArray[Any]) -> None:
+    """Write numbers so that `map_array` finds them, behind what an open file holds.
+
+    numpy's own `tofile` loses the error of a disk that is full at the very end: the file is short
+    then, and nobody knows.
+
+    Raises:
+        OSError: If the disk is full, for example; of an open file at the latest when it is closed.
+    """
+    content = np.ascontiguousarray(values).data
+    if isinstance(file, Path):
+        file.write_bytes(content)
+    else:
+        file.write(content)
 
 
 def map_array(path: Path, dtype: type[np.generic]) -> NDArray[Any]:
@@ -233,7 +249,7 @@ def change_store(
         (folder / "ids.new").replace(folder / "ids.bin")
         _write_offsets(folder / "id_offsets.bin", lengths)
     if kept is not None:
-        np.flatnonzero(kept).tofile(folder / _KEPT)
+        write_array(folder / _KEPT, np.flatnonzero(kept))
         ends = np.cumsum([0, *(file.records for file in files)])
         left = np.diff(np.append(0, np.cumsum(kept))[ends]).tolist()
         files = [file._replace(records=n) for file, n in zip(files, left, strict=True)]
@@ -260,7 +276,7 @@ def _add_to_hash(sha256: Any, ids: list[bytes], sequences: list[bytes]) -> None:
 def _write_offsets(path: Path, lengths: array[int]) -> None:
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(np.asarray(lengths, np.int64), out=offsets[1:])
-    offsets.tofile(path)
+    write_array(path, offsets)
 
 
 def _describe(folder: Path, sha256: str, files: list[FileRecords], counts: dict[str, int]) -> None:
