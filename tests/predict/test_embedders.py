@@ -41,8 +41,9 @@ class Watched(ESM2Embedder):
             module.register_forward_hook(self.note)
 
     def note(self, module, inputs, output):
-        assert isinstance(output, torch.Tensor)
-        self.seen.append((len(self.batches), output.dtype, torch.is_autocast_enabled("cpu")))
+        for tensor in output if isinstance(output, tuple) else (output,):
+            assert isinstance(tensor, torch.Tensor)
+            self.seen.append((len(self.batches), tensor.dtype, torch.is_autocast_enabled("cpu")))
 
     def predict_step(self, batch, batch_idx=0):
         self.batches.append(len(batch.rows))
