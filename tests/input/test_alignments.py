@@ -6,9 +6,11 @@ import http.server
 import logging
 import os
 import re
+import struct
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import pysam
 import pytest
 
 from virnucpro_pl.errors import InputError
-from virnucpro_pl.input.alignments import kind_of, parse_alignments
+from virnucpro_pl.input.alignments import BGZF_END, kind_of, parse_alignments
 from virnucpro_pl.input.alphabets import DNA, PRINTABLE, PROTEIN
 from virnucpro_pl.input.files import records_of
 from virnucpro_pl.input.reader import read_records
@@ -25,7 +27,6 @@ from virnucpro_pl.input.reader import read_records
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 CHROMOSOME = {"HD": {"VN": "1.6"}, "SQ": [{"SN": "chr1", "LN": 5000}]}
-BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 MODES = {"bam": "wb", "cram": "wc", "sam": "w"}
 
 
@@ -53,6 +54,19 @@ def write(path, reads, header=None, **options):
 
 def parse(path):
     return list(records_of(path, path.parent))
+
+
+def bgzip(*texts):
+    """One block for each text, as programs write them that end a block with a line; no end."""
+    blocks = []
+    for text in texts:
+        deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
+        data = deflate.compress(text) + deflate.flush()
+        head = bytes.fromhex("1f8b08040000000000ff060042430200")
+        size = struct.pack("<H", len(head) + 2 + len(data) + 8 - 1)
+        end = struct.pack("<II", zlib.crc32(text), len(text))
+        blocks.append(head + size + data + end)
+    return b"".join(blocks)
 
 
 def parse_until_fault(path):
@@ -324,8 +338,6 @@ def test_file_cut_anywhere_is_refused_behind_its_last_read(tmp_path, suffix, cap
         path.write_bytes(data[:size])
         if suffix == "sam" and data[:size].endswith(b"\n"):
             continue  # a whole file of fewer reads
-        if suffix == "sam.bgz" and size == len(data) - len(BGZF_END):
-            continue  # a whole file of plain gzip
         seen, message = parse_until_fault(path)
         assert seen == reads[: len(seen)]
         assert message.startswith(f"{path} cannot be read")
@@ -432,3 +444,26 @@ def test_htslib_speaks_as_before_afterwards(tmp_path):
     with pytest.raises(InputError):
         parse(tmp_path / "cut")
     assert (pysam.get_verbosity(), sys.stderr) == before
+
+
+@pytest.mark.parametrize("blocks", [2, 3])
+def test_sam_of_bgzip_cut_off_between_blocks_is_refused(tmp_path, blocks):
+    lines = [f"r{i}\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\tIIII\n".encode() for i in range(3)]
+    path = tmp_path / "x.sam.gz"
+    path.write_bytes(bgzip(*lines) + BGZF_END)
+    assert parse_until_fault(path) == ([(f"r{i}", "ACGT") for i in range(3)], None)
+    path.write_bytes(bgzip(*lines[:blocks]))
+    seen, message = parse_until_fault(path)
+    assert len(seen) == blocks
+    assert "its last bytes are missing, so that it seems to be cut off" in message
+
+
+def test_fastq_of_bgzip_without_its_end_is_read_with_a_warning(tmp_path, caplog):
+    path = tmp_path / "x.fastq.gz"
+    reads = [b"@a\nACGT\n+\nIIII\n", b"@b\nGGTT\n+\nIIII\n"]
+    path.write_bytes(bgzip(*reads) + BGZF_END)
+    assert parse_until_fault(path) == ([("a", "ACGT"), ("b", "GGTT")], None)
+    assert not caplog.records
+    path.write_bytes(bgzip(*reads))
+    assert parse_until_fault(path) == ([("a", "ACGT"), ("b", "GGTT")], None)
+    assert "lacks the empty block that bgzip writes at the end" in caplog.text

@@ -3,13 +3,20 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from multiprocessing.reduction import ForkingPickler
+from textwrap import dedent
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
 from virnucpro_pl.errors import WorkerError
 from virnucpro_pl.input.loader import PackLoader
+from virnucpro_pl.input.packed_batch import pack
+from virnucpro_pl.input.protein_tokens import ProteinTokenizer
 
 
 class Numbers(Dataset):
@@ -58,3 +65,53 @@ def test_killed_worker_is_told_where_its_batch_is_asked_for(fatal):
         seen.extend(batch.item() for batch in load(Numbers(6, fatal), workers=2))
     assert seen == sorted(seen)
     assert fatal not in seen
+
+
+def batch_of(count):
+    ids = [f"row {row} of a name as long as some have, é" for row in range(count)]
+    spread = np.zeros(count, np.int64)
+    return pack(np.arange(count), ids, [b"MKV"], ProteinTokenizer(), spread=spread)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8193])
+def test_batch_of_many_rows_is_a_short_message_that_arrives_whole(count):
+    batch = batch_of(count)
+    message = bytes(ForkingPickler.dumps(batch))
+    assert len(message) < 4096  # so much a pipe takes at once, whatever else is in it
+    arrived = ForkingPickler.loads(message)
+    assert arrived.ids == batch.ids
+    assert torch.equal(arrived.rows, batch.rows)
+    assert torch.equal(arrived.spread, batch.spread)
+    assert type(arrived) is type(batch)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_killed_worker_with_large_batches_does_not_leave_the_rank_waiting(which):
+    script = """
+        import os, signal, sys, time
+        import torch
+        from torch.utils.data import Dataset
+        from tests.input.test_loader import batch_of
+        from virnucpro_pl.errors import WorkerError
+        from virnucpro_pl.input import loader
+
+        class Large(Dataset):
+            def __len__(self):
+                return 20
+            def __getitem__(self, index):
+                return [batch_of(8193)]
+
+        batches = iter(loader.PackLoader(Large(), 2, torch.device("cpu")))
+        next(batches)
+        time.sleep(3)  # both have sent all that they send ahead
+        os.kill(sorted(worker.pid for worker in loader._workers)[int(sys.argv[1])], signal.SIGKILL)
+        try:
+            list(batches)
+        except WorkerError:
+            print("told")
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", dedent(script), str(which)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ended.stdout == "told\n", ended.stderr

@@ -96,13 +96,22 @@ class EmbeddingFile:
         try:
             with self._reading("it"):
                 file = h5py.File(self.path, "r")
-                self._attributes = dict(file.attrs)
+                self._attributes = dict(self._attributes_of(file))
                 self._check(file)
         except InputError:
             if file is not None:
                 file.close()
             raise
         return file
+
+    def _attributes_of(self, file: h5py.File) -> Iterator[tuple[str, Any]]:
+        """Give all attributes; of a file of another program those that h5py knows."""
+        for name in file.attrs:
+            try:
+                yield name, file.attrs[name]
+            except TypeError:
+                if not self.foreign:
+                    raise
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
@@ -151,9 +160,13 @@ class EmbeddingFile:
     def _check_written(self, dataset: h5py.Dataset) -> None:
         """Refuse numbers that nobody wrote: HDF5 makes up zeros, as many as the head promises.
 
+        Where others lie in files of their own it is not told.
+
         Raises:
             InputError: If some are missing.
         """
+        if dataset.is_virtual:
+            return
         if dataset.chunks is None:
             is_whole = dataset.id.get_storage_size() >= dataset.nbytes
         else:
@@ -217,7 +230,7 @@ class EmbeddingFile:
             InputError: If there are no such rows.
         """
         failed = self._numbers("failed", np.int64, len(self) - 1)
-        return np.empty(0, np.int64) if failed is None else failed
+        return np.empty(0, np.int64) if failed is None else np.unique(failed)
 
     def _numbers(self, name: str, dtype: type[np.generic], most: int) -> NDArray[Any] | None:
         """Whole numbers from 0 to so many; None where the file has none of that name."""

@@ -31,12 +31,14 @@ Kind = Literal["BAM", "CRAM", "SAM"]
 _GZIP = b"\x1f\x8b"
 _HEAD = 1 << 16
 """Bytes of compressed text that are looked at to tell SAM from FASTQ."""
-_HEADER_LINE = re.compile(rb"@(CO\t|[A-Z]{2}\t[A-Za-z][A-Za-z0-9]:)")
+_HEADER_LINE = re.compile(rb"@(CO\b|[A-Z]{2}\t[A-Za-z][A-Za-z0-9]:)")
 """How a header line of SAM begins."""
 _READ_LINE = re.compile(rb"[!-=?A-~]+\t\d+\t[!-~]+\t\d+\t\d+\t[\d*]")
 """How a read of SAM begins: name, flag, reference, position, mapping quality, CIGAR."""
 _FIELDS = 11
 """Fields that a read of SAM has at least."""
+
+_FLAG, _LARGEST_FLAG = re.compile("[0-9]{1,5}"), (1 << 16) - 1
 
 _UNMAPPED, _REVERSED, _QC_FAILED = 0x4, 0x10, 0x200
 """Bits of a read's flag; so are those below (SAM specification, section 1.4)."""
@@ -47,14 +49,14 @@ _COMPLEMENT = str.maketrans("ACGTUMRWSYKVHDBNacgtumrwsykvhdbn", "TGCAAKYWSRMBDHV
 """Of all letters that BAM has, and U, in either case; of bytes beyond ASCII `str.upper` would make
 others. pysam before 0.24 leaves ambiguous letters as they are."""
 
-_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 _CRAM_ENDS = (
     bytes.fromhex("0f000000ffffffff0fe0454f4600000000010005bdd94f0001000606010001000100ee63014b"),
     bytes.fromhex("0b000000ffffffff0fe0454f460000000001000001000606010001000100"),
 )
 """The last bytes of a whole file (SAM specification, section 4.1.2; CRAM 3 and 2.1, section 9).
 htslib reports the lack of either only sometimes."""
-_CUT_OFF = "its last bytes are missing, so that it seems to be cut off"
+CUT_OFF = "its last bytes are missing, so that it seems to be cut off"
 _VIEW = "samtools view -b -f 4"
 _NAMES_AND_PLACES = [b"required_fields=0x7"]
 """Name, flag and reference of each read of a CRAM file, for which no reference is needed."""
@@ -196,12 +198,14 @@ def _reads_of_text(lines: Iterable[str]) -> Iterator[Read]:
     in_header = True
     for line in lines:
         if not line.endswith("\n"):
-            raise EOFError(_CUT_OFF)
+            raise EOFError(CUT_OFF)
         if in_header and _HEADER_LINE.match(line.encode("latin-1")):
             continue
         in_header = False
         fields = line.removesuffix("\n").split("\t")
-        if len(fields) < _FIELDS or line[0] == "@" or not (all(fields) and fields[1].isdigit()):
+        if len(fields) < _FIELDS or line[0] == "@" or not all(fields[:_FIELDS]):
+            raise ValueError(line)
+        if not _FLAG.fullmatch(fields[1]) or int(fields[1]) > _LARGEST_FLAG:
             raise ValueError(line)
         name, flag, reference, *_, letters, quality = fields[:_FIELDS]
         letters = "" if letters == "*" else letters
@@ -222,13 +226,13 @@ def _reads_of_htslib(place: Path, **options: Any) -> Iterator[Read]:
         for read in file.fetch(until_eof=True):
             name = read.query_name.encode().decode("latin-1")  # fails where it is no text
             yield Read(name, read.flag, read.query_sequence or "", read.reference_id >= 0)
-        ends = {"BGZF": (_BGZF_END,), "CUSTOM": _CRAM_ENDS}.get(file.compression)
+        ends = {"BGZF": (BGZF_END,), "CUSTOM": _CRAM_ENDS}.get(file.compression)
     if ends is None:
         return  # plain gzip, which ends in a checksum
     with place.open("rb") as end:
         end.seek(max(0, end.seek(0, os.SEEK_END) - max(map(len, ends))))
         if not end.read().endswith(ends):
-            raise EOFError(_CUT_OFF)
+            raise EOFError(CUT_OFF)
 
 
 class _Reads:

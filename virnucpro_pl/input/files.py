@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from virnucpro_pl.errors import InputError, UsageError
-from virnucpro_pl.input.alignments import kind_of, parse_alignments, parse_sam
+from virnucpro_pl.input.alignments import (
+    BGZF_END,
+    CUT_OFF,
+    Kind,
+    kind_of,
+    parse_alignments,
+    parse_sam,
+)
 from virnucpro_pl.input.fastx import FormatError, Record, parse
 from virnucpro_pl.input.faults import first_word, name_record
 from virnucpro_pl.input.text import DAMAGED, open_text
+
+log = logging.getLogger(__name__)
 
 STDIN = Path("-")
 """Stands for standard input; a file of that name is given as `./-`."""
 _STDIN_FILE = 0
 """File descriptor of standard input."""
+_BGZIP = re.compile(rb"\x1f\x8b\x08\x04.{8}BC\x02\x00", re.DOTALL)
+"""How a file that bgzip has compressed begins (SAM specification, section 4.1)."""
 _HEAD = 8192
 """Bytes by which compression and format are told."""
 
@@ -98,6 +111,7 @@ def records_of(path: Path, scratch: Path) -> Iterator[Record]:
     try:
         with _open(path) as file, open_text(file) as text:
             kind, name = kind_of(file.peek(1)), shown(path)
+            is_bgzip = _BGZIP.match(file.peek(1)) is not None
             if kind == "SAM":
                 records = parse_sam(text, path, name=name)
             elif kind:
@@ -107,6 +121,8 @@ def records_of(path: Path, scratch: Path) -> Iterator[Record]:
             for record in records:
                 number, header = number + 1, record[0]
                 yield record
+            if is_bgzip and kind in (None, "SAM"):
+                _check_end(file, kind, name)
     except FormatError as error:
         behind = f" behind {name_record(number, first_word(header))}" if number else ""
         raise InputError(f"{shown(path)} cannot be read{behind}: {error}") from error
@@ -114,6 +130,26 @@ def records_of(path: Path, scratch: Path) -> Iterator[Record]:
         past = f" past {name_record(number, first_word(header))}" if number else ""
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{shown(path)} cannot be read{past}: {reason}") from error
+
+
+def _check_end(file: io.BufferedReader, kind: Kind | None, name: str) -> None:
+    """Look whether a file that bgzip has compressed has its last block; it tells nothing else.
+
+    Raises:
+        EOFError: If a SAM file lacks it. Programs that write FASTQ may leave it out, so that there
+            the log says so.
+    """
+    raw = file.raw
+    assert isinstance(raw, _FilledFile)
+    if raw.last == BGZF_END:
+        return
+    if kind == "SAM":
+        raise EOFError(CUT_OFF)
+    log.warning(
+        "%s lacks the empty block that bgzip writes at the end: if the program that wrote it does "
+        "not leave it out, the file is cut off, and records are missing",
+        name,
+    )
 
 
 def _open(path: Path) -> io.BufferedReader:
@@ -135,7 +171,13 @@ def _open(path: Path) -> io.BufferedReader:
 
 
 class _FilledFile(io.FileIO):
-    """A file that gives enough bytes at once to tell its format, even where a pipe gives one."""
+    """A file that gives enough bytes at once to tell its format, even where a pipe gives one.
+
+    Attributes:
+        last: The last bytes that were read, as many as `BGZF_END` has.
+    """
+
+    last = b""
 
     def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
         size = super().readinto(buffer)
@@ -144,4 +186,7 @@ class _FilledFile(io.FileIO):
             if not more:
                 break
             size += more
+        if size:
+            kept = len(BGZF_END)
+            self.last = (self.last + bytes(buffer[max(0, size - kept) : size]))[-kept:]
         return size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import re
 import signal
 import sys
@@ -25,6 +24,8 @@ from virnucpro_pl.errors import WorkerError
 
 _LOST = re.compile(r"DataLoader worker \(pid")
 """How torch begins to say that a worker is gone (`torch/utils/data/dataloader.py`)."""
+_SENT = "in DataLoader worker process"
+"""What torch puts into an error that a worker has met and sent."""
 _workers: WeakSet[BaseProcess] = WeakSet()
 """Those of this process."""
 
@@ -62,10 +63,9 @@ class PackLoader:
             pin_memory=on_gpu,
             worker_init_fn=_leave_to_the_rank,
         )
-        before = multiprocessing.active_children()
         with _no_exception_from_signals():
-            packs = chain.from_iterable(loader)
-        workers = [w for w in multiprocessing.active_children() if w not in before]
+            packs = iter(loader)
+        workers: list[BaseProcess] = getattr(packs, "_workers", [])
         _workers.update(workers)
         batches = (batch.to(self.device) for batch in _or_lost(packs, workers))
         yield from with_following(batches) if on_gpu else batches
@@ -93,24 +93,31 @@ def _no_exception_from_signals() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGCHLD)
     if getattr(handler, "__module__", "").startswith("torch."):  # of an earlier loader
         handler = signal.SIG_DFL
-    yield
-    if handler is not None:
-        signal.signal(signal.SIGCHLD, handler)
+    try:
+        yield
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 def _or_lost(packs: Iterator[Any], workers: list[BaseProcess]) -> Iterator[Any]:
-    """Say what it means that a worker is gone."""
+    """Give all batches of the packs; say what it means that a worker is gone."""
     try:
-        yield from packs
+        yield from chain.from_iterable(packs)
     except (RuntimeError, OSError, EOFError) as error:
-        # torch says so itself, unless it was just reading what the worker sent.
-        ended = wait([worker.sentinel for worker in workers], timeout=1) if workers else []
-        if not (_LOST.match(str(error)) or (ended and not isinstance(error, RuntimeError))):
+        if not workers or _SENT in str(error):
             raise
+        # torch says so itself, unless it was just reading what the worker sent.
+        if not (wait([w.sentinel for w in workers], timeout=1) or _LOST.match(str(error))):
+            raise
+        why = (
+            "its shared memory is too small (/dev/shm; docker run --shm-size 2g)"
+            if -signal.SIGBUS in [worker.exitcode for worker in workers]
+            else "mostly the system ends one where memory runs out"
+        )
         raise WorkerError(
-            f"A process that prepares packs is gone ({str(error).rstrip()}): mostly the system "
-            "ends one where memory runs out. Give more memory, or fewer --data.num_workers, 0 for "
-            "none, and run the same command again"
+            f"A process that prepares packs is gone ({str(error).rstrip()}): {why}. Give more "
+            "memory, or fewer --data.num_workers, 0 for none, and run the same command again"
         ) from error
 
 

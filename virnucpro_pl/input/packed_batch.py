@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +41,15 @@ class PackedBatch(NamedTuple):
     spread: Tensor | None = None
     """(B,) int64 which of the sequences each row has; stays on the host. None where each row has
     one of its own, in this order."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send ids as a tensor, which goes through shared memory.
+
+        In the pipe of the loader's processes they would fill it, and one that is killed in the
+        middle of a message leaves the rank waiting for the rest of it.
+        """
+        ids = np.frombuffer("\0".join(self.ids).encode(), np.uint8).copy()
+        return _received, (torch.from_numpy(ids), len(self.ids), *self._replace(ids=()))
 
     @property
     def size(self) -> int:
@@ -91,6 +100,12 @@ class PackedBatch(NamedTuple):
             following=None,
             spread=spread,
         )
+
+
+def _received(ids: Tensor, count: int, *fields: Any) -> PackedBatch:
+    """A batch that another process has sent."""
+    names = ids.numpy().tobytes().decode().split("\0") if count else []
+    return PackedBatch(*fields)._replace(ids=tuple(names))
 
 
 def share(sequences: Sequence[bytes]) -> tuple[list[bytes], NDArray[np.int64] | None]:

@@ -13,7 +13,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from virnucpro_pl.contracts import FailureRecord
-from virnucpro_pl.errors import MAX_LISTED, PeerError, UsageError, is_out_of_memory, listed
+from virnucpro_pl.errors import (
+    MAX_LISTED,
+    PeerError,
+    UsageError,
+    WorkerError,
+    is_out_of_memory,
+    listed,
+)
 from virnucpro_pl.output.processes import lost_another_rank
 from virnucpro_pl.stability import NumericalInstabilityError
 
@@ -23,6 +30,10 @@ log = logging.getLogger(__name__)
 def failures_file(output: Path) -> Path:
     """Name of the failure log that belongs to an output file or folder."""
     return output.with_name(f"{output.name}.failures.jsonl")
+
+
+_OF_NO_SEQUENCE = (PeerError, UsageError, WorkerError)
+"""Errors that say nothing of the sequences that are computed."""
 
 
 class FailureLog(Callback, FailureRecord):
@@ -65,8 +76,8 @@ class FailureLog(Callback, FailureRecord):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Record a failure of this rank, once; that of another rank, or bad input, is none."""
-        if not isinstance(exception, Exception) or isinstance(exception, PeerError | UsageError):
+        """Record a failure of this rank, once; that of another process, or bad input, is none."""
+        if not isinstance(exception, Exception) or isinstance(exception, _OF_NO_SEQUENCE):
             return
         if exception is self._recorded or lost_another_rank(exception):
             return
