@@ -1,5 +1,6 @@
 """Cases in a process of their own: whatever one does there, it is known and ends nothing."""
 
+import gc
 import json
 import mmap
 import os
@@ -84,6 +85,7 @@ def _be_child(
                     wrong = traceback.format_exc()
                 signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.setitimer(signal.ITIMER_REAL, 0)
+                gc.collect()  # what a case has mapped must not count as memory of the next
                 sys.stderr.flush()
                 said = os.pread(log, 100_000, 0).decode(errors="replace")
                 if wrong or "Traceback" in said or "Exception ignored" in said:

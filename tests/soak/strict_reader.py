@@ -26,7 +26,7 @@ LETTERS = {
     "original": PRINTABLE,
 }
 TABLES = ("contigs", "original")
-SAM_HEADER = re.compile(rb"@(CO\t|[A-Z][A-Z]\t[A-Za-z][A-Za-z0-9]:)")
+SAM_HEADER = re.compile(rb"@(CO\b|[A-Z][A-Z]\t[A-Za-z][A-Za-z0-9]:)")
 SAM_READ = re.compile(rb"[^\t@>]+\t\d+\t[^\t]+\t\d+\t\d+\t[^\t]+(\t[^\t]+){5}")
 
 
@@ -149,6 +149,8 @@ def records_of(data: bytes) -> list[tuple[bytes, bytes]]:
         SAM_HEADER.match(lines[0])
         and (not any(lines[1:2]) or SAM_HEADER.match(lines[1]) or SAM_READ.match(lines[1]))
     ):
+        if data[:4] == b"\x1f\x8b\x08\x04" and data[12:16] == b"BC\2\0" and data[-28:] != BAM_END:
+            raise Refused("the last block of bgzip is missing")
         return read_sam(text)
     while lines and not (first := lines[0].removeprefix(BOM).lstrip(b" \t")):
         del lines[0]
@@ -248,7 +250,8 @@ def read_sam(text: bytes) -> list[tuple[bytes, bytes]]:
         del lines[0]
     for line in lines:
         fields = line.split(b"\t")
-        if line.startswith(b"@") or len(fields) < 11 or not all(fields) or not fields[1].isdigit():
+        is_read = len(fields) >= 11 and all(fields[:11]) and re.fullmatch(b"[0-9]{1,5}", fields[1])
+        if line.startswith(b"@") or not is_read or int(fields[1]) > 65535:
             raise Refused("no read of SAM")
         letters = b"" if fields[9] == b"*" else fields[9]
         if fields[10] not in (b"*", b"") and len(fields[10]) != len(letters):

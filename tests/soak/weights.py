@@ -38,6 +38,8 @@ from virnucpro_pl.models.esm2_files import load_esm2
 CASES = 50
 MEMORY = 512 << 20
 """Bytes that a file of some kilobytes may take."""
+LARGE = 64 << 20
+"""Bytes of a file that is none of some kilobytes any more, such as an expanded tensor saved."""
 CPU = {"device": torch.device("cpu"), "matrix_dtype": torch.float32}
 IDS = [f"contig{i}_chunk_1F{i % 3 + 1}" for i in range(7)]
 
@@ -168,6 +170,8 @@ def check_transformers(rng: random.Random, place: Path, said: list[str]) -> str 
     except Exception:  # noqa: BLE001 - it cannot be saved so
         save_file({}, path)
         said.append("empty")
+    if path.stat().st_size > LARGE:
+        return None
     if rng.random() < 0.4:
         said.append(mutate.spoil_file(rng, path))
     if rng.random() < 0.1:
