@@ -145,8 +145,9 @@ class Kills(Trial):
             ranks=ranks,
             settings=settings,
         )
+        is_sent = True
         if isinstance(kill.at, float):
-            self.send(kill, attempt)
+            is_sent = self.send(kill, attempt)
         elif kill.again:
             attempt.wait(END_SECONDS if not attempt.wait(self.seconds) else 0)
         if not attempt.wait(END_SECONDS):
@@ -156,20 +157,26 @@ class Kills(Trial):
         left = attempt.wait_for_nobody(LEAVE_SECONDS)
         found = [f"processes {left} are left"] if left else []
         found += self.judge(kill, attempt, before)
+        if not is_sent and any(attempt.codes.values()):
+            found.append("nothing was done to it, and it failed")
         return found + ([f"codes {attempt.codes}", tail(attempt.log)] if found else [])
 
-    def send(self, kill: Kill, attempt: Attempt) -> None:
-        """Send the signal at its time; wake up again who was stopped."""
+    def send(self, kill: Kill, attempt: Attempt) -> bool:
+        """Send the signal at its time; wake up again who was stopped. Whether it met anybody."""
         assert isinstance(kill.at, float)
-        if not attempt.wait(kill.at):
-            victims = self.victims(kill, attempt)
-            signal_all(victims, kill.number)
-            if kill.again:
-                attempt.wait(self.chance.uniform(0, 1))
-                signal_all(self.victims(kill, attempt), kill.number)
-            if kill.number == signal.SIGSTOP:
-                attempt.wait(STALL_SECONDS + self.chance.uniform(1, 4))
-                signal_all(descendants(), signal.SIGCONT)
+        if attempt.wait(kill.at):
+            return False
+        victims = self.victims(kill, attempt)
+        signal_all(victims, kill.number)
+        if kill.again:
+            attempt.wait(self.chance.uniform(0, 1))
+            again = self.victims(kill, attempt)
+            signal_all(again, kill.number)
+            victims += again
+        if kill.number == signal.SIGSTOP:
+            attempt.wait(STALL_SECONDS + self.chance.uniform(1, 4))
+            signal_all(descendants(), signal.SIGCONT)
+        return bool(victims)
 
     def victims(self, kill: Kill, attempt: Attempt) -> list[int]:
         """Whom it is for."""

@@ -55,7 +55,7 @@ def write_part(path: Path, part: Part) -> None:
             file["ids"] = np.frombuffer(_joined(part.ids), np.uint8)
             for name, column in part.columns.items():
                 file[f"columns/{name}"] = column
-            file.attrs["run"] = part.run
+            file.attrs["run"] = np.bytes_(part.run)  # text of no set length takes 4 kB
             file.attrs["checksum"] = _checksum(part)
         if disk.error is not None:
             raise disk.error
@@ -69,7 +69,7 @@ def read_part(path: Path) -> Part | None:
                 file["rows"][()],
                 file["ids"][()].tobytes().decode().split("\0"),
                 {name: column[()] for name, column in file["columns"].items()},
-                file.attrs.get("run", ""),
+                bytes(file.attrs.get("run", b"")).decode(),
             )
             if _checksum(part) == file.attrs["checksum"]:
                 return part
