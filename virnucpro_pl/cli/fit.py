@@ -57,8 +57,10 @@ class FitCLI(UsageCLI):
                 f"A classifier is trained by one process: give --trainer.devices 1, not {processes}"
             )
         check_devices(self.trainer)
-        limit = self.trainer.limit_val_batches
-        if limit != 1 or isinstance(limit, int) or self.config.fit.trainer.fast_dev_run:
+        # Whatever it is: whether 1 is read as one batch or as all of them depends on what other
+        # packages have imported by then.
+        asked = self.config.fit.trainer
+        if asked.limit_val_batches is not None or asked.fast_dev_run:
             raise UsageError(
                 "The best epoch cannot be told without the whole validation: leave out "
                 "--trainer.limit_val_batches and --trainer.fast_dev_run"
