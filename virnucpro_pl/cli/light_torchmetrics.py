@@ -46,10 +46,10 @@ class _Waiting(ModuleType):
             assert spec.loader is not None, "it is no folder without code"
             try:
                 spec.loader.exec_module(self)
-            except BaseException:
-                vars(self)["_is_ready"] = True  # whoever asks next meets the same fault
-                raise
-            self.__class__ = ModuleType  # type: ignore[assignment]  # as any other from now on
+                self.__class__ = ModuleType  # type: ignore[assignment]  # as any other from now on
+            finally:
+                if type(self) is _Waiting:
+                    vars(self)["_is_ready"] = True  # whoever asks next meets the same fault
 
 
 def lighten_torchmetrics() -> None:

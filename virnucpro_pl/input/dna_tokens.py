@@ -138,7 +138,7 @@ def _read(file: Path) -> Tokenizer:
         raise UsageError(f"{file} cannot be read as a tokenizer: {error}") from error
     try:
         return Tokenizer.from_str(json.dumps(content))
-    except BaseException as error:  # the library raises Exception itself, or panics
+    except BaseException as error:  # it raises Exception itself, or a panic, which is none
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise UsageError(f"{file} is not a tokenizer.json of tokenizers: {error}") from error

@@ -105,7 +105,7 @@ def linear_gelu(x: Tensor, linear: nn.Linear) -> Tensor:
         (T, I) in the dtype of `x`.
     """
     assert linear.bias is not None
-    return _launch(x, linear, linear.out_features, _GELU)
+    return _launch(x, linear, linear.out_features, _GELU, gated=False)
 
 
 def gated_linear(x: Tensor, linear: nn.Linear) -> Tensor:
@@ -119,10 +119,10 @@ def gated_linear(x: Tensor, linear: nn.Linear) -> Tensor:
         (T, I) in the dtype of `x`.
     """
     assert linear.bias is None
-    return _launch(x, linear, linear.out_features // 2, _GATED)
+    return _launch(x, linear, linear.out_features // 2, _GATED, gated=True)
 
 
-def _launch(x: Tensor, linear: nn.Linear, width_out: int, tile: Tile) -> Tensor:
+def _launch(x: Tensor, linear: nn.Linear, width_out: int, tile: Tile, *, gated: bool) -> Tensor:
     tokens, width = x.shape
     out = torch.empty((tokens, width_out), dtype=x.dtype, device=x.device)
     tiles = triton.cdiv(tokens, tile.rows) * triton.cdiv(width_out, tile.columns)
@@ -132,7 +132,7 @@ def _launch(x: Tensor, linear: nn.Linear, width_out: int, tile: Tile) -> Tensor:
         TensorDescriptor.from_tensor(linear.weight, [tile.columns, tile.depth]),
         TensorDescriptor.from_tensor(out, [tile.rows, tile.columns]),
         linear.bias, tokens,
-        WIDTH=width, OUT=width_out, GATED=tile is _GATED,
+        WIDTH=width, OUT=width_out, GATED=gated,
         DTYPE=tl.bfloat16 if x.dtype == torch.bfloat16 else tl.float16,
         ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=tile.group,
         FLATTEN=tile.flatten, PROGRAMS=programs, num_stages=3, num_warps=8,
