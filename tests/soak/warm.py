@@ -300,7 +300,8 @@ class _Launcher:
         def __init__(self, command: Sequence[str], env: Mapping[str, str], cwd: None) -> None:
             self.pid, pipe = _Waiting.ready.pop(0)
             self.args, self.returncode = command, None
-            os.write(pipe, json.dumps(dict(env)).encode())
+            with contextlib.suppress(BrokenPipeError):  # it has been killed: so be it, `poll` tells
+                os.write(pipe, json.dumps(dict(env)).encode())
             os.close(pipe)
 
         def poll(self) -> int | None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -46,6 +47,7 @@ class Signals:
         self.speaks = not launched_by_rank_0() and rank == "0"
         self._arrived = 0.0
         self._before: dict[int, Any] = {}
+        self._report_ignored = sys.unraisablehook
 
     def remember(self) -> None:
         """Keep the handlers that stand there now, to give them back; the first time only.
@@ -63,12 +65,16 @@ class Signals:
         self.remember()
         for number in self._before:
             signal.signal(number, self._receive)
+        if self._before and sys.unraisablehook != self._ignore:
+            self._report_ignored, sys.unraisablehook = sys.unraisablehook, self._ignore
 
     def restore(self) -> None:
         """Give the signals back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+        if sys.unraisablehook == self._ignore:
+            sys.unraisablehook = self._report_ignored
 
     def note(self, code: int) -> None:
         """Take a signal that somebody else has received for the first."""
@@ -95,6 +101,14 @@ class Signals:
                 raise
         finally:
             self.shielded = True
+
+    def _ignore(self, ignored: sys.UnraisableHookArgs) -> None:
+        """Print nothing of a signal that came within a `__del__` or a callback of a weak reference.
+
+        Python lets no exception out of those; `check` ends the run in place of it.
+        """
+        if self.code is None or ignored.exc_type is not SystemExit:
+            self._report_ignored(ignored)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.code is not None:
