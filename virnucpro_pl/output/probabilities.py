@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -25,8 +26,13 @@ class RecordProbabilities(NamedTuple):
 
     def cells(self, rows: NDArray[np.int64]) -> Iterator[str]:
         """Both columns of some records, with `NA` for NaN."""
-        for numbers in zip(self.virus_probability[rows], self.fdr[rows], strict=True):
-            yield "\t".join("NA" if np.isnan(n) else f"{n:.6g}" for n in numbers)
+        columns = (self.virus_probability[rows].tolist(), self.fdr[rows].tolist())
+        for probability, rate in zip(*columns, strict=True):
+            yield f"{_cell(probability)}\t{_cell(rate)}"
+
+
+def _cell(number: float) -> str:
+    return "NA" if math.isnan(number) else f"{number:.6g}"
 
 
 def record_probabilities(

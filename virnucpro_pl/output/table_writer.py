@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from virnucpro_pl.contracts import Contigs, Molecule, OrfOrigin
 from virnucpro_pl.errors import UsageError, listed
+from virnucpro_pl.input.packing import cut_by_sums
 from virnucpro_pl.output.atomic_files import publish_folder, temporary_name
 from virnucpro_pl.output.chunk_table import (
     chunk_blocks,
@@ -37,15 +38,14 @@ from virnucpro_pl.output.summary import (
 from virnucpro_pl.output.tables import (
     CODON_BASES,
     ContigCalls,
-    blocks,
     summarise_contigs,
     write_contigs,
     write_highest_scores,
     write_prediction_results,
 )
 
-_VIRUSES = 1 << 14
-"""Viral contigs whose ids are in memory at a time."""
+_LETTERS = 1 << 20
+"""Bases of viral contigs that are in memory at a time, or one contig."""
 _THRESHOLD = 0.5
 _EMBEDDINGS: dict[str, Molecule] = {"dnabert_s": "DNA", "esm2": "protein"}
 """Columns of embeddings, and what each is of."""
@@ -269,9 +269,9 @@ class TableWriter(StreamingWriter):
 
     def _write_viruses(self, folder: Path, contigs: Contigs, rows: NDArray[np.int64]) -> None:
         with open_fasta(folder / "virus.fasta", compress=self.compress) as file:
-            for block in blocks(len(rows), _VIRUSES):
-                for row, name in zip(rows[block], contigs.ids(rows[block]), strict=True):
-                    [letters] = contigs.sequences(row[None])
+            for piece in cut_by_sums([(np.cumsum(contigs.lengths[rows], dtype=float), _LETTERS)]):
+                block = rows[piece.start : piece.stop]
+                for name, letters in zip(contigs.ids(block), contigs.sequences(block), strict=True):
                     write_record(file, name, letters)
 
     def _write_embeddings(

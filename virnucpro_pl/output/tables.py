@@ -9,7 +9,6 @@ finite is an ORF that could not be scored: it stays in the tables, as `NA`, and 
 Ids are asked for a block of rows at a time, so that six million of them are never held at once.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby
 from pathlib import Path
@@ -110,7 +109,7 @@ def write_prediction_results(path: Path, ids: Ids, scores: NDArray[np.float32]) 
 def _prediction_lines(ids: Sequence[str], scores: NDArray[np.float32]) -> Iterator[str]:
     labels = np.where(scores[:, 1] > scores[:, 0], "virus", "others")
     labels[~is_scored(scores)] = "NA"
-    for name, label, others, virus in zip(ids, labels, *scores.T, strict=True):
+    for name, label, others, virus in zip(ids, labels.tolist(), *scores.T, strict=True):
         yield f"{name}\t{label}\t{others!s}\t{virus!s}\n"
 
 
@@ -150,11 +149,12 @@ def _best_lines(ids: Sequence[str], scores: NDArray[np.float32]) -> list[str]:
 
 def _call(lines: Iterable[str]) -> str:
     """Call a chunk by the lines of its stretches."""
-    pairs = [tuple(map(float, line.split("\t")[1:])) for line in lines]
-    scored = [pair for pair in pairs if not math.isnan(pair[0])]
+    pairs = [line.split("\t")[1:] for line in lines]
+    scored = [(float(others), float(virus)) for others, virus in pairs if others != "nan"]
     if not scored:
         return "NA"
-    return str(max(virus for _, virus in scored) >= max(others for others, _ in scored))
+    best_others, best_virus = map(max, zip(*scored, strict=True))
+    return str(best_virus >= best_others)
 
 
 def summarise_contigs(
@@ -258,22 +258,16 @@ def write_contigs(path: Path, ids: Ids, calls: ContigCalls, inputs: Inputs | Non
 def _contig_lines(
     ids: Sequence[str], calls: ContigCalls, rows: NDArray[np.int64], files: list[str]
 ) -> Iterator[str]:
-    columns = (
-        calls.lengths,
-        calls.n_chunks,
-        calls.n_orfs,
-        calls.n_viral_chunks,
-        calls.is_virus,
-        calls.virus_score,
-        calls.status,
-        calls.n_sampled,
-    )
+    known = (calls.lengths, calls.n_chunks, calls.n_orfs, calls.n_viral_chunks, calls.n_sampled)
+    found = (calls.status, calls.is_virus, ~np.isnan(calls.virus_score))
+    columns = (column[rows].tolist() for column in (*known, *found))
+    scores = calls.virus_score[rows]
     cells = zip(_rule_cells(calls.rule, rows), calls.probabilities.cells(rows), files, strict=True)
-    lines = zip(ids, cells, *(column[rows] for column in columns), strict=True)
-    for name, (rule, chances, file), length, chunks, orfs, viral, is_virus, score, *rest in lines:
-        status, sampled = rest
+    lines = zip(ids, cells, scores, *columns, strict=True)
+    for name, (rule, chances, file), score, length, chunks, orfs, viral, sampled, *rest in lines:
+        status, is_virus, is_scored = rest
         prediction = "virus" if is_virus else "others"
-        call = "NA\tNA" if np.isnan(score) else f"{prediction}\t{score!s}"
+        call = f"{prediction}\t{score!s}" if is_scored else "NA\tNA"
         row = f"{name}\t{length}\t{chunks}\t{orfs}\t{viral}\t{call}\t{STATUSES[status]}"
         yield f"{row}\t{rule}\t{chances}\t{sampled}{file}\n"
 
