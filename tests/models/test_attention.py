@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from virnucpro_pl.errors import UsageError
 from virnucpro_pl.models import attention
@@ -72,6 +73,22 @@ def test_attend_sdpa_first_sequence_with_nan_changes_nothing():
     for x in (q, k, v):
         x[:4] = torch.nan
     assert torch.equal(attend(q, k, v, layout)[4:], healthy[4:])
+
+
+@pytest.mark.parametrize("slopes", [None, torch.tensor([0.5, 0.25])])
+def test_attend_sdpa_leaves_out_cudnn_which_plans_for_each_new_shape(slopes, monkeypatch):
+    allowed, compute = [], F.scaled_dot_product_attention
+
+    def spy(*args, **options):
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return compute(*args, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    q, k, v = torch.randn(3, 9, 2, 4)
+    attend(q, k, v, lay_out(starts(3, 2, 4), 4, 9, "sdpa", slopes))
+    assert set(allowed) == {False}
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
 def test_lay_out_positions_count_from_each_start():

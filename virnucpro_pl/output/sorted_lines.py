@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ def sort_lines(
     """
     runs: list[Path] = []
     rest = iter(lines)
+    first = sorted(islice(rest, _LINES), key=key)
+    if len(first) < _LINES:
+        yield from first
+        return
+    rest = chain(first, rest)
     try:
         while block := sorted(islice(rest, _LINES), key=key):
             runs.append(scratch / f"sorted-{len(runs)}")

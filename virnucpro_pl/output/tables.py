@@ -11,6 +11,7 @@ Ids are asked for a block of rows at a time, so that six million of them are nev
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,8 +133,9 @@ def write_highest_scores(path: Path, ids: Ids, scores: NDArray[np.float32], scra
     ordered = sort_lines(chain.from_iterable(stretches), scratch)
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(HIGHEST_SCORE_HEADER)
-        for chunk, lines in groupby(ordered, lambda line: line.partition("\t")[0]):
-            file.write(f"{chunk}\t{_call(lines)}\n")
+        cells = (line.split("\t") for line in ordered)
+        for chunk, stretches_of_one in groupby(cells, itemgetter(0)):
+            file.write(f"{chunk}\t{_call(stretches_of_one)}\n")
 
 
 def _best_lines(ids: Sequence[str], scores: NDArray[np.float32]) -> list[str]:
@@ -147,13 +149,12 @@ def _best_lines(ids: Sequence[str], scores: NDArray[np.float32]) -> list[str]:
     ]
 
 
-def _call(lines: Iterable[str]) -> str:
-    """Call a chunk by the lines of its stretches."""
-    pairs = [line.split("\t")[1:] for line in lines]
-    scored = [(float(others), float(virus)) for others, virus in pairs if others != "nan"]
-    if not scored:
+def _call(stretches: Iterable[list[str]]) -> str:
+    """Call a chunk by the best scores of its stretches."""
+    pairs = [(float(o), float(v)) for _, o, v in stretches if o != "nan"]
+    if not pairs:
         return "NA"
-    best_others, best_virus = map(max, zip(*scored, strict=True))
+    best_others, best_virus = pairs[0] if len(pairs) == 1 else map(max, zip(*pairs, strict=True))
     return str(best_virus >= best_others)
 
 
