@@ -134,7 +134,9 @@ def test_choose_attention_auto_on_an_old_gpu_is_sdpa_and_says_why(card, caplog, 
         assert choose_attention("auto", device=GPU, reduced=reduced) == "sdpa"
     major, minor = old.capability
     why = f"auto: {old.name} has compute capability {major}.{minor}, packed kernels need 8.0"
-    assert f"Attention: sdpa, PyTorch's own, sequence by sequence ({why})" in caplog.text
+    assert (
+        f"Attention: sdpa, PyTorch's own, over sequences of similar length ({why})" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])

@@ -1,6 +1,7 @@
 import os
 import signal
 import sys
+import time
 import weakref
 
 import pytest
@@ -12,9 +13,14 @@ class Thing:
     pass
 
 
+@pytest.fixture(autouse=True)
+def hook(monkeypatch):
+    """Python's own in place of pytest's."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+
+
 @pytest.fixture
-def signals(monkeypatch):
-    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # not pytest's own
+def signals():
     signals = Signals()
     signals.install()
     yield signals
@@ -28,26 +34,62 @@ def drop_a_thing_whose_callback(does):
     assert reference() is None
 
 
-def test_signal_within_a_callback_prints_no_traceback_and_ends_the_run_at_the_next_check(
-    signals, capfd
+def terminate_within_a_callback_and_go_on():
+    drop_a_thing_whose_callback(terminate)
+    time.sleep(10)
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fail():
+    raise ZeroDivisionError
+
+
+def test_signal_within_a_callback_ends_the_run_behind_it_without_a_traceback(
+    signals, capfd, caplog
 ):
-    drop_a_thing_whose_callback(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert "Traceback" not in capfd.readouterr().err
     with pytest.raises(SystemExit) as ended:
-        signals.check()
+        terminate_within_a_callback_and_go_on()
     assert ended.value.code == 143
+    assert "Traceback" not in capfd.readouterr().err
+    assert caplog.messages == ["SIGTERM: stopping"]
 
 
-def test_other_errors_within_a_callback_are_told_as_ever(signals, monkeypatch):
+def test_second_signal_within_a_callback_ends_the_pack(signals):
+    signals.patient = True
+    terminate()
+    time.sleep(0.4)  # two signals at once are one
+    with pytest.raises(SystemExit):
+        terminate_within_a_callback_and_go_on()
+    assert signals.urgent
+    assert signals.shielded
+
+
+def test_signal_that_the_first_of_two_missed_is_taken_by_the_second(signals):
+    drop_a_thing_whose_callback(terminate)
+    other = Signals()
+    other.install()
+    with pytest.raises(SystemExit):
+        time.sleep(10)
+    assert (signals.code, other.code) == (143, 143)
+    other.restore()
+
+
+def test_other_errors_within_a_callback_are_told_as_ever(monkeypatch):
     told = []
-    signals.restore()
     monkeypatch.setattr(sys, "unraisablehook", told.append)
-    signals.install()
-    signals.note(143)
-    drop_a_thing_whose_callback(lambda: 1 / 0)
+    first, second = Signals(), Signals()
+    for signals in (first, second, first):  # Lightning sets its own between
+        signals.install()
+        signals.note(143)
+    before = sys.unraisablehook
+    monkeypatch.setattr(sys, "unraisablehook", lambda ignored: before(ignored))
+    first.install()
+    drop_a_thing_whose_callback(fail)
     assert [error.exc_type for error in told] == [ZeroDivisionError]
-    signals.install()  # again, after Lightning: what told before is still asked
-    drop_a_thing_whose_callback(lambda: 1 / 0)
-    assert len(told) == 2
-    signals.restore()
+    sys.unraisablehook = before
+    second.restore()
+    first.restore()
     assert sys.unraisablehook == told.append

@@ -257,8 +257,11 @@ def test_random_classifier_is_told_once_in_log_and_in_summary(call, caplog):
     assert content["classifier"] == "random"
 
 
-@pytest.mark.parametrize("threshold", [0.0, 1.0])
-def test_virus_fasta_holds_exactly_the_records_called_virus(call, read_fasta, threshold):
+@pytest.mark.parametrize(("threshold", "bases"), [(0.0, 1), (0.0, 600), (0.0, 1 << 20), (1.0, 1)])
+def test_virus_fasta_holds_exactly_the_records_called_virus(
+    call, read_fasta, threshold, bases, monkeypatch
+):
+    monkeypatch.setattr("virnucpro_pl.output.table_writer._BASES", bases)
     folder = call(threshold=threshold)
     names, letters = read_fasta(folder / "virus.fasta")
     called = [row[0] for row in table(folder / "contigs.tsv") if row[5] == "virus"]

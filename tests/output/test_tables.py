@@ -74,6 +74,16 @@ def test_write_highest_scores_rows_in_any_order_equal_virnucpro(
     assert [path.name for path in tmp_path.iterdir()] == ["h.csv"]
 
 
+def test_sort_lines_fewer_than_a_run_never_touch_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sorted_lines, "_LINES", 4)
+    nowhere = tmp_path / "nowhere"
+    assert list(sorted_lines.sort_lines(["c", "a", "b"], nowhere)) == ["a", "b", "c"]
+    with pytest.raises(FileNotFoundError):
+        list(sorted_lines.sort_lines(["c", "a", "b", "d"], nowhere))
+
+
 def test_write_tables_without_orf_leave_headers_only(tmp_path: Path) -> None:
     none = np.empty((0, 2), dtype=np.float32)
     write_prediction_results(tmp_path / "p.txt", of([]), none)

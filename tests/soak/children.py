@@ -71,6 +71,7 @@ def _be_child(
         log = os.open(folder / "output", os.O_CREAT | os.O_RDWR | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        gc.freeze()  # what this process has by now is not looked through after each case
         with report.open("a") as lines:
             for case in cases:
                 reached[:8] = case.to_bytes(8, "little")

@@ -162,6 +162,7 @@ class Attempt:
         from lightning.pytorch.strategies.launchers import subprocess_script
 
         os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one that waits dies of it, as a new process
         for rank in range(1, self.ranks):
             _Waiting.ready.append(_Waiting.fork(self._live, rank))
         os.write(tell, f"{[pid for pid, _ in _Waiting.ready]}\n".encode())

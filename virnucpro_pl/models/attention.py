@@ -29,7 +29,7 @@ FlashAttention, which is what `varlen` runs, neither."""
 _IN_WORDS = {
     "triton": "kernels of this package for sequences one behind the other",
     "varlen": "PyTorch's kernels for sequences one behind the other",
-    "sdpa": "PyTorch's own, sequence by sequence",
+    "sdpa": "PyTorch's own, over sequences of similar length",
 }
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _ECHO_SECONDS = 0.3
 """Within which two signals are one wish: `timeout` and torchrun send each of theirs twice."""
+_AGAIN_SECONDS = 0.05
+"""After which a signal is sent once more that came where nothing can be raised."""
 _NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
@@ -47,7 +50,8 @@ class Signals:
         self.speaks = not launched_by_rank_0() and rank == "0"
         self._arrived = 0.0
         self._before: dict[int, Any] = {}
-        self._report_ignored = sys.unraisablehook
+        self._missed = False
+        self._hook = partial(self._ignore, sys.unraisablehook)
 
     def remember(self) -> None:
         """Keep the handlers that stand there now, to give them back; the first time only.
@@ -59,22 +63,21 @@ class Signals:
         handlers = {number: signal.getsignal(number) for number in _NAMES}
         # A handler that is not Python's cannot be given back, and so stays.
         self._before = {n: handler for n, handler in handlers.items() if handler is not None}
+        sys.unraisablehook = self._hook = partial(self._ignore, sys.unraisablehook)
 
     def install(self) -> None:
         """Take both signals over; again after somebody else has set a handler."""
         self.remember()
         for number in self._before:
             signal.signal(number, self._receive)
-        if self._before and sys.unraisablehook != self._ignore:
-            self._report_ignored, sys.unraisablehook = sys.unraisablehook, self._ignore
 
     def restore(self) -> None:
         """Give the signals back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
-        if sys.unraisablehook == self._ignore:
-            sys.unraisablehook = self._report_ignored
+        if sys.unraisablehook is self._hook:
+            [sys.unraisablehook] = self._hook.args
 
     def note(self, code: int) -> None:
         """Take a signal that somebody else has received for the first."""
@@ -102,33 +105,48 @@ class Signals:
         finally:
             self.shielded = True
 
-    def _ignore(self, ignored: sys.UnraisableHookArgs) -> None:
-        """Print nothing of a signal that came within a `__del__` or a callback of a weak reference.
+    def _ignore(self, before: Callable[[Any], Any], ignored: sys.UnraisableHookArgs) -> None:
+        """Send a signal once more that came within a `__del__` or a weak reference's callback.
 
-        Python lets no exception out of those; `check` ends the run in place of it.
+        Python lets no exception out of those, and would print it.
+
+        Args:
+            before: Tells of whatever else is ignored there.
+            ignored: What was raised.
         """
-        if self.code is None or ignored.exc_type is not SystemExit:
-            self._report_ignored(ignored)
+        if not self._before or self.code is None or ignored.exc_type is not SystemExit:
+            before(ignored)
+            return
+        self._missed, self.shielded = True, False  # as it was where the signal came
+        again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), self.code - 128))
+        again.daemon = True
+        again.start()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.code is not None:
-            if time.monotonic() - self._arrived < _ECHO_SECONDS:
-                return
-            self.urgent = True
-        self.note(128 + number)
-        self._arrived = time.monotonic()
+        if self._missed:  # known, and to raise now
+            self._missed = False
+        elif self.code is not None and time.monotonic() - self._arrived < _ECHO_SECONDS:
+            return
+        else:
+            self._take(number)
         waits = self.patient and not self.urgent
-        what = "stopping"
-        if waits:
-            what = "stopping once this pack is committed; again to stop at once"
-        elif self.shielded:
-            what = "finishing first what is being written"
-        if self.speaks:
-            with contextlib.suppress(RuntimeError):  # it came in the middle of another line
-                log.warning("%s: %s", _NAMES[number], what)
         if not waits and not self.shielded:
             if self.abrupt:  # within an import an exception may be caught, or printed and ignored
                 outlive_rank_0()
                 os._exit(128 + number)
             self.shielded = self.patient  # whoever cleans up after a pack shall not be interrupted
             raise SystemExit(self.code)
+
+    def _take(self, number: int) -> None:
+        """Note a signal, and say what follows."""
+        self.urgent = self.code is not None
+        self.note(128 + number)
+        self._arrived = time.monotonic()
+        what = "stopping"
+        if self.patient and not self.urgent:
+            what = "stopping once this pack is committed; again to stop at once"
+        elif self.shielded:
+            what = "finishing first what is being written"
+        if self.speaks:
+            with contextlib.suppress(RuntimeError):  # it came in the middle of another line
+                log.warning("%s: %s", _NAMES[number], what)

@@ -1,16 +1,16 @@
-"""Sorts more lines than fit into memory: sorted runs on disk, merged."""
+"""Sorts lines: few in memory, and more than fit there as sorted runs on disk, merged."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 _LINES = 1 << 18
-"""Lines that are sorted at a time."""
+"""Lines that are sorted at a time; fewer never touch the disk."""
 
 
 def sort_lines(
@@ -25,16 +25,16 @@ def sort_lines(
     """
     runs: list[Path] = []
     rest = iter(lines)
-    first = sorted(islice(rest, _LINES), key=key)
-    if len(first) < _LINES:
-        yield from first
+    block = sorted(islice(rest, _LINES), key=key)
+    if len(block) < _LINES:
+        yield from block
         return
-    rest = chain(first, rest)
     try:
-        while block := sorted(islice(rest, _LINES), key=key):
+        while block:
             runs.append(scratch / f"sorted-{len(runs)}")
             with runs[-1].open("w", encoding="utf-8", newline="\n") as file:
                 file.writelines(block)
+            block = sorted(islice(rest, _LINES), key=key)
         with ExitStack() as stack:
             opened = (run.open(encoding="utf-8", newline="\n") for run in runs)
             yield from heapq.merge(*map(stack.enter_context, opened), key=key)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from virnucpro_pl.contracts import Contigs, Molecule, OrfOrigin
 from virnucpro_pl.errors import UsageError, listed
-from virnucpro_pl.input.packing import cut_by_sums
 from virnucpro_pl.output.atomic_files import publish_folder, temporary_name
 from virnucpro_pl.output.chunk_table import (
     chunk_blocks,
@@ -44,8 +43,8 @@ from virnucpro_pl.output.tables import (
     write_prediction_results,
 )
 
-_LETTERS = 1 << 20
-"""Bases of viral contigs that are in memory at a time, or one contig."""
+_BASES = 1 << 20
+"""Bases of viral contigs that are read at a time, and one contig beyond them."""
 _THRESHOLD = 0.5
 _EMBEDDINGS: dict[str, Molecule] = {"dnabert_s": "DNA", "esm2": "protein"}
 """Columns of embeddings, and what each is of."""
@@ -269,8 +268,8 @@ class TableWriter(StreamingWriter):
 
     def _write_viruses(self, folder: Path, contigs: Contigs, rows: NDArray[np.int64]) -> None:
         with open_fasta(folder / "virus.fasta", compress=self.compress) as file:
-            for piece in cut_by_sums([(np.cumsum(contigs.lengths[rows], dtype=float), _LETTERS)]):
-                block = rows[piece.start : piece.stop]
+            turn = np.cumsum(contigs.lengths[rows]) // _BASES
+            for block in np.split(rows, np.flatnonzero(np.diff(turn)) + 1):
                 for name, letters in zip(contigs.ids(block), contigs.sequences(block), strict=True):
                     write_record(file, name, letters)
 

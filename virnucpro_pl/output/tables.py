@@ -259,16 +259,16 @@ def write_contigs(path: Path, ids: Ids, calls: ContigCalls, inputs: Inputs | Non
 def _contig_lines(
     ids: Sequence[str], calls: ContigCalls, rows: NDArray[np.int64], files: list[str]
 ) -> Iterator[str]:
-    known = (calls.lengths, calls.n_chunks, calls.n_orfs, calls.n_viral_chunks, calls.n_sampled)
-    found = (calls.status, calls.is_virus, ~np.isnan(calls.virus_score))
-    columns = (column[rows].tolist() for column in (*known, *found))
+    counts = (calls.lengths, calls.n_chunks, calls.n_orfs, calls.n_viral_chunks, calls.n_sampled)
+    verdicts = (calls.status, calls.is_virus, ~np.isnan(calls.virus_score))
+    columns = (column[rows].tolist() for column in (*counts, *verdicts))
     scores = calls.virus_score[rows]
     cells = zip(_rule_cells(calls.rule, rows), calls.probabilities.cells(rows), files, strict=True)
     lines = zip(ids, cells, scores, *columns, strict=True)
     for name, (rule, chances, file), score, length, chunks, orfs, viral, sampled, *rest in lines:
-        status, is_virus, is_scored = rest
+        status, is_virus, has_score = rest
         prediction = "virus" if is_virus else "others"
-        call = f"{prediction}\t{score!s}" if is_scored else "NA\tNA"
+        call = f"{prediction}\t{score!s}" if has_score else "NA\tNA"
         row = f"{name}\t{length}\t{chunks}\t{orfs}\t{viral}\t{call}\t{STATUSES[status]}"
         yield f"{row}\t{rule}\t{chances}\t{sampled}{file}\n"
 
