@@ -112,6 +112,29 @@ def test_interrupted_training_goes_on_as_if_nothing_had_been(
     assert not (tmp_path / "classifier.parts").exists()
 
 
+def test_sigterm_within_a_callback_does_not_end_with_0(start, words, tmp_path):
+    script = tmp_path / "signals.py"
+    script.write_text(
+        "import os, signal, weakref\n"
+        "from virnucpro_pl import ClassifierTraining\n"
+        "from virnucpro_pl.cli.main import main\n"
+        "step = ClassifierTraining.training_step\n"
+        "def signals(self, batch, batch_idx):\n"
+        "    if self.current_epoch == 3:\n"
+        "        thing = {1}\n"
+        "        seen = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "        del thing\n"
+        "    return step(self, batch, batch_idx)\n"
+        "ClassifierTraining.training_step = signals\n"
+        "main()\n"
+    )
+    options = (*words, "--trainer.max_epochs", EPOCHS)
+    ended = start(*options, launcher=[str(script)]).wait(60)
+    assert ended.code == 143, ended.log
+    assert "Traceback" not in ended.log
+    assert not (tmp_path / "classifier").exists()
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["first epoch", "later"])
 def test_second_training_leaves_the_first_alone(start, words, slow, whole, tmp_path, first):
     if first:  # before there is a state

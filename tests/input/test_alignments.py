@@ -446,6 +446,14 @@ def test_htslib_speaks_as_before_afterwards(tmp_path):
     assert (pysam.get_verbosity(), sys.stderr) == before
 
 
+@pytest.mark.parametrize("ends", [1, 9, 12, 14, 20])
+def test_sam_of_bgzip_is_told_whatever_its_first_block_holds(tmp_path, ends):
+    text = b"@HD\tVN:1.6\nr0\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\tIIII\n"
+    path = tmp_path / "x.bam"
+    path.write_bytes(bgzip(text[:ends], text[ends:]) + BGZF_END)
+    assert parse_until_fault(path) == ([("r0", "ACGT")], None)
+
+
 @pytest.mark.parametrize("blocks", [2, 3])
 def test_sam_of_bgzip_cut_off_between_blocks_is_refused(tmp_path, blocks):
     lines = [f"r{i}\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\tIIII\n".encode() for i in range(3)]

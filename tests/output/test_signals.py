@@ -1,6 +1,8 @@
+import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 import weakref
 
@@ -21,10 +23,12 @@ def hook(monkeypatch):
 
 @pytest.fixture
 def signals():
+    before = signal.getsignal(signal.SIGTERM)
     signals = Signals()
     signals.install()
     yield signals
     signals.restore()
+    signal.signal(signal.SIGTERM, before)
 
 
 def drop_a_thing_whose_callback(does):
@@ -55,6 +59,31 @@ def test_signal_within_a_callback_ends_the_run_behind_it_without_a_traceback(
     assert ended.value.code == 143
     assert "Traceback" not in capfd.readouterr().err
     assert caplog.messages == ["SIGTERM: stopping"]
+
+
+def test_signal_that_is_sent_twice_at_once_within_a_callback_is_one(signals, capfd, monkeypatch):
+    start = threading.Timer.start
+
+    def start_late(timer):
+        terminate()  # the second comes while the first is looked after
+        start(timer)
+
+    monkeypatch.setattr(threading.Timer, "start", start_late)
+    with pytest.raises(SystemExit):
+        terminate_within_a_callback_and_go_on()
+    assert not signals.urgent
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("ends", [Signals.check, Signals.restore])
+def test_signal_within_a_callback_is_not_sent_once_more_behind_the_end(signals, ends):
+    stray = []
+    drop_a_thing_whose_callback(terminate)
+    with contextlib.suppress(SystemExit):  # of `check`
+        ends(signals)
+    signal.signal(signal.SIGTERM, lambda *_: stray.append(1))
+    time.sleep(0.2)
+    assert not stray
 
 
 def test_second_signal_within_a_callback_ends_the_pack(signals):

@@ -71,9 +71,11 @@ def main(args: Sequence[str] | None = None) -> None:
             os._exit(code)
         raise SystemExit(code) from error
     except SystemExit as end:
-        if end.code:
-            outlive_rank_0()
-        raise
+        told = end.code or signals.code  # Lightning gives none where SIGTERM has stopped it
+        if not told:
+            raise
+        outlive_rank_0()
+        raise SystemExit(told) from end
     finally:
         signals.restore()
 

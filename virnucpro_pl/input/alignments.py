@@ -97,14 +97,14 @@ def kind_of(head: bytes) -> Kind | None:
 
 
 def _inflated(head: bytes) -> bytes:
-    """The first bytes of what is compressed; empty blocks of BGZF are passed over."""
+    """The first bytes of what is compressed, in one block of BGZF or several."""
     text = b""
-    while head.startswith(_GZIP) and not text:
+    while head.startswith(_GZIP) and len(text) < _HEAD:
         stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
         try:
-            text = stream.decompress(head, _HEAD)
+            text += stream.decompress(head, _HEAD)
         except zlib.error:
-            return b""
+            break
         head = stream.unused_data
     return text
 

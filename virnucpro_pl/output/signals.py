@@ -50,7 +50,8 @@ class Signals:
         self.speaks = not launched_by_rank_0() and rank == "0"
         self._arrived = 0.0
         self._before: dict[int, Any] = {}
-        self._missed = False
+        self._again: threading.Timer | None = None
+        self._due = False
         self._hook = partial(self._ignore, sys.unraisablehook)
 
     def remember(self) -> None:
@@ -76,6 +77,7 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+        self._forget()
         if sys.unraisablehook is self._hook:
             [sys.unraisablehook] = self._hook.args
 
@@ -91,6 +93,7 @@ class Signals:
             SystemExit: With 143 after SIGTERM, 130 after Ctrl-C.
         """
         if self.code is not None:
+            self._forget()
             raise SystemExit(self.code)
 
     def hurry(self, work: Callable[[], None]) -> None:
@@ -117,14 +120,26 @@ class Signals:
         if not self._before or self.code is None or ignored.exc_type is not SystemExit:
             before(ignored)
             return
-        self._missed, self.shielded = True, False  # as it was where the signal came
-        again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), self.code - 128))
-        again.daemon = True
-        again.start()
+        self.shielded = False  # as it was where the signal came
+        self._again = threading.Timer(_AGAIN_SECONDS, self._send_again)
+        self._again.daemon = True
+        with contextlib.suppress(RuntimeError):  # no more threads here: `check` is left
+            self._again.start()
+
+    def _send_again(self) -> None:
+        assert self.code is not None, "it has come once"
+        self._arrived, self._due = time.monotonic(), True
+        os.kill(os.getpid(), self.code - 128)
+
+    def _forget(self) -> None:
+        """Send nothing more: whatever the signal was to end is at its end."""
+        if self._again is not None:
+            self._again.cancel()
+        self._due = False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._missed:  # known, and to raise now
-            self._missed = False
+        if self._due:  # known, and to raise now
+            self._due = False
         elif self.code is not None and time.monotonic() - self._arrived < _ECHO_SECONDS:
             return
         else:
